@@ -1,0 +1,222 @@
+"""The specification: the codec in NumPy float32, written to be read. Every backend equals it to the bit.
+
+All arithmetic is float32, rounded to nearest after each operation, in exactly the order written here.
+A vector is the last axis of an array; `n` stands for all axes before it, `d` for head_dim.
+"""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from hadakv_kernels import tables
+from hadakv_kernels.codec import CodecSpec
+from hadakv_kernels.errors import UnsupportedDtype, UnsupportedShape
+
+Float32 = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+LANES = 32
+SMALLEST_NORM = np.float32(1e-10)
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Stored vectors.
+
+    Attributes:
+        packed: uint8 `[..., row_bytes]`; for `kind: "float16"` the values' own bytes.
+        norms: float32 `[..., norms]`.
+    """
+
+    packed: Bytes
+    norms: Float32
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What the codec saw on the way.
+
+    Attributes:
+        scaled: the values compared with the boundaries, float32 `[..., head_dim]`.
+        rms: root mean square of `scaled` over each block, float32 `[..., blocks]`; near 1 for a healthy vector.
+    """
+
+    encoded: Encoded
+    scaled: Float32
+    rms: Float32
+
+
+def check_input(x: NDArray[np.generic], spec: CodecSpec) -> None:
+    """Refuse what no backend encodes.
+
+    Raises:
+        UnsupportedDtype: x is not float32, float16 or bfloat16.
+        UnsupportedShape: the last axis is not `spec.head_dim`.
+    """
+    if x.dtype not in DTYPES.values():
+        raise UnsupportedDtype(f"dtype must be one of {', '.join(DTYPES)}, not {x.dtype}")
+    if x.ndim == 0 or x.shape[-1] != spec.head_dim:
+        raise UnsupportedShape(f"the last axis must have {spec.head_dim} elements, the shape is {x.shape}")
+
+
+def transform(y: Float32) -> Float32:
+    """Walsh-Hadamard transform in natural order, unnormalised: float32 `[n, d]` to the same."""
+    count, dim = y.shape
+    half = 1
+    while half < dim:
+        pairs = y.reshape(count, dim // (2 * half), 2, half)
+        a, b = pairs[:, :, 0], pairs[:, :, 1]
+        y = np.stack([a + b, a - b], axis=2).reshape(count, dim)
+        half *= 2
+    return y
+
+
+def block_sums(terms: Float32, spec: CodecSpec) -> Float32:
+    """Sum each block the way 32 lanes do: float32 `[n, d]` to `[n, blocks]`.
+
+    Lane `l` owns the `d / 32` consecutive elements from `l * d / 32` and adds them in order; then lanes
+    combine pairwise at distance 1, 2, 4, ...
+    """
+    lanes = terms.reshape(len(terms), LANES, -1)
+    sums = np.zeros(lanes.shape[:2], np.float32)
+    for i in range(lanes.shape[2]):
+        sums = sums + lanes[:, :, i]
+    while sums.shape[1] > spec.blocks:
+        sums = sums[:, 0::2] + sums[:, 1::2]
+    return sums
+
+
+def per_element(blocks: Float32, spec: CodecSpec) -> Float32:
+    """Spread one value per block over the block's elements: float32 `[n, blocks]` to `[n, d]`."""
+    return np.repeat(blocks, spec.block_dim, axis=1)
+
+
+def rotated(x: Float32, spec: CodecSpec) -> Float32:
+    """Steps 1 to 3: random signs, transform, orthogonal scale. Float32 `[n, d]` to the same."""
+    if spec.codec.rotation == "none":
+        return x
+    return transform(tables.signs(spec.head_dim) * x) * spec.inv_sqrt
+
+
+def exact_norms(y: Float32, spec: CodecSpec) -> Float32:
+    """Step 4: the L2 norm of a vector, or the RMS of each 256-element block at d = 512."""
+    sums = block_sums(y * y, spec)
+    return np.sqrt(sums / np.float32(spec.block_dim)) if spec.blocks == 2 else np.sqrt(sums)
+
+
+def scaled_values(y: Float32, norms: Float32, spec: CodecSpec) -> Float32:
+    """Step 5: bring each block to unit variance; a vanishing block becomes zero."""
+    inverse = np.where(norms > SMALLEST_NORM, np.float32(1) / norms, np.float32(0))
+    return y * per_element(inverse * spec.gain, spec)
+
+
+def indices(v: Float32, spec: CodecSpec) -> Bytes:
+    """Step 6: how many boundaries lie below each value; NaN is above none."""
+    index = np.zeros(v.shape, np.uint8)
+    for boundary in tables.boundaries(spec.codec.bits, spec.codec.codebook):
+        index += v > boundary
+    return index
+
+
+def unbiased_norms(y: Float32, index: Bytes, norms: Float32, spec: CodecSpec) -> Float32:
+    """The norms that make the decoded vector's projection on the original right.
+
+    With `c` the centroids of the indices, decoding gives `c * norm`; it should satisfy `<y, decoded> = <y, y>`.
+    """
+    c = tables.centroids(spec.codec.bits, spec.codec.codebook)[index]
+    zz, zc = block_sums(y * y, spec), block_sums(y * c, spec)
+    keep_exact = (norms <= SMALLEST_NORM) | (zc <= 0)
+    return np.where(keep_exact, norms, zz / zc * spec.gain)
+
+
+def pack(index: Bytes, spec: CodecSpec) -> Bytes:
+    """Step 7: uint8 indices `[n, d]` to packed rows `[n, row_bytes]`."""
+    if spec.codec.layout == "byte":
+        return index
+    bits = np.unpackbits(index[..., None], axis=-1, bitorder="little")[..., : spec.codec.bits]
+    return np.packbits(bits.reshape(len(index), -1), axis=-1, bitorder="little")
+
+
+def unpack(packed: Bytes, spec: CodecSpec) -> Bytes:
+    """The inverse of `pack`. In the byte layout the bits above an index are ignored."""
+    if spec.codec.layout == "byte":
+        return packed & np.uint8(2**spec.codec.bits - 1)
+    bits = np.unpackbits(packed, axis=-1, bitorder="little")
+    bits = bits.reshape(len(packed), spec.head_dim, spec.codec.bits)
+    return np.packbits(bits, axis=-1, bitorder="little")[..., 0]
+
+
+def diagnose(x: NDArray[np.generic], spec: CodecSpec) -> Diagnostics:
+    """Encode the last axis and keep the values in between.
+
+    Args:
+        x: float32, float16 or bfloat16, shape [..., head_dim].
+        spec: a quantizing codec at that head_dim.
+    """
+    check_input(x, spec)
+    lead = x.shape[:-1]
+    with np.errstate(all="ignore"):
+        y = rotated(x.reshape(-1, spec.head_dim).astype(np.float32), spec)
+        norms = exact_norms(y, spec)
+        v = scaled_values(y, norms, spec)
+        index = indices(v, spec)
+        rms = np.sqrt(block_sums(v * v, spec) / np.float32(spec.block_dim))
+        if spec.codec.norm == "unbiased":
+            norms = unbiased_norms(y, index, norms, spec)
+    encoded = Encoded(pack(index, spec).reshape(*lead, -1), norms.reshape(*lead, -1))
+    return Diagnostics(encoded, v.reshape(x.shape), rms.reshape(*lead, -1))
+
+
+def encode(x: NDArray[np.generic], spec: CodecSpec) -> Encoded:
+    """Rotate, normalise and quantize the last axis.
+
+    Args:
+        x: float32, float16 or bfloat16, shape [..., head_dim].
+        spec: the codec at that head_dim.
+
+    Returns:
+        packed uint8 [..., row_bytes] and norms float32 [..., norms]; the same bytes on every backend. NaN,
+        infinity or overflow in a vector shows as a norm (or, for float16, a value) that is not finite.
+
+    Raises:
+        UnsupportedDtype: x is none of the three element types.
+        UnsupportedShape: the last axis is not the codec's head_dim.
+    """
+    if spec.codec.kind == "quantized":
+        return diagnose(x, spec).encoded
+    check_input(x, spec)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(x).astype(np.float16)
+    return Encoded(values.view(np.uint8), np.zeros((*x.shape[:-1], 0), np.float32))
+
+
+def decode(encoded: Encoded, spec: CodecSpec, dtype: str = "float32", *, inverse: bool = True) -> NDArray[np.generic]:
+    """Turn stored vectors back into values.
+
+    Args:
+        encoded: what `encode` gave for the same spec.
+        spec: the codec at its head_dim.
+        dtype: "float32", "float16" or "bfloat16".
+        inverse: False stops before the inverse rotation ("the rotated domain").
+
+    Returns:
+        values [..., head_dim] of that dtype, rounded to nearest even.
+    """
+    lead = encoded.packed.shape[:-1]
+    if spec.codec.kind == "float16":
+        return np.ascontiguousarray(encoded.packed).view(np.float16).astype(DTYPES[dtype])
+    index = unpack(encoded.packed.reshape(-1, spec.row_bytes), spec)
+    norms = encoded.norms.reshape(-1, spec.norms)
+    with np.errstate(all="ignore"):
+        scale = norms / spec.gain if spec.blocks == 2 else norms * spec.inv_sqrt
+        r = tables.centroids(spec.codec.bits, spec.codec.codebook)[index] * per_element(scale, spec)
+        if inverse and spec.codec.rotation == "hadamard":
+            r = transform(r) * spec.inv_sqrt * tables.signs(spec.head_dim)
+        return r.reshape(*lead, spec.head_dim).astype(DTYPES[dtype])
