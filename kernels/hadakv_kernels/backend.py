@@ -20,9 +20,14 @@ class Backend(Protocol):
 
     Encoded arrays live wherever the backend keeps them; `concatenate` and `to_host` are the only ways to touch
     them besides slicing.
+
+    Attributes:
+        name: "cpu".
+        detail: what of it was picked, for people to read.
     """
 
     name: str
+    detail: str
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream, those that are alike in one launch."""

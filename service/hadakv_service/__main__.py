@@ -1,0 +1,74 @@
+"""Run the service: `python -m hadakv_service --help`."""
+
+import logging
+import socket
+import sys
+
+import uvicorn
+from pydantic import ByteSize, ValidationError
+from pydantic_settings import CliApp
+
+from hadakv_kernels import BackendUnavailable
+from hadakv_service import __version__
+from hadakv_service.allocator import keep_memory
+from hadakv_service.app import create_app
+from hadakv_service.context import Context
+from hadakv_service.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, service: Context) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(startup_line(self._service, self._address()), flush=True)
+
+    def _address(self) -> str:
+        if self._service.settings.uds:
+            return f"unix:{self._service.settings.uds}"
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def startup_line(service: Context, address: str) -> str:
+    """Version, backend, address and budget in one line."""
+    budget = ByteSize(service.store.ledger.budget).human_readable()
+    backend = service.backend
+    return f"hadakv {__version__}: {backend.name} backend ({backend.detail}), {address}, memory budget {budget}"
+
+
+def main() -> None:
+    """Read the settings, make the app, serve until told to stop."""
+    try:
+        settings = CliApp.run(Settings)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        keep_memory()
+        app = create_app(settings)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        sys.exit(f"hadakv: {reasons}")
+    except (BackendUnavailable, ValueError, OSError) as error:
+        sys.exit(f"hadakv: {error}")
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        uds=str(settings.uds) if settings.uds else None,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        # Clients such as httpx keep idle connections for a while; closing first would break their next request.
+        timeout_keep_alive=75,
+    )
+    _Server(config, app.state.context).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Puts the parts together into an ASGI app."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from hadakv_kernels import Backend, open_backend
+from hadakv_service import __version__, openapi, problems
+from hadakv_service.auth import Gate, TokenFile
+from hadakv_service.body import BodyReader
+from hadakv_service.context import Context
+from hadakv_service.device import Device
+from hadakv_service.routes import codec, health, kv, sessions
+from hadakv_service.settings import Settings
+from hadakv_service.store import Store
+
+
+def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
+    """The service as an app.
+
+    Args:
+        settings: how it behaves.
+        backend: where the codec runs; by default the one the settings name.
+
+    Raises:
+        BackendUnavailable: the settings name a backend that cannot run here.
+        ValueError, OSError: the token file cannot be used.
+    """
+    backend = backend or open_backend(settings.backend, settings.threads)
+    store = Store(int(settings.memory_budget))
+    device = Device(backend, settings.queue)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        device.start(asyncio.get_running_loop())
+        yield
+        device.stop()
+
+    app = FastAPI(
+        title="hadakv",
+        version=__version__,
+        summary=openapi.SUMMARY,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.context = Context(settings, backend, store, device, BodyReader(int(settings.max_body)))
+    app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
+    for router in (kv.router, sessions.router, codec.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    openapi.install(app)
+    if settings.token_file:
+        app.add_middleware(Gate, tokens=TokenFile(settings.token_file))
+    return app

@@ -1,0 +1,134 @@
+"""The append: everything an append checks, reserves, encodes and stores, as one job of the device."""
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
+from hadakv_service import wire
+from hadakv_service.errors import InvalidRequest, NonFinite
+from hadakv_service.pages import Page
+from hadakv_service.session import MAX_LAYERS, Session, Shape, same_bytes
+from hadakv_service.store import Key, Store
+
+INPUTS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append answers; streams are in host memory."""
+
+    created: bool
+    position: int
+    tokens: int
+    k: Encoded
+    v: Encoded
+    specs: tuple[CodecSpec, CodecSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """A checked request: k and v are views of the body, `[layers, kv_heads, tokens, head_dim]`."""
+
+    k: NDArray[Any]
+    v: NDArray[Any]
+    shape: Shape
+    codecs: tuple[Codec, Codec] | None
+
+    @classmethod
+    def from_body(cls, body: wire.AppendBody) -> "Append":
+        """Check all that can be checked without the session.
+
+        Raises:
+            InvalidRequest: tensors are malformed, disagree, or have a head_dim there is no codec for.
+        """
+        k, v = body.k.array("k", *INPUTS), body.v.array("v", *INPUTS)
+        if k.shape != v.shape:
+            raise InvalidRequest([("v.shape", f"must equal k's {list(k.shape)}, not {list(v.shape)}")])
+        if k.dtype != v.dtype:
+            raise InvalidRequest([("v.dtype", f"must equal k's {body.k.dtype}, not {body.v.dtype}")])
+        if k.ndim not in (3, 4):
+            axes = "[layers, kv_heads, tokens, head_dim], or [kv_heads, tokens, head_dim] for one layer"
+            raise InvalidRequest([("k.shape", f"must be {axes}, not {list(k.shape)}")])
+        k, v = (k, v) if k.ndim == 4 else (k[None], v[None])
+        layers, kv_heads, tokens, head_dim = k.shape
+        if head_dim not in HEAD_DIMS:
+            raise InvalidRequest([("k.shape", f"head_dim must be one of {HEAD_DIMS}, not {head_dim}")])
+        if not (layers and kv_heads):
+            raise InvalidRequest([("k.shape", "must have at least one layer and one head")])
+        if body.layer + layers > MAX_LAYERS:
+            raise InvalidRequest([("layer", f"there may be at most {MAX_LAYERS} layers")])
+        shape = Shape(body.layer, layers, kv_heads, tokens, head_dim, body.position)
+        return cls(k, v, shape, body.codec.codecs() if body.codec else None)
+
+
+class AppendJob:
+    """Stores an append in its session, all of it or nothing."""
+
+    def __init__(self, key: Key, append: Append, store: Store, backend: Backend, ttl_seconds: float | None) -> None:
+        self.key: Hashable = key
+        self._key = key
+        self._append = append
+        self._store = store
+        self._backend = backend
+        self._ttl_seconds = ttl_seconds
+        self._reserved = 0
+
+    def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:
+        """Check against the session and reserve the bytes."""
+        shape = self._append.shape
+        entry = self._store.find(self._key)
+        self._created = entry is None
+        session = entry.session if entry else Session(ttl_seconds=self._ttl_seconds)
+        self._session = session.accept(shape, self._append.codecs)
+        self._position, self._at_end = self._session.place(shape)
+        self._specs = self._session.specs
+        if self._at_end:
+            rows = shape.layers * shape.kv_heads * shape.tokens
+            nbytes = rows * sum(spec.nbytes for spec in self._specs)
+            self._store.reserve(nbytes, batch)
+            self._reserved = nbytes
+        k_spec, v_spec = self._specs
+        return Stream(self._append.k, k_spec), Stream(self._append.v, v_spec)
+
+    def finish(self, encoded: Sequence[Encoded]) -> Appended:
+        """Store what was encoded, unless it is not finite or stored already."""
+        page = Page(*encoded)
+        for name, stream, spec in zip("kv", encoded, self._specs, strict=True):
+            if not self._backend.all_finite(stream, spec):
+                raise self._first_non_finite(name, stream, spec)
+        if self._at_end:
+            session = self._session.append(self._append.shape.layer, page, self._backend)
+            self._store.put(self._key, session, self._reserved)
+            self._reserved = 0
+        else:
+            self._check_repetition(page)
+            self._store.touch(self._key)
+        k, v = (on_host(stream, self._backend) for stream in encoded)
+        return Appended(self._created, self._position, self._append.shape.tokens, k, v, self._specs)
+
+    def abandon(self) -> None:
+        """Give the reserved bytes back."""
+        self._store.ledger.take(-self._reserved)
+        self._reserved = 0
+
+    def _check_repetition(self, page: Page) -> None:
+        shape = self._append.shape
+        stop = self._position + shape.tokens
+        stored = self._session.read(shape.layer, shape.layer + shape.layers, self._position, stop, self._backend)
+        if not same_bytes(stored, page, self._backend):
+            raise self._session.conflict(shape)
+
+    def _first_non_finite(self, name: str, stream: Encoded, spec: CodecSpec) -> NonFinite:
+        stream = on_host(stream, self._backend)
+        values = stream.packed.view(np.float16) if spec.codec.kind == "float16" else stream.norms
+        layer, head, token = np.argwhere(~np.isfinite(values))[0][:3]
+        return NonFinite(name, layer=self._append.shape.layer + int(layer), head=int(head), token=int(token))
+
+
+def on_host(stream: Encoded, backend: Backend) -> Encoded:
+    """The same stream in host memory."""
+    return replace(stream, packed=backend.to_host(stream.packed), norms=backend.to_host(stream.norms))

@@ -1,0 +1,98 @@
+"""Receiving a request's body: into one leased buffer, checked against the limit before anything is allocated."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+from starlette.requests import ClientDisconnect, Request
+
+from hadakv_service.errors import BodyTooLarge, MalformedBody
+from hadakv_service.wire import Buffer
+
+# Bodies that fit one read of the socket arrive whole and need no buffer.
+SMALL = 64 * 1024
+# What idle buffers may hold on to together.
+IDLE_NBYTES = 128 << 20
+
+
+class BufferPool:
+    """Receive buffers, reused because fresh memory costs more than the copy into it.
+
+    A buffer is leased to one request and comes back only when that request ended in order; a cancelled request's
+    buffer may still be read by the device, so it is left to the garbage collector.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[memoryview] = []
+
+    def lease(self, nbytes: int) -> memoryview:
+        """A buffer of at least that many bytes, the smallest idle one that fits."""
+        fitting = [i for i, buffer in enumerate(self._idle) if nbytes <= len(buffer) <= 4 * nbytes]
+        if fitting:
+            return self._idle.pop(min(fitting, key=lambda i: len(self._idle[i])))
+        return np.empty(nbytes, np.uint8).data
+
+    def give_back(self, buffer: memoryview) -> None:
+        """Make a leased buffer available to the next request; what is too much is let go, oldest first."""
+        self._idle.append(buffer)
+        while sum(map(len, self._idle)) > IDLE_NBYTES:
+            del self._idle[0]
+
+
+class BodyReader:
+    """Reads bodies up to a limit.
+
+    Args:
+        limit: the largest body in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pool = BufferPool()
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[Buffer]:
+        """The request's body, valid inside the block only.
+
+        Raises:
+            BodyTooLarge: before reading, when Content-Length tells.
+            MalformedBody: Content-Length is not a number.
+            ClientDisconnect: the connection broke before the body was whole.
+        """
+        declared = self._declared_length(request)
+        if declared is None or declared <= SMALL:
+            yield await self._read_small(request)
+            return
+        buffer = self._pool.lease(declared)
+        await _fill(request, buffer, declared)
+        yield buffer[:declared]
+        # Not in a finally: after an error a view of the buffer may still be in use.
+        self._pool.give_back(buffer)
+
+    def _declared_length(self, request: Request) -> int | None:
+        header = request.headers.get("content-length")
+        if header is None:
+            return None
+        if not header.isdecimal():
+            raise MalformedBody("Content-Length is not a number.")
+        if int(header) > self._limit:
+            raise BodyTooLarge(self._limit)
+        return int(header)
+
+    async def _read_small(self, request: Request) -> Buffer:
+        chunks, total = [], 0
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total > self._limit:
+                raise BodyTooLarge(self._limit)
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _fill(request: Request, buffer: memoryview, declared: int) -> None:
+    filled = 0
+    async for chunk in request.stream():
+        buffer[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    if filled != declared:
+        raise ClientDisconnect

@@ -1,0 +1,152 @@
+"""What the service refuses, each with the status and the slug it has on the wire.
+
+ServiceError
+├── MalformedBody          400  not msgpack, cut short, trailing bytes, nested too deep
+├── Unauthorized           401  missing or wrong token
+├── SessionNotFound        404  also for a session of another tenant
+├── Conflict               409
+│   ├── ShapeMismatch           tensors disagree with the session
+│   ├── CodecMismatch           the codec asked for is not the session's
+│   ├── SessionExists           PUT of a session that has another shape
+│   └── PositionConflict        the append is not at the end
+├── BodyTooLarge           413
+├── UnsupportedMediaType   415
+├── InvalidRequest         422  a field is missing, unknown or wrong
+│   └── NonFinite               NaN, infinity or overflow in k or v
+├── Busy                   503  the queue in front of the device is full
+└── InsufficientStorage    507  does not fit the memory budget
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class ServiceError(Exception):
+    """Base of every error a client is told about.
+
+    Attributes:
+        status: the HTTP status.
+        slug: the last part of the problem's `type`.
+        title: the kind of problem, the same for all of its occurrences.
+        detail: this occurrence, in words.
+        fields: further members of the problem document.
+        headers: further response headers.
+    """
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "The service failed"
+
+    def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fields = fields
+        self.headers = dict(headers or {})
+
+
+class MalformedBody(ServiceError):
+    """The body cannot be parsed at all."""
+
+    status, slug, title = 400, "malformed-body", "The body is malformed"
+
+
+class Unauthorized(ServiceError):
+    """The token is missing or wrong."""
+
+    status, slug, title = 401, "unauthorized", "A valid token is needed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class SessionNotFound(ServiceError):
+    """This caller has no session of that id."""
+
+    status, slug, title = 404, "session-not-found", "There is no such session"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(f"There is no session {session!r}.", session=session)
+
+
+class Conflict(ServiceError):
+    """The request contradicts what is stored."""
+
+    status = 409
+
+
+class ShapeMismatch(Conflict):
+    """Tensors disagree with the session's shape."""
+
+    slug, title = "shape-mismatch", "The shape disagrees with the session"
+
+
+class CodecMismatch(Conflict):
+    """The codec asked for is not the session's."""
+
+    slug, title = "codec-mismatch", "The codec disagrees with the session"
+
+
+class SessionExists(Conflict):
+    """PUT of a session that exists with another shape."""
+
+    slug, title = "session-exists", "The session exists with another shape"
+
+
+class PositionConflict(Conflict):
+    """The append is not at the end of its layers; `length` tells where that is."""
+
+    slug, title = "position-conflict", "The position is not at the end"
+
+    def __init__(self, detail: str, length: int) -> None:
+        super().__init__(detail, length=length)
+
+
+class BodyTooLarge(ServiceError):
+    """The body is over the limit."""
+
+    status, slug, title = 413, "body-too-large", "The body is too large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"A body may have at most {limit} bytes.", limit=limit)
+
+
+class UnsupportedMediaType(ServiceError):
+    """The content type is none this call reads."""
+
+    status, slug, title = 415, "unsupported-media-type", "The content type is not supported"
+
+
+class InvalidRequest(ServiceError):
+    """Fields are missing, unknown or wrong; `errors` lists field and reason."""
+
+    status, slug, title = 422, "invalid-request", "The request is invalid"
+
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        listed = [{"field": field, "reason": reason} for field, reason in errors]
+        super().__init__("; ".join(f"{field}: {reason}" for field, reason in errors), errors=listed)
+
+
+class NonFinite(ServiceError):
+    """NaN, infinity or overflow; stream, layer, head and token name the first one."""
+
+    status, slug, title = 422, "non-finite", "A value is not finite"
+
+    def __init__(self, stream: str, **place: int) -> None:
+        where = ", ".join(f"{axis} {index}" for axis, index in place.items())
+        super().__init__(f"{stream} has a vector with NaN, infinity or overflow at {where}; nothing was stored.")
+        self.fields = {"stream": stream, **place}
+
+
+class Busy(ServiceError):
+    """The queue in front of the device is full."""
+
+    status, slug, title = 503, "busy", "The device is busy"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
+class InsufficientStorage(ServiceError):
+    """The session does not fit, even with everything else evicted."""
+
+    status, slug, title = 507, "insufficient-storage", "There is no room"

@@ -1,0 +1,60 @@
+"""Content types: which body a request has, and which an answer gets."""
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hadakv_service.errors import UnsupportedMediaType
+from hadakv_service.wire import Buffer, encode_pieces
+
+MSGPACK = "application/msgpack"
+JSON = "application/json"
+_MSGPACK_NAMES = {MSGPACK, "application/x-msgpack", "application/vnd.msgpack"}
+# Pieces of 64 KiB are slow to send, whole tensors starve other connections.
+PIECE = 1 << 20
+
+
+def is_json(request: Request, *, json_allowed: bool = False) -> bool:
+    """Whether the body is JSON rather than msgpack.
+
+    Raises:
+        UnsupportedMediaType: it is neither, or JSON where only msgpack is read.
+    """
+    name = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if name in _MSGPACK_NAMES:
+        return False
+    if json_allowed and name == JSON:
+        return True
+    allowed = f"{MSGPACK} or {JSON}" if json_allowed else MSGPACK
+    raise UnsupportedMediaType(f"The content type must be {allowed}, not {name or 'missing'}.")
+
+
+class MsgpackResponse(Response):
+    """A msgpack answer sent as pieces, so that large tensors are never copied together."""
+
+    media_type = MSGPACK
+
+    def __init__(self, answer: dict[str, Any], status_code: int = 200) -> None:
+        self.pieces: list[Buffer] = encode_pieces(answer)
+        length = sum(map(len, self.pieces))
+        super().__init__(status_code=status_code, headers={"content-length": str(length)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send the answer."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self.pieces:
+            for start in range(0, len(piece), PIECE):
+                part = piece[start : start + PIECE] if len(piece) > PIECE else piece
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def metadata(request: Request, answer: dict[str, Any], status_code: int = 200) -> Response:
+    """An answer without tensors: msgpack where the client asks for it, else JSON."""
+    accepted = request.headers.get("accept", "").lower()
+    if any(name in accepted for name in _MSGPACK_NAMES):
+        return MsgpackResponse(answer, status_code)
+    return Response(msgspec.json.encode(answer), status_code, media_type=JSON)

@@ -1,0 +1,123 @@
+"""Where tokens lie: immutable pages, and runs of layers that share one history of them.
+
+Nothing here is ever changed in place. An append gives a new run that shares all full pages with the old one, so
+a reader needs no lock and a copy of a session is a copy of a tuple.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from hadakv_kernels import Backend, CodecSpec, Encoded
+
+# Tokens of a full page. At 8 heads, head_dim 128 and 4 bits a page of one layer is 272 KiB of K and V.
+PAGE_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Stored K and V of some consecutive layers and tokens.
+
+    Attributes:
+        k: packed uint8 `[layers, kv_heads, tokens, row_bytes]` and norms float32 `[layers, kv_heads, tokens, norms]`.
+        v: likewise.
+    """
+
+    k: Encoded
+    v: Encoded
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per layer."""
+        return int(self.k.packed.shape[2])
+
+    @property
+    def layers(self) -> int:
+        """Layers."""
+        return int(self.k.packed.shape[0])
+
+    def cut(self, layers: slice, tokens: slice) -> "Page":
+        """A part of the page, sharing its memory."""
+        return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in (self.k, self.v)))
+
+
+def empty(layers: int, kv_heads: int, specs: tuple[CodecSpec, CodecSpec]) -> Page:
+    """A page of no tokens, in host memory."""
+
+    def nothing(spec: CodecSpec) -> Encoded:
+        lead = (layers, kv_heads, 0)
+        return Encoded(np.empty((*lead, spec.row_bytes), np.uint8), np.empty((*lead, spec.norms), np.float32))
+
+    return Page(*map(nothing, specs))
+
+
+def join(pages: Sequence[Page], axis: int, backend: Backend) -> Page:
+    """A new page from several, along axis 0 (layers) or 2 (tokens); always a copy."""
+
+    def joined(streams: Sequence[Encoded]) -> Encoded:
+        return Encoded(
+            backend.concatenate([s.packed for s in streams], axis),
+            backend.concatenate([s.norms for s in streams], axis),
+        )
+
+    return Page(joined([page.k for page in pages]), joined([page.v for page in pages]))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive layers with one history.
+
+    Attributes:
+        layers: how many.
+        base: position of the first stored token.
+        length: position after the last.
+        pages: the stored tokens: full pages, then a tail of shorter ones.
+        full: how many of `pages` are full.
+    """
+
+    layers: int
+    base: int = 0
+    length: int = 0
+    pages: tuple[Page, ...] = ()
+    full: int = 0
+
+    def split(self, at: int) -> tuple["Run", "Run"]:
+        """The first `at` layers and the others, sharing memory."""
+        parts = (slice(0, at), slice(at, self.layers))
+        first, rest = (tuple(page.cut(part, slice(None)) for page in self.pages) for part in parts)
+        return replace(self, layers=at, pages=first), replace(self, layers=self.layers - at, pages=rest)
+
+    def append(self, page: Page, backend: Backend) -> "Run":
+        """The run with a page's tokens after its own."""
+        tail = (*self.pages[self.full :], page)
+        waiting = sum(piece.tokens for piece in tail)
+        length = self.length + page.tokens
+        if waiting < PAGE_TOKENS:
+            return replace(self, length=length, pages=(*self.pages, page))
+        edges = [*range(0, waiting, PAGE_TOKENS), waiting]
+        filled = [join(list(_between(tail, a, b)), 2, backend) for a, b in pairwise(edges) if a < b]
+        full = self.full + waiting // PAGE_TOKENS
+        return replace(self, length=length, pages=(*self.pages[: self.full], *filled), full=full)
+
+    def forget_before(self, position: int) -> "Run":
+        """The run without the full pages that lie wholly before a position."""
+        gone = min(self.full, max(0, position - self.base) // PAGE_TOKENS)
+        if not gone:
+            return self
+        return replace(self, base=self.base + gone * PAGE_TOKENS, pages=self.pages[gone:], full=self.full - gone)
+
+    def read(self, layers: slice, start: int, stop: int) -> list[Page]:
+        """The pieces that hold positions `start` to `stop` of some layers, in order, sharing memory."""
+        return [p.cut(layers, slice(None)) for p in _between(self.pages, start - self.base, stop - self.base)]
+
+
+def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:
+    """The parts of consecutive pages between two token offsets from the first page's start."""
+    offset = 0
+    for page in pages:
+        first, last = max(start - offset, 0), min(stop - offset, page.tokens)
+        if first < last:
+            yield page if last - first == page.tokens else page.cut(slice(None), slice(first, last))
+        offset += page.tokens

@@ -1,0 +1,70 @@
+"""Turns errors into `application/problem+json` (RFC 9457). The only place that does."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from hadakv_service.errors import InvalidRequest, ServiceError
+
+log = logging.getLogger(__name__)
+
+TYPE_PREFIX = "urn:hadakv:problem:"
+_SLUGS = {404: "not-found", 405: "method-not-allowed", 400: "malformed-body"}
+
+
+def problem(
+    status: int, slug: str, title: str, detail: str, fields: Mapping[str, Any], headers: Mapping[str, str]
+) -> Response:
+    """A problem document as a response."""
+    document = {"type": TYPE_PREFIX + slug, "title": title, "status": status, "detail": detail, **fields}
+    return Response(msgspec.json.encode(document), status, dict(headers), "application/problem+json")
+
+
+def from_service_error(error: ServiceError) -> Response:
+    """The problem a service error is."""
+    return problem(error.status, error.slug, error.title, error.detail, error.fields, error.headers)
+
+
+async def _service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return from_service_error(error)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    slug = _SLUGS.get(error.status_code, "http-error")
+    return problem(error.status_code, slug, title, str(error.detail), {}, error.headers or {})
+
+
+async def _query_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = [(".".join(map(str, e["loc"][1:])), str(e["msg"])) for e in error.errors()]
+    return from_service_error(InvalidRequest(errors))
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    # Nobody is left to read it; 499 is what proxies log for this.
+    return Response(status_code=499)
+
+
+async def _unforeseen(_: Request, error: Exception) -> Response:
+    log.error("unforeseen error", exc_info=error)
+    return problem(500, ServiceError.slug, ServiceError.title, "See the service's log.", {}, {})
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of an app with a problem."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _query_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(Exception, _unforeseen)

@@ -1,0 +1,47 @@
+"""Liveness and readiness."""
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hadakv_kernels import Codec, Stream
+from hadakv_service import __version__
+from hadakv_service.context import context
+from hadakv_service.errors import Busy
+from hadakv_service.media import metadata
+
+router = APIRouter()
+
+
+@router.get("/healthz", response_model=None)
+async def healthz(request: Request) -> Response:
+    """The process answers."""
+    return metadata(request, {"status": "ok", "version": __version__})
+
+
+@router.get("/readyz", response_model=None)
+async def readyz(request: Request) -> Response:
+    """The device encodes a vector of ones as it should."""
+    service = context(request)
+    spec = Codec().at(64)
+
+    def work() -> bool:
+        encoded = service.backend.encode([Stream(np.ones((1, 64), np.float32), spec)])[0]
+        return bool(service.backend.to_host(encoded.norms)[0, 0] == np.float32(8.0))
+
+    if not await service.device.call(work):
+        raise Busy("The device does not compute what it should.")
+    ledger = service.store.ledger
+    return metadata(
+        request,
+        {
+            "status": "ready",
+            "version": __version__,
+            "backend": service.backend.name,
+            "detail": service.backend.detail,
+            "sessions": len(service.store),
+            "used_nbytes": ledger.used,
+            "budget_nbytes": ledger.budget,
+        },
+    )

@@ -1,0 +1,105 @@
+"""Append to a session and read back from it."""
+
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hadakv_kernels import Backend, CodecSpec, Encoded
+from hadakv_service import wire
+from hadakv_service.append import Append, Appended, AppendJob, on_host
+from hadakv_service.context import Context, context, session_key
+from hadakv_service.errors import InvalidRequest
+from hadakv_service.media import MsgpackResponse, is_json
+from hadakv_service.session import Session
+
+router = APIRouter()
+
+Form = Literal["packed", "float16", "float32", "bfloat16", "rotated"]
+
+
+async def append(request: Request) -> Response:
+    """POST /sessions/{id}/kv: encode K and V and keep them at the end of the session.
+
+    A plain Starlette endpoint: the hot path is spared FastAPI's parameter machinery.
+    """
+    key = session_key(request)
+    is_json(request)
+    service = context(request)
+    async with service.bodies.read(request) as body:
+        checked = Append.from_body(wire.decode_body(wire.AppendBody, body))
+        job = AppendJob(key, checked, service.store, service.backend, service.settings.ttl_seconds)
+        appended = await service.device.run(job)
+    minimal = "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower()
+    return MsgpackResponse(_answer(key[1], appended, minimal=minimal), 201 if appended.created else 200)
+
+
+def _answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, object]:
+    answer: dict[str, object] = {
+        "session": session,
+        "position": appended.position,
+        "tokens": appended.tokens,
+        "length": appended.position + appended.tokens,
+    }
+    if not minimal:
+        k_spec, v_spec = appended.specs
+        answer |= {"k": wire.stream(appended.k, k_spec), "v": wire.stream(appended.v, v_spec)}
+    return answer
+
+
+@router.get("/sessions/{id}/kv", response_class=MsgpackResponse, response_model=None)
+async def read(
+    request: Request,
+    start: Annotated[int | None, Query(ge=0)] = None,
+    stop: Annotated[int | None, Query(ge=0)] = None,
+    layers: Annotated[str | None, Query(examples=["0:4"])] = None,
+    form: Form = "packed",
+) -> Response:
+    """Read back a range of tokens, packed or decoded."""
+    key = session_key(request)
+    service = context(request)
+    chosen = _layer_range(layers)
+
+    def work() -> dict[str, object]:
+        session = service.store.get(key).session
+        service.store.touch(key)
+        return _read(service, session, start, stop, chosen, form)
+
+    return MsgpackResponse(await service.device.call(work, key))
+
+
+def _layer_range(layers: str | None) -> tuple[int, int] | None:
+    if layers is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", layers, re.ASCII)
+    if match is None:
+        raise InvalidRequest([("layers", "must be first:last+1, for example 0:4")])
+    return int(match[1]), int(match[2])
+
+
+def _read(
+    service: Context,
+    session: Session,
+    start: int | None,
+    stop: int | None,
+    layers: tuple[int, int] | None,
+    form: Form,
+) -> dict[str, object]:
+    """The answer to a read: runs on the device's thread."""
+    a, b, start, stop = session.range(start, stop, layers)
+    _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
+    answer: dict[str, object] = {"start": start, "stop": stop, "length": length}
+    if session.head_dim is None:
+        return answer | {"k": None, "v": None}
+    page = session.read(a, b, start, stop, service.backend)
+    streams = zip("kv", (page.k, page.v), session.specs, strict=True)
+    return answer | {name: _in_form(service.backend, stream, spec, form) for name, stream, spec in streams}
+
+
+def _in_form(backend: Backend, stream: Encoded, spec: CodecSpec, form: Form) -> dict[str, object]:
+    if form == "packed":
+        return wire.stream(on_host(stream, backend), spec)
+    dtype = "float32" if form == "rotated" else form
+    return {"values": wire.tensor(backend.decode(stream, spec, dtype, inverse=form != "rotated"))}

@@ -1,0 +1,141 @@
+"""Create, look at, list and delete sessions."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hadakv_kernels import HEAD_DIMS
+from hadakv_service import wire
+from hadakv_service.context import context, owner, session_key
+from hadakv_service.errors import InvalidRequest, SessionExists
+from hadakv_service.media import is_json, metadata
+from hadakv_service.session import MAX_LAYERS, Session
+from hadakv_service.store import Entry
+
+router = APIRouter()
+
+
+@router.put("/sessions/{id}", response_model=None)
+async def create(request: Request) -> Response:
+    """Create a session; the same again changes nothing, another shape is refused."""
+    key = session_key(request)
+    service = context(request)
+    asked = await _asked(request)
+
+    def work() -> tuple[bool, dict[str, Any]]:
+        entry = service.store.find(key)
+        old = entry.session if entry else Session(ttl_seconds=service.settings.ttl_seconds)
+        new = _agreed(old, asked, new=entry is None)
+        return entry is None, describe(key[1], service.store.put(key, new))
+
+    created, answer = await service.device.call(work, key)
+    return metadata(request, answer, 201 if created else 200)
+
+
+async def _asked(request: Request) -> dict[str, Any]:
+    """The fields a PUT gives, checked by themselves."""
+    json = "content-type" in request.headers and is_json(request, json_allowed=True)
+    async with context(request).bodies.read(request) as raw:
+        body = wire.decode_body(wire.SessionBody, raw, json=json) if raw else wire.SessionBody()
+    if body.head_dim is not None and body.head_dim not in HEAD_DIMS:
+        raise InvalidRequest([("head_dim", f"must be one of {HEAD_DIMS}, not {body.head_dim}")])
+    if body.layers is not None and body.layers > MAX_LAYERS:
+        raise InvalidRequest([("layers", f"must be at most {MAX_LAYERS}, not {body.layers}")])
+    asked = {name: getattr(body, name) for name in body.__struct_fields__ if name != "codec"}
+    asked["codecs"] = body.codec.codecs() if body.codec else None
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _agreed(old: Session, asked: dict[str, Any], *, new: bool) -> Session:
+    """The session with what is asked for taken on, where that is still open.
+
+    Raises:
+        SessionExists: something asked for is decided otherwise.
+    """
+    open_fields = {name for name in ("codecs", "layers", "kv_heads", "head_dim") if getattr(old, name) is None}
+    for name, value in asked.items():
+        if not (new or name in open_fields or getattr(old, name) == value):
+            field = "codec" if name == "codecs" else name
+            raise SessionExists(f"The session exists with another value of {field}.", field=field)
+    if asked.get("layers", MAX_LAYERS) < old.stored_layers:
+        raise SessionExists(f"The session has {old.stored_layers} layers already.", field="layers")
+    return replace(old, **asked)
+
+
+@router.get("/sessions/{id}", response_model=None)
+async def show(request: Request) -> Response:
+    """One session: codec, shape, lengths, bytes, age."""
+    key = session_key(request)
+    store = context(request).store
+    return metadata(request, await _on_device(request, lambda: describe(key[1], store.get(key))))
+
+
+@router.get("/sessions", response_model=None)
+async def list_(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: str = "",
+    prefix: str = "",
+) -> Response:
+    """The caller's sessions in order of id, `limit` at a time; `next` is the `after` of the next page."""
+    mine = owner(request)
+    store = context(request).store
+
+    def work() -> dict[str, Any]:
+        found, last = store.page(mine, prefix, after, limit)
+        return {"sessions": [describe(id_, entry) for id_, entry in found], "next": last}
+
+    return metadata(request, await _on_device(request, work))
+
+
+@router.delete("/sessions/{id}", status_code=204, response_model=None)
+async def delete(request: Request) -> Response:
+    """Forget a session and free its pages."""
+    key = session_key(request)
+    store = context(request).store
+
+    def work() -> None:
+        store.get(key)
+        store.remove(key)
+
+    await _on_device(request, work)
+    return Response(status_code=204)
+
+
+async def _on_device(request: Request, work: Callable[[], Any]) -> Any:
+    key = session_key(request) if "id" in request.path_params else None
+    return await context(request).device.call(work, key)
+
+
+def describe(session_id: str, entry: Entry) -> dict[str, Any]:
+    """A session as clients see it."""
+    session = entry.session
+    spans = list(session.spans())
+    codecs = session.codecs
+    return {
+        "session": session_id,
+        "codec": {"k": codecs[0].to_mapping(), "v": codecs[1].to_mapping()} if codecs else None,
+        "kv_heads": session.kv_heads,
+        "head_dim": session.head_dim,
+        "declared_layers": session.layers,
+        "layers": [{"layer": layer, "start": start, "length": length} for layer, start, length in spans],
+        "length": min((length for _, _, length in spans), default=0),
+        "nbytes": session.nbytes,
+        "raw_nbytes": session.raw_nbytes,
+        "tier": "memory",
+        "window": session.window,
+        "ttl_seconds": session.ttl_seconds,
+        "created": _moment(entry.created),
+        "last_used": _moment(entry.last_used),
+        "expires": None if entry.expires is None else _moment(entry.expires),
+    }
+
+
+def _moment(unix_seconds: float) -> str:
+    return str(msgspec.to_builtins(datetime.fromtimestamp(unix_seconds, UTC)))

@@ -1,0 +1,222 @@
+"""A session as a value: its shape, its codecs and what its layers hold. Refuses what does not fit; stores nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from hadakv_kernels import Backend, Codec, CodecSpec
+from hadakv_service.errors import (
+    CodecMismatch,
+    InvalidRequest,
+    PositionConflict,
+    ShapeMismatch,
+)
+from hadakv_service.pages import Page, Run, empty, join
+
+MAX_LAYERS = 1024
+FLOAT16_NBYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one append brings: its tensors' axes, and where they go.
+
+    Attributes:
+        layer: index of the first layer.
+        position: position of the first token, None for "at the end".
+    """
+
+    layer: int
+    layers: int
+    kv_heads: int
+    tokens: int
+    head_dim: int
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """All of a session but its name and its age. `None` means not yet decided.
+
+    Attributes:
+        codecs: of k and of v.
+        layers: the declared number of layers; an append may not go beyond.
+        window: how many tokens each layer keeps; None keeps all.
+        ttl_seconds: how long it lives unused; None lives on.
+        runs: its layers, in order.
+    """
+
+    codecs: tuple[Codec, Codec] | None = None
+    layers: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+    ttl_seconds: float | None = None
+    runs: tuple[Run, ...] = ()
+
+    @property
+    def specs(self) -> tuple[CodecSpec, CodecSpec]:
+        """The codecs of k and v at the session's head_dim; only once it has both."""
+        assert self.codecs is not None
+        assert self.head_dim is not None
+        k, v = self.codecs
+        return k.at(self.head_dim), v.at(self.head_dim)
+
+    @property
+    def stored_layers(self) -> int:
+        """Layers that any append has reached."""
+        return sum(run.layers for run in self.runs)
+
+    @property
+    def rows(self) -> int:
+        """Stored vectors of one stream."""
+        return (self.kv_heads or 0) * sum(run.layers * (run.length - run.base) for run in self.runs)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of both streams."""
+        return self.rows * sum(spec.nbytes for spec in self.specs) if self.rows else 0
+
+    @property
+    def raw_nbytes(self) -> int:
+        """Bytes the same tokens take as float16."""
+        return self.rows * 2 * FLOAT16_NBYTES * (self.head_dim or 0)
+
+    def first(self, run: Run) -> int:
+        """Position of the first token a run still answers for."""
+        return run.base if self.window is None else max(run.base, run.length - self.window)
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Layer, first position and length of each stored layer."""
+        layer = 0
+        for run in self.runs:
+            for _ in range(run.layers):
+                yield layer, self.first(run), run.length
+                layer += 1
+
+    def accept(self, shape: Shape, codecs: tuple[Codec, Codec] | None) -> "Session":
+        """The session once it has taken on the shape and codecs of an append, still without its tokens.
+
+        Raises:
+            ShapeMismatch: the append's axes disagree with the session.
+            CodecMismatch: a codec was asked for that is not the session's.
+        """
+        for axis in ("kv_heads", "head_dim"):
+            mine, given = getattr(self, axis), getattr(shape, axis)
+            if mine is not None and mine != given:
+                raise ShapeMismatch(f"The session has {axis} {mine}, the tensors have {given}.", **{axis: mine})
+        last = shape.layer + shape.layers
+        if last > (self.layers or MAX_LAYERS):
+            limit = self.layers or MAX_LAYERS
+            raise ShapeMismatch(f"The session has {limit} layers, the tensors reach layer {last - 1}.", layers=limit)
+        if codecs and self.codecs and codecs != self.codecs:
+            stored = {name: codec.to_mapping() for name, codec in zip("kv", self.codecs, strict=True)}
+            raise CodecMismatch("The session was created with another codec.", codec=stored)
+        chosen = self.codecs or codecs or (Codec(), Codec())
+        return replace(self, kv_heads=shape.kv_heads, head_dim=shape.head_dim, codecs=chosen)
+
+    def span(self, layer: int, layers: int) -> tuple[int, int, int]:
+        """Of some layers: the first position all of them answer for, the shortest length and the longest."""
+        spans = [span for span in self.spans() if layer <= span[0] < layer + layers]
+        lengths = [length for _, _, length in spans] + [0] * (layers - len(spans))
+        return max((first for _, first, _ in spans), default=0), min(lengths), max(lengths)
+
+    def place(self, shape: Shape) -> tuple[int, bool]:
+        """The position an append goes to, and whether that is the end; else it can only be a repetition.
+
+        Raises:
+            PositionConflict: it is neither at the end of its layers nor wholly among the stored tokens.
+        """
+        first, length, longest = self.span(shape.layer, shape.layers)
+        if length != longest:
+            raise PositionConflict(f"The layers have different lengths, from {length} to {longest}.", length)
+        if shape.position in (None, length):
+            return length, True
+        if shape.position is None or not first <= shape.position <= length - shape.tokens:
+            raise self.conflict(shape)
+        return shape.position, False
+
+    def conflict(self, shape: Shape) -> PositionConflict:
+        """The refusal of an append that is not at the end."""
+        _, length, _ = self.span(shape.layer, shape.layers)
+        detail = f"The layers have {length} tokens; the append is to start at {shape.position} and is not stored there."
+        return PositionConflict(detail, length)
+
+    def append(self, layer: int, page: Page, backend: Backend) -> "Session":
+        """The session with a page's tokens at the end of its layers, which have one common length."""
+        stop = layer + page.layers
+        runs = self.runs
+        if self.stored_layers < stop:
+            runs = (*runs, *self._empty_runs(layer, stop))
+        runs = _split(_split(runs, layer), stop)
+        grown, at = [], 0
+        for run in runs:
+            part = slice(at - layer, at - layer + run.layers)
+            at += run.layers
+            if layer < at <= stop:
+                piece = page if run.layers == page.layers else page.cut(part, slice(None))
+                run = run.append(piece, backend)  # noqa: PLW2901 - the run grows into its successor
+                if self.window is not None:
+                    run = run.forget_before(run.length - self.window)  # noqa: PLW2901 - likewise
+            grown.append(run)
+        return replace(self, runs=tuple(grown))
+
+    def _empty_runs(self, layer: int, stop: int) -> list[Run]:
+        """New layers up to `stop`, those below `layer` in a run of their own."""
+        stored = self.stored_layers
+        edges = [stored, *([layer] if layer > stored else []), stop]
+        return [Run(b - a) for a, b in pairwise(edges)]
+
+    def range(self, start: int | None, stop: int | None, layers: tuple[int, int] | None) -> tuple[int, int, int, int]:
+        """Check a range to read: first layer, layer after the last, start, stop.
+
+        A missing end is the session's; a stop beyond the shortest layer's length is that length.
+
+        Raises:
+            InvalidRequest: layers or positions the session does not have.
+        """
+        a, b = layers or (0, self.stored_layers)
+        if not 0 <= a <= b <= self.stored_layers:
+            raise InvalidRequest([("layers", f"must lie within 0:{self.stored_layers}, not {a}:{b}")])
+        first, length, _ = self.span(a, b - a) if a < b else (0, 0, 0)
+        start = first if start is None else start
+        stop = length if stop is None else min(stop, length)
+        if start < first:
+            raise InvalidRequest([("start", f"tokens before {first} have left the window")])
+        if start > stop:
+            raise InvalidRequest([("start", f"must not be beyond {stop}, not {start}")])
+        return a, b, start, stop
+
+    def read(self, a: int, b: int, start: int, stop: int, backend: Backend) -> Page:
+        """Positions `start` to `stop` of layers `a` to `b` as one page; the session must have a shape."""
+        if a == b or start == stop:
+            return empty(b - a, self.kv_heads or 0, self.specs)
+        across, at = [], 0
+        for run in self.runs:
+            part = slice(max(a - at, 0), min(b - at, run.layers))
+            at += run.layers
+            if part.start < part.stop:
+                across.append(_one(run.read(part, start, stop), 2, backend))
+        return _one(across, 0, backend)
+
+
+def _one(pages: list[Page], axis: int, backend: Backend) -> Page:
+    return pages[0] if len(pages) == 1 else join(pages, axis, backend)
+
+
+def _split(runs: tuple[Run, ...], layer: int) -> tuple[Run, ...]:
+    """The same layers, with a border between runs at `layer`."""
+    at = 0
+    for i, run in enumerate(runs):
+        if at < layer < at + run.layers:
+            return (*runs[:i], *run.split(layer - at), *runs[i + 1 :])
+        at += run.layers
+    return runs
+
+
+def same_bytes(a: Page, b: Page, backend: Backend) -> bool:
+    """Whether two pages hold the same packed bytes and the same norms, bit for bit."""
+    pairs = [(x, y) for s, t in ((a.k, b.k), (a.v, b.v)) for x, y in ((s.packed, t.packed), (s.norms, t.norms))]
+    return all(np.array_equal(backend.to_host(x).view(np.uint8), backend.to_host(y).view(np.uint8)) for x, y in pairs)

@@ -1,0 +1,55 @@
+"""Run the service as a child process, for demos, tests and benchmarks."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+STOP_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A service in a process of its own.
+
+    Attributes:
+        url: where it answers.
+        startup_line: what it said when it was ready.
+        process: the process.
+    """
+
+    url: str
+    startup_line: str
+    process: "subprocess.Popen[str]"
+
+
+@contextmanager
+def running_service(*flags: str) -> Iterator[RunningService]:
+    """Start the service on a free loopback port, and stop it at the end of the block.
+
+    Args:
+        flags: further flags of `python -m hadakv_service`.
+
+    Raises:
+        RuntimeError: it did not start; what it said is in the message or on stderr.
+    """
+    command = [sys.executable, "-m", "hadakv_service", "--port", "0", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline().strip()
+        address = re.search(r"http://\S+?(?=,)", line)
+        if address is None:
+            raise RuntimeError(f"the service did not start: {line or 'see its messages above'}")
+        yield RunningService(address[0], line, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

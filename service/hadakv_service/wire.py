@@ -1,0 +1,196 @@
+"""Msgpack in and out: typed requests parsed without copying tensors, answers that keep large tensors as pieces."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from hadakv_kernels import DTYPES, Codec, CodecSpec, Encoded, UnsupportedCodec
+from hadakv_service.errors import InvalidRequest, MalformedBody
+from hadakv_service.wellformed import check_well_formed
+
+Buffer = bytes | bytearray | memoryview
+# Below this, copying a tensor into the answer is cheaper than sending it as its own piece.
+LARGE = 64 * 1024
+# 0xc1 is the one byte msgpack never uses.
+_PLACEHOLDER = b"\xc1" * 16
+
+Dimension = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+
+
+class Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    """Dtype, shape and C-order little-endian bytes; `data` is a view into the request's body."""
+
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"]
+    shape: Annotated[list[Dimension], msgspec.Meta(min_length=1, max_length=8)]
+    data: memoryview
+
+    def array(self, field: str, *allowed: str) -> NDArray[Any]:
+        """The tensor as a NumPy view of the body.
+
+        Raises:
+            InvalidRequest: another dtype than those allowed, or data of another length than the shape says.
+        """
+        if self.dtype not in allowed:
+            raise InvalidRequest([(f"{field}.dtype", f"must be {' or '.join(allowed)}, not {self.dtype}")])
+        dtype = DTYPES.get(self.dtype, np.dtype(np.uint8))
+        size = math.prod(self.shape)
+        if size * dtype.itemsize != len(self.data):
+            wanted = size * dtype.itemsize
+            reason = f"has {len(self.data)} bytes, the shape {self.shape} of {self.dtype} says {wanted}"
+            raise InvalidRequest([(f"{field}.data", reason)])
+        if max(self.shape) >= 1 << 40:
+            raise InvalidRequest([(f"{field}.shape", "has an axis beyond all bounds")])
+        return np.frombuffer(self.data, dtype).reshape(self.shape) if size else np.empty(self.shape, dtype)
+
+
+class CodecOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One codec as it stands on the wire; what is missing has its default."""
+
+    bits: int | None = None
+    rotation: str | None = None
+    layout: str | None = None
+    codebook: str | None = None
+    norm: str | None = None
+    kind: str | None = None
+    d512_scale: float | None = None
+
+    def codec(self, field: str) -> Codec:
+        """The codec these options name."""
+        options = {name: getattr(self, name) for name in self.__struct_fields__[:7]}
+        try:
+            return Codec.from_mapping({name: value for name, value in options.items() if value is not None})
+        except UnsupportedCodec as error:
+            raise InvalidRequest([(f"{field}.{error.field}", error.reason)]) from None
+
+
+class CodecPair(CodecOptions, forbid_unknown_fields=True, omit_defaults=True):
+    """One codec for both streams, or one for each under `k` and `v`."""
+
+    k: CodecOptions | None = None
+    v: CodecOptions | None = None
+
+    def codecs(self) -> tuple[Codec, Codec]:
+        """The codecs of k and of v."""
+        if self.k is None and self.v is None:
+            both = self.codec("codec")
+            return both, both
+        if any(getattr(self, name) is not None for name in CodecOptions.__struct_fields__):
+            raise InvalidRequest([("codec", "has both options and k or v; give one codec, or one for each")])
+        k, v = self.k or CodecOptions(), self.v or CodecOptions()
+        return k.codec("codec.k"), v.codec("codec.v")
+
+
+class AppendBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /sessions/{id}/kv."""
+
+    k: Tensor
+    v: Tensor
+    layer: Dimension = 0
+    position: Dimension | None = None
+    codec: CodecPair | None = None
+
+
+class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """PUT /sessions/{id}."""
+
+    codec: CodecPair | None = None
+    layers: Count | None = None
+    kv_heads: Count | None = None
+    head_dim: int | None = None
+    window: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    ttl_seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class EncodeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /encode."""
+
+    x: Tensor
+    codec: CodecOptions = msgspec.field(default_factory=CodecOptions)
+    diagnostics: bool = False
+
+
+class DecodeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /decode. `values` stands in for `packed` and `norms` where the codec's kind is float16."""
+
+    head_dim: int
+    packed: Tensor | None = None
+    norms: Tensor | None = None
+    values: Tensor | None = None
+    codec: CodecOptions = msgspec.field(default_factory=CodecOptions)
+    form: Literal["float32", "float16", "bfloat16", "rotated"] = "float32"
+
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def decode_body(kind: type[Body], body: Buffer, *, json: bool = False) -> Body:
+    """Parse and validate a body; tensors are views into it.
+
+    Raises:
+        MalformedBody: it is not one well-formed msgpack (or JSON) value.
+        InvalidRequest: a key is missing, unknown or of the wrong type.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind) if json else msgspec.msgpack.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        if not json:
+            check_well_formed(memoryview(body))
+        raise InvalidRequest([_field_and_reason(str(error))]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBody(f"The body is not valid {'JSON' if json else 'msgpack'}: {error}.") from None
+
+
+_LOCATED = re.compile(r"(?P<reason>.*) - at `(?:key` in `)?\$\.?(?P<field>.*)`$")
+_NAMED = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*?)`")
+
+
+def _field_and_reason(message: str) -> tuple[str, str]:
+    located = _LOCATED.match(message)
+    field, reason = (located["field"], located["reason"]) if located else ("", message)
+    if named := _NAMED.match(reason):
+        field = f"{field}.{named['name']}".lstrip(".")
+        reason = "is missing" if named["what"].startswith("missing") else "is not known"
+    return field or "body", reason
+
+
+def tensor(array: NDArray[Any]) -> dict[str, Any]:
+    """A tensor as it stands in an answer."""
+    return {"dtype": array.dtype.name, "shape": array.shape, "data": array}
+
+
+def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
+    """One encoded stream as it stands in an answer; arrays are in host memory."""
+    if spec.codec.kind == "float16":
+        return {"values": tensor(encoded.packed.view(np.float16))}
+    return {"packed": tensor(encoded.packed), "norms": tensor(encoded.norms)}
+
+
+def encode_pieces(answer: dict[str, Any]) -> list[Buffer]:
+    """Encode an answer; each large tensor stays a view of its array and is a piece of its own."""
+    large: list[memoryview] = []
+
+    def array_bytes(value: object) -> Buffer:
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"cannot encode {type(value).__name__}")
+        view = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        if view.nbytes < LARGE:
+            return view
+        large.append(view)
+        return _PLACEHOLDER
+
+    encoded = msgspec.msgpack.encode(answer, enc_hook=array_bytes)
+    return list(_with_large(encoded, large)) if large else [encoded]
+
+
+def _with_large(encoded: bytes, large: list[memoryview]) -> Iterator[Buffer]:
+    for view in large:
+        before, _, encoded = encoded.partition(b"\xc4\x10" + _PLACEHOLDER)
+        yield before + b"\xc6" + view.nbytes.to_bytes(4, "big")
+        yield view
+    yield encoded

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Run the service at login on a Mac: install.sh; take that back: install.sh --remove. No sudo.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+label=dev.hadakv.service
+program=$PWD/.venv/bin/hadakv-service
+agent=$HOME/Library/LaunchAgents/$label.plist
+
+command -v launchctl >/dev/null || { echo "launchd is macOS's; here, run: make serve" >&2; exit 1; }
+
+launchctl bootout "gui/$UID/$label" 2>/dev/null || true # it was not running
+if [[ ${1-} == --remove ]]; then
+  rm -f "$agent"
+  echo "removed $agent"
+  exit
+fi
+
+[[ -x $program ]] || { echo "$program is missing; run: make install-launchd" >&2; exit 1; }
+mkdir -p "$HOME/Library/LaunchAgents" "$HOME/Library/Logs"
+.venv/bin/python - "service/launchd/$label.plist" "$agent" "@PROGRAM@=$program" "@HOME@=$HOME" <<'PYTHON'
+import sys
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+template, agent, *values = sys.argv[1:]
+text = Path(template).read_text("utf-8")
+for value in values:
+    name, _, path = value.partition("=")
+    text = text.replace(name, escape(path))
+Path(agent).write_text(text, "utf-8")
+PYTHON
+
+launchctl bootstrap "gui/$UID" "$agent"
+echo "hadakv runs at http://127.0.0.1:8765 now and after every login; its log is ~/Library/Logs/hadakv.log"
