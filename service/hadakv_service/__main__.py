@@ -66,6 +66,8 @@ def main() -> None:
         server_header=False,
         # Clients such as httpx keep idle connections for a while; closing first would break their next request.
         timeout_keep_alive=75,
+        # A sender that has stalled must not keep the service from stopping.
+        timeout_graceful_shutdown=10,
     )
     _Server(config, app.state.context).run()
 

@@ -99,7 +99,7 @@ class AppendJob:
         page = Page(*encoded)
         for name, stream, spec in zip("kv", encoded, self._specs, strict=True):
             if not self._backend.all_finite(stream, spec):
-                raise self._first_non_finite(name, stream, spec)
+                raise self._non_finite(name, first_non_finite(on_host(stream, self._backend), spec))
         if self._at_end:
             session = self._session.append(self._append.shape.layer, page, self._backend)
             self._store.put(self._key, session, self._reserved)
@@ -122,11 +122,16 @@ class AppendJob:
         if not same_bytes(stored, page, self._backend):
             raise self._session.conflict(shape)
 
-    def _first_non_finite(self, name: str, stream: Encoded, spec: CodecSpec) -> NonFinite:
-        stream = on_host(stream, self._backend)
-        values = stream.packed.view(np.float16) if spec.codec.kind == "float16" else stream.norms
-        layer, head, token = np.argwhere(~np.isfinite(values))[0][:3]
-        return NonFinite(name, layer=self._append.shape.layer + int(layer), head=int(head), token=int(token))
+    def _non_finite(self, name: str, row: int) -> NonFinite:
+        shape = self._append.shape
+        layer, head, token = np.unravel_index(row, (shape.layers, shape.kv_heads, shape.tokens))
+        return NonFinite(name, layer=shape.layer + int(layer), head=int(head), token=int(token))
+
+
+def first_non_finite(host: Encoded, spec: CodecSpec) -> int:
+    """Which vector, counted over all leading axes, is the first that is not finite."""
+    values = host.packed.view(np.float16) if spec.codec.kind == "float16" else host.norms
+    return int(np.argmin(np.isfinite(values).all(axis=-1)))
 
 
 def on_host(stream: Encoded, backend: Backend) -> Encoded:

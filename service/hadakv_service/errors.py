@@ -12,6 +12,7 @@ ServiceError
 ├── BodyTooLarge           413
 ├── UnsupportedMediaType   415
 ├── InvalidRequest         422  a field is missing, unknown or wrong
+│   ├── AnswerTooLarge          what is asked for would not fit one answer
 │   └── NonFinite               NaN, infinity or overflow in k or v
 ├── Busy                   503  the queue in front of the device is full
 └── InsufficientStorage    507  does not fit the memory budget
@@ -126,15 +127,25 @@ class InvalidRequest(ServiceError):
         super().__init__("; ".join(f"{field}: {reason}" for field, reason in errors), errors=listed)
 
 
-class NonFinite(ServiceError):
-    """NaN, infinity or overflow; stream, layer, head and token name the first one."""
+class AnswerTooLarge(InvalidRequest):
+    """What is asked for would not fit one answer; `limit` is the most it may have."""
 
-    status, slug, title = 422, "non-finite", "A value is not finite"
+    slug, title = "answer-too-large", "The answer would be too large"
+
+    def __init__(self, field: str, nbytes: int, limit: int) -> None:
+        super().__init__([(field, f"asks for {nbytes} bytes, an answer may have at most {limit}; ask for less")])
+        self.fields |= {"limit": limit}
+
+
+class NonFinite(InvalidRequest):
+    """NaN, infinity or overflow; stream, layer, head and token (or row) name the first one."""
+
+    slug, title = "non-finite", "A value is not finite"
 
     def __init__(self, stream: str, **place: int) -> None:
         where = ", ".join(f"{axis} {index}" for axis, index in place.items())
-        super().__init__(f"{stream} has a vector with NaN, infinity or overflow at {where}; nothing was stored.")
-        self.fields = {"stream": stream, **place}
+        super().__init__([(stream, f"has NaN, infinity or overflow at {where}; nothing was stored")])
+        self.fields |= {"stream": stream, **place}
 
 
 class Busy(ServiceError):

@@ -65,6 +65,11 @@ class Session:
         return k.at(self.head_dim), v.at(self.head_dim)
 
     @property
+    def has_shape(self) -> bool:
+        """Whether codecs and axes are decided, so that tokens can be stored and read."""
+        return None not in (self.codecs, self.kv_heads, self.head_dim)
+
+    @property
     def stored_layers(self) -> int:
         """Layers that any append has reached."""
         return sum(run.layers for run in self.runs)

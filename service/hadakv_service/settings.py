@@ -38,7 +38,7 @@ class Settings(BaseSettings):
         default_factory=_half_of_memory,
         description="Bytes of packed pages to keep, for example 4GiB; default: half of the memory.",
     )
-    max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body, for example 1GiB.")
+    max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body or range read, for example 1GiB.")
     queue: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256
     ttl_seconds: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Forget sessions unused for so long, unless they say otherwise; default: never."

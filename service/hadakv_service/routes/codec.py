@@ -9,10 +9,11 @@ from starlette.responses import Response
 
 from hadakv_kernels import HEAD_DIMS, CodecSpec, Encoded, Stream
 from hadakv_service import wire
-from hadakv_service.append import INPUTS, on_host
+from hadakv_service.append import INPUTS, first_non_finite, on_host
 from hadakv_service.context import context
-from hadakv_service.errors import InvalidRequest
+from hadakv_service.errors import InvalidRequest, NonFinite
 from hadakv_service.media import MsgpackResponse, is_json
+from hadakv_service.routes.kv import check_answer, row_nbytes
 
 router = APIRouter()
 
@@ -51,9 +52,10 @@ async def encode(request: Request) -> Response:
             encoded = seen.encoded
         else:
             encoded = await service.device.run(_Encode(Stream(x, spec)))
+    host = on_host(encoded, service.backend)
     if not service.backend.all_finite(encoded, spec):
-        raise InvalidRequest([("x", "has a vector with NaN, infinity or overflow")])
-    return MsgpackResponse(wire.stream(on_host(encoded, service.backend), spec) | answer)
+        raise NonFinite("x", row=first_non_finite(host, spec))
+    return MsgpackResponse(wire.stream(host, spec) | answer)
 
 
 @router.post("/decode", response_model=None)
@@ -65,6 +67,7 @@ async def decode(request: Request) -> Response:
         body = wire.decode_body(wire.DecodeBody, raw)
         spec = _spec("head_dim", body.head_dim, body.codec)
         encoded = _encoded(body, spec)
+        check_answer(service, "form", encoded.packed.size // spec.row_bytes * row_nbytes(spec, body.form))
         inverse = body.form != "rotated"
         dtype = body.form if inverse else "float32"
         values = await service.device.call(lambda: service.backend.decode(encoded, spec, dtype, inverse=inverse))

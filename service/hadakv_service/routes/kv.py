@@ -11,7 +11,7 @@ from hadakv_kernels import Backend, CodecSpec, Encoded
 from hadakv_service import wire
 from hadakv_service.append import Append, Appended, AppendJob, on_host
 from hadakv_service.context import Context, context, session_key
-from hadakv_service.errors import InvalidRequest
+from hadakv_service.errors import AnswerTooLarge, InvalidRequest
 from hadakv_service.media import MsgpackResponse, is_json
 from hadakv_service.session import Session
 
@@ -91,11 +91,29 @@ def _read(
     a, b, start, stop = session.range(start, stop, layers)
     _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
     answer: dict[str, object] = {"start": start, "stop": stop, "length": length}
-    if session.head_dim is None:
+    if not session.has_shape:
         return answer | {"k": None, "v": None}
+    rows = (b - a) * (session.kv_heads or 0) * (stop - start)
+    check_answer(service, "stop", rows * sum(row_nbytes(spec, form) for spec in session.specs))
     page = session.read(a, b, start, stop, service.backend)
     streams = zip("kv", (page.k, page.v), session.specs, strict=True)
     return answer | {name: _in_form(service.backend, stream, spec, form) for name, stream, spec in streams}
+
+
+def row_nbytes(spec: CodecSpec, form: str) -> int:
+    """Bytes one vector takes in an answer."""
+    return spec.nbytes if form == "packed" else spec.head_dim * (2 if form in ("float16", "bfloat16") else 4)
+
+
+def check_answer(service: Context, field: str, nbytes: int) -> None:
+    """Refuse an answer larger than any request could be, before its memory is allocated.
+
+    Raises:
+        AnswerTooLarge: it is.
+    """
+    limit = int(service.settings.max_body)
+    if nbytes > limit:
+        raise AnswerTooLarge(field, nbytes, limit)
 
 
 def _in_form(backend: Backend, stream: Encoded, spec: CodecSpec, form: Form) -> dict[str, object]:
