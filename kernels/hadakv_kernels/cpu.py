@@ -2,37 +2,76 @@
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hadakv_kernels import reference
+from hadakv_kernels import reference, tables
 from hadakv_kernels.backend import Stream
 from hadakv_kernels.codec import CodecSpec
-from hadakv_kernels.reference import Diagnostics, Encoded
+from hadakv_kernels.errors import BackendUnavailable
+from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded
+
+try:
+    from hadakv_kernels import _native
+except ImportError:  # a source tree, or a platform without a compiler
+    _native = None  # type: ignore[assignment]
+
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES.values())}
+_FLOAT16 = _CODES[DTYPES["float16"]]
+_FLOAT16_EXPONENT = 0x7C00  # all ones in an infinity or NaN
+_BFLOAT16 = DTYPES["bfloat16"]
+
+
+def isas() -> list[str]:
+    """Instruction sets `CpuBackend` can be asked for here, best first; none where only NumPy is."""
+    return _native.isas() if _native is not None else []
 
 
 class CpuBackend:
-    """The codec on this machine's processors; arrays are NumPy arrays."""
+    """The codec on this machine's processors; arrays are NumPy arrays.
+
+    Attributes:
+        detail: what runs the codec: the instruction set and the threads.
+        engine: the C++ path; None where NumPy does the work.
+
+    Args:
+        threads: how many work on one call; None uses every processor.
+        isa: one of `isas()`, or "numpy"; None takes the best.
+
+    Raises:
+        BackendUnavailable: this machine cannot run that isa.
+    """
 
     name = "cpu"
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
         self.threads = threads or os.cpu_count() or 1
+        self.engine = _open_engine(self.threads, isa)
+        workers = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        self.detail = f"{self.engine.isa}, {workers}" if self.engine else "numpy"
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream."""
-        return [reference.encode(x, spec) for x, spec in streams]
+        if self.engine is None:
+            return [reference.encode(x, spec) for x, spec in streams]
+        return [_encode(self.engine, x, spec) for x, spec in streams]
 
     def all_finite(self, encoded: Encoded, spec: CodecSpec) -> bool:
         """Whether every norm (for float16, every value) is finite."""
-        values = encoded.packed.view(np.float16) if spec.codec.kind == "float16" else encoded.norms
-        return bool(np.isfinite(values).all())
+        if spec.codec.kind == "quantized":
+            return bool(np.isfinite(encoded.norms).all())
+        # NumPy tests float16 one at a time; the exponent bits it has vectors for.
+        exponents = encoded.packed.view(np.uint16) & _FLOAT16_EXPONENT
+        return bool(exponents.max(initial=0) < _FLOAT16_EXPONENT)
 
     def decode(self, encoded: Encoded, spec: CodecSpec, dtype: str, *, inverse: bool = True) -> NDArray[Any]:
         """Values [..., head_dim] of that dtype."""
-        return reference.decode(encoded, spec, dtype, inverse=inverse)
+        if self.engine is None:
+            return reference.decode(encoded, spec, dtype, inverse=inverse)
+        return _decode(self.engine, encoded, spec, dtype, inverse)
 
     def diagnose(self, x: NDArray[Any], spec: CodecSpec) -> Diagnostics:
         """Encode, keeping the scaled values and the RMS of each block."""
@@ -45,3 +84,59 @@ class CpuBackend:
     def to_host(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself, in C order."""
         return np.ascontiguousarray(array)
+
+
+def _open_engine(threads: int, isa: str | None) -> "_native.Engine | None":
+    available = isas()
+    if isa == "numpy" or (isa is None and not available):
+        return None
+    if isa is not None and isa not in available:
+        raise BackendUnavailable(f"no {isa} on this machine: there is {', '.join([*available, 'numpy'])}")
+    return _native.Engine(isa or available[0], threads)
+
+
+@lru_cache(maxsize=256)
+def native_plan(spec: CodecSpec) -> "_native.Plan":
+    """The codec with its tables, as the engine wants it."""
+    codec = spec.codec
+    return _native.Plan(
+        head_dim=spec.head_dim,
+        bits=codec.bits,
+        field_bits=8 if codec.layout == "byte" else codec.bits,
+        rotated=codec.rotation == "hadamard",
+        unbiased=codec.norm == "unbiased",
+        inv_sqrt=float(spec.inv_sqrt),
+        gain=float(spec.gain),
+        centroids=tables.centroids(codec.bits, codec.codebook),
+        boundaries=tables.boundaries(codec.bits, codec.codebook),
+        sign_bits=tables.sign_bits(spec.head_dim),
+    )
+
+
+def _buffer(array: NDArray[Any]) -> NDArray[Any]:
+    # bfloat16 is not NumPy's own, so it has no buffer of its own either.
+    return array.view(np.uint16) if array.dtype == _BFLOAT16 else array
+
+
+def _encode(engine: "_native.Engine", x: NDArray[Any], spec: CodecSpec) -> Encoded:
+    reference.check_input(x, spec)
+    source, code, lead = _buffer(np.ascontiguousarray(x)), _CODES[x.dtype], x.shape[:-1]
+    packed = np.empty((*lead, spec.row_bytes), np.uint8)
+    norms = np.empty((*lead, spec.norms), np.float32)
+    if spec.codec.kind == "float16":
+        engine.convert(code, _FLOAT16, source, packed)
+    else:
+        engine.encode(native_plan(spec), code, source, packed, norms)
+    return Encoded(packed, norms)
+
+
+def _decode(engine: "_native.Engine", encoded: Encoded, spec: CodecSpec, dtype: str, inverse: bool) -> NDArray[Any]:
+    packed = np.ascontiguousarray(encoded.packed, np.uint8)
+    values = np.empty((*packed.shape[:-1], spec.head_dim), DTYPES[dtype])
+    out, code = _buffer(values), _CODES[values.dtype]
+    if spec.codec.kind == "float16":
+        engine.convert(_FLOAT16, code, packed, out)
+    else:
+        norms = np.ascontiguousarray(encoded.norms, np.float32)
+        engine.decode(native_plan(spec), code, inverse, packed, norms, out)
+    return values

@@ -5,6 +5,7 @@ A vector is the last axis of an array; `n` stands for all axes before it, `d` fo
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,15 +29,15 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """Stored vectors.
+    """Stored vectors, as arrays of the backend that has them: NumPy's here.
 
     Attributes:
         packed: uint8 `[..., row_bytes]`; for `kind: "float16"` the values' own bytes.
         norms: float32 `[..., norms]`.
     """
 
-    packed: Bytes
-    norms: Float32
+    packed: Any
+    norms: Any
 
 
 @dataclass(frozen=True)

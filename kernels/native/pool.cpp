@@ -1,0 +1,89 @@
+#include "pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <system_error>
+#include <thread>
+
+namespace hadakv {
+
+struct Pool::State {
+    std::mutex mutex;
+    std::condition_variable work_arrived;
+    std::condition_variable workers_done;
+    std::size_t job = 0;  // counts jobs, so that a worker takes part in each once
+    int working = 0;      // workers inside the current job
+    bool stopping = false;
+
+    Task task = nullptr;
+    void* context = nullptr;
+    std::size_t chunks = 0;
+    std::atomic<std::size_t> next_chunk{0};
+
+    void take_chunks() {
+        for (std::size_t chunk; (chunk = next_chunk.fetch_add(1, std::memory_order_relaxed)) < chunks;)
+            task(context, chunk);
+    }
+};
+
+Pool::Pool(int threads) : threads_(threads), state_(std::make_shared<State>()) {}
+
+Pool::~Pool() {
+    // Workers are detached and own the state: joining could wait for ever in a forked child, which has none.
+    const std::lock_guard lock(state_->mutex);
+    state_->stopping = true;
+    state_->work_arrived.notify_all();
+}
+
+void Pool::work(const std::shared_ptr<State>& state) {
+    std::unique_lock lock(state->mutex);
+    std::size_t last_job = 0;
+    while (true) {
+        state->work_arrived.wait(lock, [&] { return state->stopping || (state->task && state->job != last_job); });
+        if (state->stopping) return;
+        last_job = state->job;
+        ++state->working;
+        lock.unlock();
+        state->take_chunks();
+        lock.lock();
+        if (--state->working == 0) state->workers_done.notify_one();
+    }
+}
+
+// On first use, so that a process which forks before it encodes keeps its workers.
+void Pool::start_workers() {
+    if (started_) return;
+    started_ = true;
+    try {
+        for (int i = 1; i < threads_; ++i) std::thread([state = state_] { work(state); }).detach();
+    } catch (const std::system_error&) {
+        // No more threads to be had; those there are, or the caller alone, do the work.
+    }
+}
+
+void Pool::run(Task task, void* context, std::size_t chunks) {
+    const std::unique_lock caller(caller_, std::try_to_lock);
+    if (threads_ == 1 || chunks < 2 || !caller.owns_lock()) {
+        for (std::size_t chunk = 0; chunk < chunks; ++chunk) task(context, chunk);
+        return;
+    }
+    start_workers();
+    State& state = *state_;
+    {
+        const std::lock_guard lock(state.mutex);
+        state.task = task;
+        state.context = context;
+        state.chunks = chunks;
+        state.next_chunk = 0;
+        ++state.job;
+    }
+    for (std::size_t worker = 1; worker < chunks && worker < static_cast<std::size_t>(threads_); ++worker)
+        state.work_arrived.notify_one();
+    state.take_chunks();
+    std::unique_lock lock(state.mutex);
+    // A worker that wakes up from here on finds no task.
+    state.task = nullptr;
+    state.workers_done.wait(lock, [&] { return state.working == 0; });
+}
+
+}  // namespace hadakv

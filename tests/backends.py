@@ -1,0 +1,50 @@
+"""The backends the suite runs against, and what "the same" means between them: bits, not tolerances."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hadakv_kernels import Backend, Encoded
+from hadakv_kernels.cpu import CpuBackend, isas
+
+# Two threads even on a machine with one processor, so that work is split.
+THREADS = 2
+
+# A backend joins the suite with an entry here.
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    f"cpu-{isa}": partial(CpuBackend, THREADS, isa) for isa in isas() or ["numpy"]
+}
+
+
+def in_ci() -> bool:
+    """Whether nothing may be missing here."""
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def on_host(backend: Backend, encoded: Encoded) -> Encoded:
+    """The same vectors as NumPy arrays, wherever the backend keeps them."""
+    return Encoded(backend.to_host(encoded.packed), backend.to_host(encoded.norms))
+
+
+def on_device(backend: Backend, encoded: Encoded) -> Encoded:
+    """NumPy arrays as arrays of the backend's own."""
+    return Encoded(backend.concatenate([encoded.packed], 0), backend.concatenate([encoded.norms], 0))
+
+
+def assert_same_bits(got: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Dtype, shape and every bit; -0.0 is not 0.0, and a NaN equals only itself."""
+    assert got.dtype == expected.dtype
+    assert got.shape == expected.shape
+    as_bits = f"u{expected.dtype.itemsize}"
+    differ = np.ascontiguousarray(got).view(as_bits) != np.ascontiguousarray(expected).view(as_bits)
+    assert not differ.any(), f"{differ.sum()} of {differ.size} differ, the first at {np.argwhere(differ)[0]}"
+
+
+def assert_same_encoded(got: Encoded, expected: Encoded) -> None:
+    """Packed bytes and norm bits."""
+    assert_same_bits(got.norms, expected.norms)
+    assert_same_bits(got.packed, expected.packed)

@@ -1,0 +1,32 @@
+"""What every test of the codec may ask for: a backend."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from backends import BACKENDS
+from hadakv_kernels import Backend
+
+settings.register_profile(
+    "codec",
+    derandomize=True,
+    database=None,
+    deadline=None,  # the first call of a backend may start threads or compile
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a backend keeps nothing between examples
+)
+settings.load_profile("codec")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for a backend on each.
+
+    Last of all parameters, so that backends follow one another and what is kept of the reference's answer serves all.
+    """
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", list(BACKENDS), indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn."""
+    return BACKENDS[request.param]()

@@ -1,0 +1,54 @@
+"""The reference Metal kernels, as they were executed, against the reference and every backend."""
+
+import numpy as np
+import pytest
+
+import golden
+from backends import on_host
+from golden import GoldenStream
+from hadakv_kernels import Backend, CodecSpec, Encoded, Stream, reference
+
+
+def matches(got: Encoded, stream: GoldenStream) -> bool:
+    return (
+        got.packed.dtype == np.uint8
+        and got.norms.dtype == np.float32
+        and np.array_equal(got.packed, stream.packed)
+        and np.array_equal(got.norms.view(np.uint32), stream.norms.view(np.uint32))
+    )
+
+
+def spec_of(stream: GoldenStream) -> CodecSpec:
+    return stream.codec.at(stream.x.shape[-1])
+
+
+def test_the_golden_files_hold_every_recorded_comparison() -> None:
+    recorded = [case for kernel in golden.KERNELS for case in golden.cases(kernel)]
+
+    assert len(golden.KERNELS) == 12
+    assert len(recorded) == len({case.id for case in recorded}) == 1260
+    assert sum(len(case.streams) for case in recorded) == 1890
+
+
+@pytest.mark.parametrize("kernel", golden.KERNELS)
+def test_the_reference_reproduces_the_metal_kernel(kernel: str) -> None:
+    wrong = [
+        case.id
+        for case in golden.cases(kernel)
+        if not all(matches(reference.encode(stream.x, spec_of(stream)), stream) for stream in case.streams)
+    ]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("kernel", golden.KERNELS)
+def test_a_backend_reproduces_the_metal_kernel_with_all_streams_in_one_call(kernel: str, backend: Backend) -> None:
+    wrong = []
+
+    for case in golden.cases(kernel):
+        streams = backend.encode([Stream(stream.x, spec_of(stream)) for stream in case.streams])
+        got = [on_host(backend, encoded) for encoded in streams]
+        if not all(map(matches, got, case.streams)) or len(got) != len(case.streams):
+            wrong.append(case.id)
+
+    assert wrong == []
