@@ -1,0 +1,236 @@
+"""The asynchronous client: runs the same flows over `httpx.AsyncClient`, on asyncio."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, overload
+
+import httpx
+
+from hadakv_client import calls
+from hadakv_client.answers import Appended, Placed, Range, SessionInfo
+from hadakv_client.body import Body
+from hadakv_client.calls import CodecOptions, Position, SessionOptions
+from hadakv_client.errors import HadakvError, TransportError
+from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempts
+from hadakv_client.parsing import Form, ValueForm
+from hadakv_client.protocol import Call, Request, Response
+from hadakv_client.tensors import Array
+from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, transport_errors
+from hadakv_kernels import Diagnostics, Encoded
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, results and errors. Belongs to one event loop.
+
+    Args:
+        base_url: where the service is.
+        token: the caller's, if the service wants one.
+        timeout: seconds, or an `httpx.Timeout`.
+        retries: how often a call is tried again where that is safe, or `Retries`.
+        transport: of httpx, instead of TCP connections of the client's own.
+        uds: path of the Unix domain socket to connect to.
+        http: an httpx client to use, which the caller closes.
+
+    Raises:
+        ValueError: the URL is not one of http or https, or the token cannot stand in a header.
+    """
+
+    def __init__(  # noqa: PLR0913 - settings, all but one by keyword
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        token: str | None = None,
+        timeout: float | httpx.Timeout | None = DEFAULT_TIMEOUT,
+        retries: int | Retries = 3,
+        transport: httpx.AsyncBaseTransport | None = None,
+        uds: str | None = None,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._address = Address(base_url, token, retries)
+        if uds is not None:
+            transport = httpx.AsyncHTTPTransport(uds=uds)
+        # See `Client` for why the environment is left out.
+        self._http = http or httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
+        self._owns_http = http is None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections, unless they are another's."""
+        if self._owns_http:
+            await self._http.aclose()
+
+    def session(self, session_id: str, codec: CodecOptions | None = None) -> "AsyncSession":
+        """A handle on a session: see `Client.session`."""
+        return AsyncSession(self._run, SessionFlows(session_id, codec, self._address.retries))
+
+    async def sessions(self, prefix: str | None = None) -> AsyncIterator[SessionInfo]:
+        """The caller's sessions in order of id: see `Client.sessions`."""
+        after = None
+        while True:
+            page = await self._call(calls.sessions(prefix, after))
+            for info in page.sessions:
+                yield info
+            after = page.next
+            if after is None:
+                return
+
+    @overload
+    async def encode(
+        self, x: Any, codec: CodecOptions | None = None, diagnostics: Literal[False] = False
+    ) -> Encoded: ...
+    @overload
+    async def encode(self, x: Any, codec: CodecOptions | None, diagnostics: Literal[True]) -> Diagnostics: ...
+    async def encode(
+        self, x: Any, codec: CodecOptions | None = None, diagnostics: bool = False
+    ) -> Encoded | Diagnostics:
+        """Encode the last axis of an array: see `Client.encode`."""
+        return await self._call(calls.encode(x, codec, diagnostics=diagnostics))
+
+    async def decode(
+        self, encoded: Encoded, codec: CodecOptions | None, head_dim: int, form: ValueForm = "float32"
+    ) -> Array:
+        """Decode what `encode`, `append` or `read` gave: see `Client.decode`."""
+        return await self._call(calls.decode(encoded, codec, head_dim, form))
+
+    async def healthy(self) -> bool:
+        """Whether a service answers. Tried once."""
+        return await self._probe("/healthz")
+
+    async def ready(self) -> bool:
+        """Whether a service answers and its device computes what it should. Tried once."""
+        return await self._probe("/readyz")
+
+    async def _probe(self, path: str) -> bool:
+        try:
+            await self._run(attempts(calls.probe(path), Retries(0)))
+        except HadakvError:
+            return False
+        return True
+
+    async def _call(self, call: Call[T]) -> T:
+        return await self._run(attempts(call, self._address.retries))
+
+    async def _run(self, flow: Flow[T]) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    response = await self._take(step)
+                except TransportError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(response)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _take(self, step: Step) -> Response | None:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        return await self._send(step)
+
+    async def _send(self, request: Request) -> Response:
+        with transport_errors(request):
+            async with self._http.stream(
+                request.method,
+                self._address.url(request),
+                headers=self._address.headers(request),
+                content=_content(request.body),
+                follow_redirects=False,
+            ) as head:
+                arrival = Arrival(head)
+                async for chunk in head.aiter_raw():
+                    arrival.add(chunk)
+        return arrival.response()
+
+
+def _content(body: Body | None) -> bytes | AsyncIterator[bytes] | None:
+    return None if body is None else body.joined or _pieces(body)
+
+
+async def _pieces(body: Body) -> AsyncIterator[bytes]:
+    for piece in body:
+        yield piece
+
+
+class _Runner(Protocol):
+    async def __call__(self, flow: Flow[T]) -> T: ...
+
+
+class AsyncSession:
+    """`Session` for asyncio: the same arguments, results and errors, for one writer at a time."""
+
+    def __init__(self, run: _Runner, flows: SessionFlows) -> None:
+        self._run = run
+        self._flows = flows
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self._flows.id
+
+    @overload
+    async def append(
+        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: Literal[False] = False
+    ) -> Appended: ...
+    @overload
+    async def append(
+        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool
+    ) -> Placed: ...
+    async def append(
+        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool = False
+    ) -> Placed:
+        """Encode keys and values and keep them at the end of the session: see `Session.append`."""
+        return await self._run(self._flows.append(k, v, layer, position, minimal=minimal))
+
+    @overload
+    async def read(
+        self,
+        start: int | None = None,
+        stop: int | None = None,
+        *,
+        layers: tuple[int, int] | None = None,
+        form: Literal["packed"] = "packed",
+    ) -> Range[Encoded]: ...
+    @overload
+    async def read(
+        self,
+        start: int | None = None,
+        stop: int | None = None,
+        *,
+        layers: tuple[int, int] | None = None,
+        form: ValueForm,
+    ) -> Range[Array]: ...
+    async def read(
+        self,
+        start: int | None = None,
+        stop: int | None = None,
+        *,
+        layers: tuple[int, int] | None = None,
+        form: Form = "packed",
+    ) -> Range[Any]:
+        """Read a range of tokens back: see `Session.read`."""
+        return await self._run(self._flows.read(start, stop, layers, form))
+
+    async def info(self) -> SessionInfo:
+        """Describe the session: see `Session.info`."""
+        return await self._run(self._flows.info())
+
+    async def create(self, **options: Unpack[SessionOptions]) -> SessionInfo:
+        """Create the session before anything is appended: see `Session.create`."""
+        return await self._run(self._flows.create(options))
+
+    async def delete(self) -> None:
+        """Forget the session: see `Session.delete`."""
+        await self._run(self._flows.delete())

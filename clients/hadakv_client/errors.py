@@ -1,0 +1,252 @@
+"""What can go wrong between a caller and the service.
+
+HadakvError
+├── TransportError               no answer came
+│   ├── ConnectionLost           the connection could not be made, or broke
+│   └── Timeout                  it took too long
+├── ProtocolError                an answer came that this client cannot read
+└── Problem                      the service refused, and says why
+    ├── MalformedBody            400
+    ├── Unauthorized             401  missing or wrong token
+    ├── NotFound                 404  no such call
+    │   └── SessionNotFound           no such session, or it is another tenant's
+    ├── Conflict                 409
+    │   ├── ShapeMismatch             the tensors disagree with the session
+    │   ├── CodecMismatch             the codec asked for is not the session's
+    │   ├── SessionExists             `create` of a session that has another shape
+    │   └── PositionConflict          the append is not at the end: `length`
+    ├── BodyTooLarge             413  more than `limit` bytes
+    ├── UnsupportedMediaType     415
+    ├── InvalidRequest           422  fields are wrong: `errors`
+    │   ├── AnswerTooLarge            the answer would have more than `limit` bytes
+    │   └── NonFinite                 NaN, infinity or overflow: `stream`, `layer`, `head`, `token`
+    ├── InternalError            500  and every other 5xx
+    ├── Busy                     503  to be tried again after `retry_after`
+    └── InsufficientStorage      507
+
+Arguments that could never be sent are a `TypeError` or a `ValueError`, raised before anything is.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+
+class HadakvError(Exception):
+    """Base of every error raised by `hadakv_client`."""
+
+
+class TransportError(HadakvError):
+    """No answer came.
+
+    Attributes:
+        sent: whether the request may have reached the service and been carried out.
+    """
+
+    def __init__(self, message: str, sent: bool = True) -> None:
+        # All arguments go to Exception, so that errors survive being pickled.
+        super().__init__(message, sent)
+        self.sent = sent
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ConnectionLost(TransportError):
+    """The connection could not be made, or broke before the answer was complete."""
+
+
+class Timeout(TransportError):
+    """The service took longer than the client waits."""
+
+
+class ProtocolError(HadakvError):
+    """An answer came that this client cannot read: not from this service, or from another version of it."""
+
+
+class Problem(HadakvError):
+    """The service refused, and says why (RFC 9457).
+
+    Attributes:
+        status: the HTTP status.
+        slug: the kind of problem, for example `"position-conflict"`; empty where the answer names none.
+        title: the kind of problem, in words.
+        detail: this occurrence, in words.
+        fields: further members of the problem document.
+        retry_after: seconds after which to try again, where the service says so.
+    """
+
+    status: int = 0
+    slug: str = ""
+    # Members of the document that become attributes, and their types; without them it is of a parent's kind.
+    members: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        status: int,
+        slug: str = "",
+        title: str = "",
+        detail: str = "",
+        fields: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(status, slug, title, detail, fields, retry_after)
+        self.status = status
+        self.slug = slug
+        self.title = title
+        self.detail = detail
+        self.fields = dict(fields or {})
+        self.retry_after = retry_after
+        for name in self.members:
+            setattr(self, name, self.fields.get(name))
+
+    def __str__(self) -> str:
+        kind = f"{self.status} {self.slug}".rstrip()
+        return f"{self.detail or self.title or 'The service refused.'} ({kind})"
+
+
+class MalformedBody(Problem):
+    """The service could not parse the body."""
+
+    status, slug = 400, "malformed-body"
+
+
+class Unauthorized(Problem):
+    """The token is missing or wrong."""
+
+    status, slug = 401, "unauthorized"
+
+
+class NotFound(Problem):
+    """There is nothing at that address: the base URL is another server's, or this service lacks the call."""
+
+    status, slug = 404, "not-found"
+
+
+class SessionNotFound(NotFound):
+    """The caller has no session of that id: never made, deleted, expired or evicted."""
+
+    slug = "session-not-found"
+
+
+class Conflict(Problem):
+    """The request contradicts what is stored."""
+
+    status = 409
+
+
+class ShapeMismatch(Conflict):
+    """The tensors disagree with the session's shape."""
+
+    slug = "shape-mismatch"
+
+
+class CodecMismatch(Conflict):
+    """The codec asked for is not the session's."""
+
+    slug = "codec-mismatch"
+
+
+class SessionExists(Conflict):
+    """The session to be created exists with another shape."""
+
+    slug = "session-exists"
+
+
+class PositionConflict(Conflict):
+    """The append is not at the end of its layers.
+
+    Attributes:
+        length: how many tokens those layers have.
+    """
+
+    slug, members = "position-conflict", {"length": int}
+    length: int
+
+
+class BodyTooLarge(Problem):
+    """The body is over the service's limit.
+
+    Attributes:
+        limit: that limit, in bytes.
+    """
+
+    status, slug, members = 413, "body-too-large", {"limit": int}
+    limit: int
+
+
+class UnsupportedMediaType(Problem):
+    """The content type is none the call reads."""
+
+    status, slug = 415, "unsupported-media-type"
+
+
+class FieldError(NamedTuple):
+    """What is wrong with one field of a request."""
+
+    field: str
+    reason: str
+
+
+class InvalidRequest(Problem):
+    """Fields are missing, unknown or wrong."""
+
+    status, slug = 422, "invalid-request"
+
+    @property
+    def errors(self) -> list[FieldError]:
+        """Each wrong field with its reason."""
+        listed = self.fields.get("errors")
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        return [FieldError(str(entry.get("field", "")), str(entry.get("reason", ""))) for entry in entries]
+
+
+class AnswerTooLarge(InvalidRequest):
+    """What was asked for does not fit one answer; ask for less at a time.
+
+    Attributes:
+        limit: what an answer may have, in bytes.
+    """
+
+    slug, members = "answer-too-large", {"limit": int}
+    limit: int
+
+
+class NonFinite(InvalidRequest):
+    """NaN, infinity or overflow in a vector; nothing was stored.
+
+    Attributes:
+        stream: `"k"` or `"v"`; `"x"` for `encode`.
+        layer: the layer of the first such vector, as the session counts layers; None for `encode`.
+        head: its head; None for `encode`.
+        token: its token, counted from the append's first; None for `encode`.
+        row: which vector of x it is, for `encode`.
+    """
+
+    slug = "non-finite"
+    members: ClassVar[Mapping[str, Any]] = {
+        "stream": str,
+        **dict.fromkeys(("layer", "head", "token", "row"), int | None),
+    }
+    stream: str
+    layer: int | None
+    head: int | None
+    token: int | None
+    row: int | None
+
+
+class InternalError(Problem):
+    """The service failed, or something between it and the client did."""
+
+    status, slug = 500, "internal-error"
+
+
+class Busy(Problem):
+    """The service has too much to do right now."""
+
+    status, slug = 503, "busy"
+
+
+class InsufficientStorage(Problem):
+    """The session does not fit the service's memory budget."""
+
+    status, slug = 507, "insufficient-storage"

@@ -1,0 +1,128 @@
+"""Requests and responses as values, and the refusals among the responses. No I/O happens here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from json import loads
+from typing import Any, Generic, TypeVar
+
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+
+from hadakv_client.body import Body
+from hadakv_client.errors import Problem, ProtocolError
+from hadakv_client.problems import problem
+
+MSGPACK = "application/msgpack"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request, all but the address of the service and the caller's token.
+
+    Attributes:
+        method: `"GET"`, `"POST"`, ...
+        path: from `/` on, with the query.
+        headers: names in lower case; with a body, its type and length are among them.
+        body: can be sent any number of times; None for no body.
+        idempotent: whether doing it twice is the same as doing it once, so that it may be sent again
+            when nobody knows what became of it.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    idempotent: bool = True
+
+    @classmethod
+    def with_body(cls, method: str, path: str, message: Mapping[str, Any], **more: Any) -> "Request":
+        """A request with a msgpack body.
+
+        Args:
+            method: `"POST"` or `"PUT"`.
+            path: from `/` on.
+            message: see `Body`.
+            more: further attributes.
+        """
+        body = Body(message)
+        headers = {"content-type": MSGPACK, "content-length": str(body.nbytes), **more.pop("headers", {})}
+        return cls(method, path, headers, body, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A complete response.
+
+    Attributes:
+        status: the HTTP status.
+        headers: names in lower case, or a mapping that ignores case.
+        body: all of it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | memoryview
+
+    def check(self) -> None:
+        """Nothing, for an answer of the 200s.
+
+        Raises:
+            Problem: the service refused.
+            ProtocolError: the status is no answer at all, for example a redirection.
+        """
+        if self.status >= 400:
+            raise self._problem()
+        if not 200 <= self.status < 300:
+            raise ProtocolError(f"the answer has the status {self.status}: is there a service at that address?")
+
+    def document(self) -> dict[str, Any]:
+        """The msgpack map an answer is.
+
+        Raises:
+            Problem: the service refused.
+            ProtocolError: the answer is something else.
+        """
+        self.check()
+        try:
+            document = msgpack.unpackb(self.body)
+        except ValueError as error:
+            kind = self.headers.get("content-type", "without a type")
+            raise ProtocolError(f"the answer is not msgpack but {kind}: is there a service at that address?") from error
+        if not isinstance(document, dict):
+            raise ProtocolError(f"the answer is no map but {type(document).__name__}")
+        return document
+
+    def _problem(self) -> Problem:
+        try:
+            document = loads(bytes(self.body))
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            # A proxy's page, or a server's plain text: whatever it says, the status is known.
+            document = {"title": _phrase(self.status), "detail": bytes(self.body[:200]).decode("utf-8", "replace")}
+        seconds = self.headers.get("retry-after", "")
+        # The header may also be a date; that counts as none.
+        return problem(self.status, document, float(seconds) if seconds.isdecimal() else None)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"Status {status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request, and how to read its response.
+
+    Attributes:
+        request: the request.
+        parse: raises `Problem` or `ProtocolError`.
+        parse_repetition: the same, where an earlier attempt may have been carried out unseen.
+    """
+
+    request: Request
+    parse: Callable[[Response], T]
+    parse_repetition: Callable[[Response], T] | None = None

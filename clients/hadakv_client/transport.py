@@ -1,0 +1,94 @@
+"""What both clients have in common on httpx's side: address and token, receiving a body, what its errors mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+
+from hadakv_client.errors import ConnectionLost, Timeout
+from hadakv_client.flow import Retries
+from hadakv_client.protocol import Request, Response
+
+DEFAULT_URL = "http://127.0.0.1:8765"
+# An answer may wait for others to be encoded; a connection to a service that is there comes at once.
+DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class Address:
+    """Where the service is, who calls it, and how often.
+
+    Raises:
+        ValueError: the URL is not one of http or https, or the token cannot stand in a header.
+    """
+
+    def __init__(self, base_url: str, token: str | None, retries: int | Retries) -> None:
+        if not _is_http(base_url):
+            raise ValueError(f"base_url must be like http://127.0.0.1:8765, not {base_url!r}")
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ValueError("token must be printable ASCII")
+        self._base_url = base_url.rstrip("/")
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self.retries = retries if isinstance(retries, Retries) else Retries(retries)
+
+    def url(self, request: Request) -> str:
+        """Where a request goes."""
+        return self._base_url + request.path
+
+    def headers(self, request: Request) -> dict[str, str]:
+        """A request's headers and the caller's."""
+        # Compressed again, an answer would only be slower, and would not have the length its header says.
+        return {**request.headers, **self._headers, "accept-encoding": "identity"}
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host)
+
+
+class Arrival:
+    """A response that is being received, into one buffer: fresh memory costs more than anything else here.
+
+    Args:
+        head: the response, its body not yet read.
+    """
+
+    def __init__(self, head: httpx.Response) -> None:
+        self._head = head
+        self._chunks: list[bytes] = []
+        declared = head.headers.get("content-length", "")
+        self._buffer = np.empty(int(declared), np.uint8).data if declared.isdecimal() else None
+        self._filled = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Take the next part of the body; there is no more of it than was declared, httpx sees to that."""
+        if self._buffer is None:
+            self._chunks.append(chunk)
+        else:
+            self._buffer[self._filled : self._filled + len(chunk)] = chunk
+            self._filled += len(chunk)
+
+    def response(self) -> Response:
+        """The response, now that it is complete."""
+        body = b"".join(self._chunks) if self._buffer is None else self._buffer[: self._filled]
+        return Response(self._head.status_code, self._head.headers, body)
+
+
+@contextmanager
+def transport_errors(request: Request) -> Iterator[None]:
+    """Turn httpx's errors while a request is under way into ours.
+
+    Raises:
+        ConnectionLost: the connection could not be made, or broke.
+        Timeout: it took too long.
+    """
+    try:
+        yield
+    except httpx.TransportError as error:
+        kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectionLost
+        what = f"{request.method} {request.path}: {str(error) or type(error).__name__}"
+        raise kind(what, sent=not isinstance(error, _NEVER_SENT)) from error
