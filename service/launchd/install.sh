@@ -9,7 +9,13 @@ agent=$HOME/Library/LaunchAgents/$label.plist
 
 command -v launchctl >/dev/null || { echo "launchd is macOS's; here, run: make serve" >&2; exit 1; }
 
-launchctl bootout "gui/$UID/$label" 2>/dev/null || true # it was not running
+if launchctl bootout "gui/$UID/$label" 2>/dev/null; then
+  # It answers before the old process is gone, and the new one could not start beside it.
+  for _ in {1..40}; do
+    launchctl print "gui/$UID/$label" >/dev/null 2>&1 || break
+    sleep 0.5
+  done
+fi
 if [[ ${1-} == --remove ]]; then
   rm -f "$agent"
   echo "removed $agent"
