@@ -1,0 +1,86 @@
+"""Appends as jobs of the device: what waits together and how it shares the memory budget."""
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+
+from hadakv_kernels import Codec
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service import wire
+from hadakv_service.append import Append, Appended, AppendJob
+from hadakv_service.device import Device
+from hadakv_service.errors import NonFinite
+from hadakv_service.store import Key, Store
+
+BACKEND = CpuBackend(1)
+SPEC = Codec().at(64)
+TOKEN = 2 * SPEC.nbytes
+ANN, BOB, CID = (("", name) for name in ("ann", "bob", "cid"))
+
+
+def job(store: Store, key: Key, tokens: int, value: float = 1.0) -> AppendJob:
+    x = np.full((1, 1, tokens, 64), value, np.float32)
+    tensor = wire.Tensor("float32", list(x.shape), x.reshape(-1).view(np.uint8).data)
+    return AppendJob(key, Append.from_body(wire.AppendBody(tensor, tensor)), store, BACKEND, None)
+
+
+def together(*jobs: AppendJob) -> list[Any]:
+    """Run jobs that wait for the device at the same time: their answers and errors."""
+
+    async def run() -> list[Any]:
+        device = Device(BACKEND, 100)
+        device.start(asyncio.get_running_loop())
+        gate = threading.Event()
+        held = asyncio.ensure_future(device.call(lambda: gate.wait(30)))
+        tasks = [asyncio.ensure_future(device.run(job)) for job in jobs]
+        await asyncio.sleep(0)
+        gate.set()
+        await held
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        device.stop()
+        return answers
+
+    return asyncio.run(run())
+
+
+def test_appends_to_several_sessions_and_to_one_are_all_stored() -> None:
+    store = Store(1000 * TOKEN)
+
+    answers = together(*[job(store, key, tokens) for tokens in (3, 4) for key in (ANN, BOB, CID)])
+
+    assert [answer.position for answer in answers] == [0, 0, 0, 3, 3, 3]
+    assert [answer.created for answer in answers] == [True] * 3 + [False] * 3
+    assert [store.get(key).session.nbytes for key in (ANN, BOB, CID)] == [7 * TOKEN] * 3
+    assert store.ledger.used == 21 * TOKEN
+
+
+def test_a_refused_append_gives_back_what_it_reserved_and_harms_no_other() -> None:
+    store = Store(1000 * TOKEN)
+
+    good, bad, also_good = together(job(store, ANN, 3), job(store, BOB, 400, np.nan), job(store, CID, 4))
+
+    assert isinstance(bad, NonFinite)
+    assert [type(answer) for answer in (good, also_good)] == [Appended] * 2
+    assert store.find(BOB) is None
+    assert store.ledger.used == 7 * TOKEN
+
+
+def test_an_append_after_a_refused_one_to_the_same_session_goes_where_that_would_have() -> None:
+    store = Store(1000 * TOKEN)
+
+    _, _, after = together(job(store, ANN, 3), job(store, ANN, 2, np.inf), job(store, ANN, 4))
+
+    assert (after.position, after.tokens) == (3, 4)
+
+
+def test_sessions_appended_to_at_the_same_time_make_room_for_each_other_as_if_one_after_another() -> None:
+    store = Store(100 * TOKEN)
+    together(job(store, ANN, 40))
+    together(job(store, BOB, 40))
+
+    answers = together(job(store, ANN, 30), job(store, BOB, 30))
+
+    assert [type(answer) for answer in answers] == [Appended] * 2
+    assert store.ledger.used <= 100 * TOKEN

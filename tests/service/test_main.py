@@ -1,0 +1,254 @@
+"""Starting and stopping the service as a program: what it says, what it refuses, how it ends."""
+
+import hashlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import msgpack
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from contract import MSGPACK, Caller, append_body, connect, stream
+from hadakv_kernels import Codec
+from hadakv_service.auth import TokenFile
+from hadakv_service.errors import Unauthorized
+from hadakv_service.settings import Settings, is_loopback
+from hadakv_service.spawn import running_service
+
+PROGRAM = [sys.executable, "-m", "hadakv_service"]
+
+
+def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    return subprocess.run(
+        [*PROGRAM, *flags], capture_output=True, text=True, timeout=60, env=os.environ | environment, check=False
+    )
+
+
+def test_help_tells_every_setting_and_its_default() -> None:
+    finished = run("--help")
+
+    told = set(re.findall(r"--[a-z][a-z-]+", finished.stdout))
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert {f"--{name.replace('_', '-')}" for name in Settings.model_fields} <= told
+    assert "127.0.0.1" in finished.stdout
+    assert "8765" in finished.stdout
+
+
+def test_the_startup_line_tells_version_backend_address_and_budget() -> None:
+    with running_service("--memory-budget", "3GiB") as service:
+        answer = httpx.get(f"{service.url}/readyz")
+        ready = answer.json()
+
+    expected = rf"hadakv \S+: cpu backend \(.+\), {re.escape(service.url)}, memory budget 3\.0GiB"
+    assert re.fullmatch(expected, service.startup_line)
+    assert answer.status_code == 200
+    assert ready["budget_nbytes"] == 3 << 30
+    assert service.startup_line.startswith(f"hadakv {ready['version']}: {ready['backend']} backend ({ready['detail']})")
+
+
+def test_settings_come_from_flags_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADAKV_MEMORY_BUDGET", "5MiB")
+    monkeypatch.setenv("HADAKV_TTL_SECONDS", "77")
+    monkeypatch.setenv("HADAKV_MAX_BODY", "100")
+
+    with running_service("--memory-budget", "6MiB") as service, Caller(service.url) as caller:
+        budget = caller.get("/readyz").body["budget_nbytes"]
+        ttl = caller.put("/sessions/a", {}).body["ttl_seconds"]
+        refused = caller.send("POST", "/encode", bytes(101))
+
+    assert (budget, ttl) == (6 << 20, 77)
+    assert refused.problem(413, "body-too-large")["limit"] == 100
+
+
+def test_the_service_listens_on_a_unix_socket_where_asked(tmp_path: Path) -> None:
+    path = tmp_path / "hadakv.sock"
+    process = subprocess.Popen([*PROGRAM, "--uds", str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://hadakv") as client:
+            status = client.get("/healthz").status_code
+    finally:
+        process.terminate()
+        process.communicate()
+
+    assert f"unix:{path}" in line
+    assert status == 200
+
+
+BAD_VALUES = {
+    "a port beyond all ports": (("--port", "65536"), "port"),
+    "a budget that is no size": (("--memory-budget", "much"), "memory_budget"),
+    "a negative budget": (("--memory-budget", "-1"), "memory_budget"),
+    "a body of no size": (("--max-body", "-5"), "max_body"),
+    "a queue of nobody": (("--queue", "0"), "queue"),
+    "no threads": (("--threads", "0"), "threads"),
+    "a ttl of 0": (("--ttl-seconds", "0"), "ttl_seconds"),
+    "an endless ttl": (("--ttl-seconds", "inf"), "ttl_seconds"),
+    "an unknown backend": (("--backend", "abacus"), "backend"),
+    "an unknown log level": (("--log-level", "loud"), "log_level"),
+}
+
+
+@pytest.mark.parametrize(("flags", "field"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_no_setting_may_have(flags: tuple[str, ...], field: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        CliApp.run(Settings, cli_args=list(flags))
+
+    assert [error["loc"] for error in refused.value.errors()] == [(field,)]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
+def test_no_address_beyond_loopback_is_bound_without_tokens(host: str) -> None:
+    with pytest.raises(ValidationError, match="refusing to bind"):
+        CliApp.run(Settings, cli_args=["--host", host])
+
+    assert CliApp.run(Settings, cli_args=["--host", host, "--insecure"]).host == host
+    assert CliApp.run(Settings, cli_args=["--host", host, "--token-file", "tokens"]).host == host
+
+
+BAD_STARTS = {
+    "a port that is no number": (("--port", "http"), r"hadakv: port: .*integer.*"),
+    "an address beyond loopback": (("--host", "0.0.0.0"), r"hadakv: .*refusing to bind 0\.0\.0\.0 without a token.*"),
+    "a token file that is not there": (("--token-file", "/nowhere/tokens"), r"hadakv: .*/nowhere/tokens.*"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_STARTS.values(), ids=BAD_STARTS)
+def test_the_program_says_in_one_line_why_it_does_not_start_with(flags: tuple[str, ...], message: str) -> None:
+    finished = run("--port", "0", *flags)
+
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert re.fullmatch(message + "\n", finished.stderr)
+
+
+def test_a_flag_there_is_not_is_refused_with_its_name() -> None:
+    finished = run("--colour", "red")
+
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.splitlines()[-1].endswith("unrecognized arguments: --colour red")
+
+
+def test_a_bad_environment_is_refused_in_one_line() -> None:
+    finished = run(HADAKV_QUEUE="none")
+
+    assert finished.returncode == 1
+    assert re.fullmatch(r"hadakv: queue: .+\n", finished.stderr)
+
+
+TOKEN_FILES = ["", "# nobody\n", "ann\n", "ann:secret\n", f"ann:{'0' * 63}\n", f"ann smith:{'0' * 64}\n"]
+
+
+@pytest.mark.parametrize("content", TOKEN_FILES)
+def test_a_token_file_that_is_empty_or_unclear_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(content, "utf-8")
+
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        TokenFile(path)
+
+
+def test_a_token_is_its_tenants(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    digests = [hashlib.sha256(token).hexdigest() for token in (b"one", b"two")]
+    path.write_text(f"# comment\n\nann:{digests[0]}\n  bob:{digests[1].upper()}  \n", "utf-8")
+    tokens = TokenFile(path)
+
+    assert (tokens.tenant("Bearer one"), tokens.tenant("bearer two")) == ("ann", "bob")
+    for header in ("", "one", "Bearer", "Bearer ", "Basic one", "Bearer three", "Bearer \xff", f"Bearer {digests[0]}"):
+        with pytest.raises(Unauthorized):
+            tokens.tenant(header)
+
+
+def test_insecure_lets_the_service_bind_beyond_loopback() -> None:
+    with running_service("--host", "0.0.0.0", "--insecure") as service:
+        status = httpx.get(service.url.replace("0.0.0.0", "127.0.0.1") + "/healthz").status_code
+
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.1", False),
+        ("example.org", False),
+        ("localhost.example.org", False),
+        ("", False),
+    ],
+)
+def test_only_loopback_is_taken_for_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        finished = run("--port", str(port))
+
+    assert finished.returncode not in (0, None)
+    assert str(port) in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+# The end
+
+
+def test_a_request_under_way_is_answered_before_the_program_ends() -> None:
+    k = np.random.default_rng(5).standard_normal((1, 1, 2, 64)).astype(np.float16)
+    body = msgpack.packb(append_body(k, k))
+    head = (
+        f"POST /sessions/last/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+
+    with running_service() as service, connect(service.url) as connection:
+        connection.sendall(head.encode() + body[:100])
+        assert httpx.get(f"{service.url}/healthz").status_code == 200, "what was sent before has arrived"
+        service.process.send_signal(signal.SIGTERM)
+        refused = wait_until_nobody_listens(service.url)
+        connection.sendall(body[100:])
+        with connection.makefile("rb") as answer:
+            status, _, content = answer.read().partition(b"\r\n\r\n")
+        code = service.process.wait(30)
+
+    assert refused
+    assert status.startswith(b"HTTP/1.1 201 ")
+    assert msgpack.unpackb(content)["k"] == stream(k, Codec())
+    assert code == 0
+
+
+def wait_until_nobody_listens(url: str) -> bool:
+    """Connect until that is refused: then the service has noticed that it is to end."""
+    for _ in range(100_000):
+        try:
+            connect(url).close()
+        except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:
+            continue  # it stopped listening with this connection in its backlog
+    return False
+
+
+def test_a_signal_ends_the_program_in_order_though_a_connection_is_open() -> None:
+    with running_service() as service, Caller(service.url) as caller:
+        caller.get("/healthz")
+
+        service.process.send_signal(signal.SIGTERM)
+        code = service.process.wait(30)
+
+    assert code == 0

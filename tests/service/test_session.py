@@ -1,0 +1,304 @@
+"""Sessions as values: pages, runs and windows against plain lists of tokens."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadakv_kernels import Codec, Encoded
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflict, ShapeMismatch
+from hadakv_service.pages import PAGE_TOKENS, Page
+from hadakv_service.session import Session, Shape, same_bytes
+
+EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+BACKEND = CpuBackend()
+HEADS = 2
+SPEC = Codec().at(64)
+TOKEN_NBYTES = 2 * HEADS * SPEC.nbytes
+
+
+def page(tokens: list[list[int]]) -> Page:
+    """A page whose bytes are the numbers of its tokens: one list a layer, all of one length."""
+    numbers = np.array(tokens, np.uint32).reshape(len(tokens), 1, -1, 1)
+    shape = (len(tokens), HEADS, numbers.shape[2])
+    packed = np.broadcast_to(numbers, (*shape, SPEC.row_bytes // 4)).copy().view(np.uint8)
+    norms = np.broadcast_to(numbers.astype(np.float32), (*shape, 1)).copy()
+    return Page(Encoded(packed, norms), Encoded(packed[..., ::-1].copy(), -norms))
+
+
+def numbers(held: Page) -> list[list[int]]:
+    """The tokens in a page, which must be whole."""
+    found = np.ascontiguousarray(held.k.packed).view(np.uint32)
+    assert same_bytes(held, page(found[:, 0, :, 0].tolist()) if held.tokens else held, BACKEND)
+    listed: list[list[int]] = found[:, 0, :, 0].tolist()
+    return listed
+
+
+def opened(window: int | None = None) -> Session:
+    return Session(codecs=(Codec(), Codec()), kv_heads=HEADS, head_dim=64, window=window)
+
+
+@dataclass
+class Model:
+    """What a session must be: a list of tokens for each layer."""
+
+    window: int | None
+    layers: list[list[int]] = field(default_factory=list)
+
+    def append(self, layer: int, tokens: list[list[int]]) -> None:
+        while len(self.layers) < layer + len(tokens):
+            self.layers.append([])
+        for i, new in enumerate(tokens, layer):
+            self.layers[i] += new
+
+    def first(self, layer: int) -> int:
+        return max(0, len(self.layers[layer]) - self.window) if self.window else 0
+
+
+COUNTS = st.sampled_from([0, 1, 2, 3, 100, PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1, 2 * PAGE_TOKENS, 600])
+APPENDS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3), COUNTS), max_size=12)
+
+
+def filled(window: int | None, appends: list[tuple[int, int, int]]) -> tuple[Session, Model]:
+    """A session and its model after appends of (layer, layers, tokens); those at odd lengths are refused by both."""
+    session, model, fresh = opened(window), Model(window), 1
+    for layer, layers, count in appends:
+        shape = Shape(layer, layers, HEADS, count, 64)
+        lengths = {len(own) for own in model.layers[layer : layer + layers]}
+        lengths |= {0} if len(model.layers) < layer + layers else set()
+        if len(lengths) > 1:
+            with pytest.raises(PositionConflict) as refused:
+                session.place(shape)
+            assert refused.value.fields["length"] == min(lengths)
+            continue
+        assert session.place(shape) == (lengths.pop(), True)
+        tokens = [list(range(fresh + i * count, fresh + (i + 1) * count)) for i in range(layers)]
+        fresh += layers * count
+        session = session.append(layer, page(tokens), BACKEND)
+        model.append(layer, tokens)
+    return session, model
+
+
+@EXAMPLES
+@given(st.sampled_from([None, None, 1, 10, 300, 5000]), APPENDS)
+def test_a_session_holds_what_lists_would(window: int | None, appends: list[tuple[int, int, int]]) -> None:
+    session, model = filled(window, appends)
+
+    assert session.stored_layers == len(model.layers)
+    assert list(session.spans()) == [(layer, model.first(layer), len(own)) for layer, own in enumerate(model.layers)]
+    for layer, own in enumerate(model.layers):
+        first = model.first(layer)
+        held = session.read(layer, layer + 1, first, len(own), BACKEND)
+        assert numbers(held) == [own[first:]]
+    readable = sum(len(own) - model.first(layer) for layer, own in enumerate(model.layers))
+    spare = len(model.layers) * PAGE_TOKENS if window else 0
+    assert readable * TOKEN_NBYTES <= session.nbytes <= (readable + spare) * TOKEN_NBYTES
+    assert session.raw_nbytes * SPEC.nbytes == session.nbytes * 64 * 2
+
+
+@EXAMPLES
+@given(APPENDS, st.data())
+def test_any_range_of_layers_and_tokens_can_be_read(appends: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    session, model = filled(None, appends)
+    a = data.draw(st.integers(0, len(model.layers)), label="first layer")
+    b = data.draw(st.integers(a, len(model.layers)), label="layer after the last")
+    shortest = min((len(own) for own in model.layers[a:b]), default=0)
+    borders = st.sampled_from([0, 1, PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1, shortest])
+    start, stop = sorted(min(data.draw(borders), shortest) for _ in "ab")
+
+    asked = session.range(start, stop, (a, b))
+    held = session.read(*asked, BACKEND)
+
+    assert asked == (a, b, start, stop)
+    assert (held.layers, held.tokens) == (b - a, stop - start if a < b else 0)
+    if a < b:
+        assert numbers(held) == [own[start:stop] for own in model.layers[a:b]]
+
+
+@EXAMPLES
+@given(APPENDS, APPENDS)
+def test_an_append_leaves_the_value_it_came_from_as_it_was(
+    before: list[tuple[int, int, int]], after: list[tuple[int, int, int]]
+) -> None:
+    session, model = filled(None, before)
+    grown = session
+
+    for layer, layers, count in after:
+        if grown.span(layer, layers)[1] == grown.span(layer, layers)[2]:
+            grown = grown.append(layer, page([[9] * count] * layers), BACKEND)
+
+    assert [len(own) for own in model.layers] == [length for _, _, length in session.spans()]
+    for layer, own in enumerate(model.layers):
+        assert numbers(session.read(layer, layer + 1, 0, len(own), BACKEND)) == [own]
+
+
+@pytest.mark.parametrize("step", [1, 3, 255, 256, 257])
+def test_pages_are_full_but_for_the_last_ones(step: int) -> None:
+    session = opened()
+
+    for _ in range(0, 1500, step):
+        session = session.append(0, page([[7] * step]), BACKEND)
+
+    (run,) = session.runs
+    assert run.full == run.length // PAGE_TOKENS
+    assert {piece.tokens for piece in run.pages[: run.full]} == {PAGE_TOKENS}
+    assert sum(piece.tokens for piece in run.pages[run.full :]) == run.length % PAGE_TOKENS
+
+
+def test_a_full_page_is_shared_by_all_later_values() -> None:
+    session = opened().append(0, page([[1] * 600]), BACKEND)
+
+    grown = session.append(0, page([[2] * 600]), BACKEND)
+
+    assert [a is b for a, b in zip(session.runs[0].pages[:2], grown.runs[0].pages[:2], strict=True)] == [True] * 2
+
+
+def test_full_pages_do_not_hold_on_to_the_append_they_came_from() -> None:
+    large = page([[1] * 2 * PAGE_TOKENS] * 3)
+
+    session = opened(window=5).append(0, large, BACKEND)
+
+    for piece in session.runs[0].pages:
+        assert not np.shares_memory(piece.k.packed, large.k.packed)
+
+
+def test_pages_that_left_the_window_are_let_go() -> None:
+    session = opened(window=10)
+
+    for _ in range(50):
+        session = session.append(0, page([[1] * 100] * 2), BACKEND)
+
+    assert sum(piece.tokens for piece in session.runs[0].pages) <= 10 + PAGE_TOKENS
+    assert session.runs[0].length == 5000
+
+
+def test_appends_of_no_tokens_do_not_pile_up() -> None:
+    session = opened().append(0, page([[1, 2]]), BACKEND)
+
+    grown = session
+    for _ in range(1000):
+        grown = grown.append(0, page([[]]), BACKEND)
+
+    assert len(grown.runs[0].pages) == len(session.runs[0].pages)
+
+
+def test_layers_appended_together_stay_one_run() -> None:
+    session = opened()
+
+    for _ in range(3):
+        session = session.append(0, page([[1] * 100] * 32), BACKEND)
+
+    assert len(session.runs) == 1
+
+
+def test_layers_below_the_first_append_are_there_and_empty() -> None:
+    session = opened().append(3, page([[1, 2]]), BACKEND)
+
+    assert list(session.spans()) == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 2)]
+    assert session.read(0, 3, 0, 0, BACKEND).k.packed.shape == (3, HEADS, 0, 32)
+
+
+# What a session refuses
+
+
+@pytest.mark.parametrize(
+    ("position", "count", "place"),
+    [(None, 5, (10, True)), (10, 5, (10, True)), (0, 10, (0, False)), (3, 4, (3, False)), (9, 1, (9, False))],
+)
+def test_an_append_goes_to_the_end_or_repeats_what_is_stored(
+    position: int | None, count: int, place: tuple[int, bool]
+) -> None:
+    session = opened().append(0, page([[1] * 10]), BACKEND)
+
+    assert session.place(Shape(0, 1, HEADS, count, 64, position)) == place
+
+
+@pytest.mark.parametrize(("position", "count"), [(11, 1), (0, 11), (9, 2), (2**63, 1)])
+def test_an_append_that_does_neither_is_a_conflict(position: int, count: int) -> None:
+    session = opened().append(0, page([[1] * 10]), BACKEND)
+
+    with pytest.raises(PositionConflict) as refused:
+        session.place(Shape(0, 1, HEADS, count, 64, position))
+
+    assert refused.value.fields == {"length": 10}
+
+
+def test_what_left_the_window_cannot_be_repeated() -> None:
+    session = opened(window=4).append(0, page([[1] * 10]), BACKEND)
+
+    with pytest.raises(PositionConflict):
+        session.place(Shape(0, 1, HEADS, 3, 64, 5))
+
+    assert session.place(Shape(0, 1, HEADS, 3, 64, 6)) == (6, False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields"),
+    [
+        (Shape(0, 1, 3, 1, 64), {"kv_heads": HEADS}),
+        (Shape(0, 1, HEADS, 1, 128), {"head_dim": 64}),
+        (Shape(3, 2, HEADS, 1, 64), {"layers": 4}),
+        (Shape(4, 1, HEADS, 1, 64), {"layers": 4}),
+    ],
+)
+def test_a_shape_at_odds_with_the_session_is_refused_with_its_own(shape: Shape, fields: dict[str, int]) -> None:
+    session = Session(kv_heads=HEADS, head_dim=64, layers=4)
+
+    with pytest.raises(ShapeMismatch) as refused:
+        session.accept(shape, None)
+
+    assert refused.value.fields == fields
+
+
+def test_the_first_append_decides_what_was_left_open() -> None:
+    chosen = (Codec(bits=2), Codec(kind="float16"))
+
+    session = Session(layers=4).accept(Shape(0, 4, 3, 1, 128), chosen)
+
+    assert (session.codecs, session.kv_heads, session.head_dim, session.layers) == (chosen, 3, 128, 4)
+
+
+def test_a_codec_that_is_not_the_sessions_is_refused_with_the_sessions() -> None:
+    session = opened()
+
+    with pytest.raises(CodecMismatch) as refused:
+        session.accept(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec(bits=8)))
+
+    assert refused.value.fields["codec"]["v"]["bits"] == 4
+    assert session.accept(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec())) == session
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "layers", "field"),
+    [
+        (None, None, (0, 3), "layers"),
+        (None, None, (2, 1), "layers"),
+        (11, None, None, "start"),
+        (5, 4, None, "start"),
+        (3, None, (0, 1), "start"),
+    ],
+)
+def test_a_range_the_session_does_not_have_is_refused(
+    start: int | None, stop: int | None, layers: tuple[int, int] | None, field: str
+) -> None:
+    session = opened(window=6).append(0, page([[1] * 10] * 2), BACKEND)
+
+    with pytest.raises(InvalidRequest) as refused:
+        session.range(start, stop, layers)
+
+    assert refused.value.fields["errors"][0]["field"] == field
+
+
+def test_equal_bytes_are_told_from_unequal_ones() -> None:
+    one, other = page([[1, 2, 3]]), page([[1, 2, 3]])
+    minus_zero = Encoded(one.k.packed, -np.zeros_like(one.k.norms))
+    zero = Encoded(one.k.packed, np.zeros_like(one.k.norms))
+
+    assert same_bytes(one, other, BACKEND)
+    assert not same_bytes(one, page([[1, 2, 4]]), BACKEND)
+    assert not same_bytes(one, page([[1, 2]]), BACKEND)
+    assert not same_bytes(Page(zero, one.v), Page(minus_zero, one.v), BACKEND)
+    assert not same_bytes(one, Page(one.k, Encoded(one.v.packed, one.k.norms)), BACKEND)
