@@ -85,7 +85,7 @@ def block_sums(terms: Float32, spec: CodecSpec) -> Float32:
     Lane `l` owns the `d / 32` consecutive elements from `l * d / 32` and adds them in order; then lanes
     combine pairwise at distance 1, 2, 4, ...
     """
-    lanes = terms.reshape(len(terms), LANES, -1)
+    lanes = terms.reshape(len(terms), LANES, spec.head_dim // LANES)
     sums = np.zeros(lanes.shape[:2], np.float32)
     for i in range(lanes.shape[2]):
         sums = sums + lanes[:, :, i]
@@ -142,7 +142,7 @@ def pack(index: Bytes, spec: CodecSpec) -> Bytes:
     if spec.codec.layout == "byte":
         return index
     bits = np.unpackbits(index[..., None], axis=-1, bitorder="little")[..., : spec.codec.bits]
-    return np.packbits(bits.reshape(len(index), -1), axis=-1, bitorder="little")
+    return np.packbits(bits.reshape(len(index), spec.head_dim * spec.codec.bits), axis=-1, bitorder="little")
 
 
 def unpack(packed: Bytes, spec: CodecSpec) -> Bytes:
@@ -171,8 +171,9 @@ def diagnose(x: NDArray[np.generic], spec: CodecSpec) -> Diagnostics:
         rms = np.sqrt(block_sums(v * v, spec) / np.float32(spec.block_dim))
         if spec.codec.norm == "unbiased":
             norms = unbiased_norms(y, index, norms, spec)
-    encoded = Encoded(pack(index, spec).reshape(*lead, -1), norms.reshape(*lead, -1))
-    return Diagnostics(encoded, v.reshape(x.shape), rms.reshape(*lead, -1))
+    # Spelled out, as -1 is not defined for arrays of no vectors.
+    encoded = Encoded(pack(index, spec).reshape(*lead, spec.row_bytes), norms.reshape(*lead, spec.norms))
+    return Diagnostics(encoded, v.reshape(x.shape), rms.reshape(*lead, spec.blocks))
 
 
 def encode(x: NDArray[np.generic], spec: CodecSpec) -> Encoded:

@@ -1,6 +1,7 @@
 """Run the service: `python -m hadakv_service --help`."""
 
 import logging
+import signal
 import socket
 import sys
 
@@ -69,6 +70,8 @@ def main() -> None:
         # A sender that has stalled must not keep the service from stopping.
         timeout_graceful_shutdown=10,
     )
+    # Uvicorn raises the signal that stopped it once more at the end; then this ends the process in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _Server(config, app.state.context).run()
 
 

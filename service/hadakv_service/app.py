@@ -11,7 +11,7 @@ from hadakv_kernels import Backend, open_backend
 from hadakv_service import __version__, openapi, problems
 from hadakv_service.auth import Gate, TokenFile
 from hadakv_service.body import BodyReader
-from hadakv_service.context import Context
+from hadakv_service.context import Context, WholeIds
 from hadakv_service.device import Device
 from hadakv_service.routes import codec, health, kv, sessions
 from hadakv_service.settings import Settings
@@ -52,6 +52,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         app.include_router(router)
     problems.install(app)
     openapi.install(app)
+    app.add_middleware(WholeIds)
     if settings.token_file:
         app.add_middleware(Gate, tokens=TokenFile(settings.token_file))
     return app

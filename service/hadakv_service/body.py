@@ -85,7 +85,8 @@ class BodyReader:
             total += len(chunk)
             if total > self._limit:
                 raise BodyTooLarge(self._limit)
-            chunks.append(chunk)
+            if chunk:
+                chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

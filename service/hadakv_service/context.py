@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from typing import cast
 
 from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hadakv_kernels import Backend
 from hadakv_service.body import BodyReader
 from hadakv_service.device import Device
 from hadakv_service.errors import InvalidRequest
+from hadakv_service.problems import from_service_error
 from hadakv_service.settings import Settings
 from hadakv_service.store import Key, Store
 
+ID_RULE = "must be 1 to 128 of A-Z a-z 0-9 . _ : -"
 _SESSION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -44,8 +47,22 @@ def check_session_id(session: str, field: str = "id") -> str:
         InvalidRequest: it is not 1 to 128 of A-Z a-z 0-9 . _ : -
     """
     if not _SESSION_ID.fullmatch(session):
-        raise InvalidRequest([(field, "must be 1 to 128 of A-Z a-z 0-9 . _ : -")])
+        raise InvalidRequest([(field, ID_RULE)])
     return session
+
+
+class WholeIds:
+    """ASGI middleware that refuses encoded slashes, which routing would take for borders between parts of the path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 422."""
+        if scope["type"] == "http" and b"%2f" in scope.get("raw_path", b"").lower():
+            await from_service_error(InvalidRequest([("id", ID_RULE)]))(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def session_key(request: Request) -> Key:

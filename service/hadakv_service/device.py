@@ -8,11 +8,12 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from hadakv_kernels import Backend, Encoded, Stream
-from hadakv_service.errors import Busy
+from hadakv_service.errors import Busy, InsufficientStorage
 
 # As many as are encoded in one call; more would make the first of them wait for the last.
 BATCH = 32
@@ -123,6 +124,11 @@ class Device:
             open_ = self._drain(backlog, wait=not backlog) and open_
             batch = _independent(backlog)
             self._work(batch)
+            for waiting in batch:
+                # Beside others it could not evict them; alone it can.
+                if len(batch) > 1 and isinstance(waiting.error, InsufficientStorage):
+                    waiting.error = None
+                    self._work([waiting])
             if batch:
                 self._events.call_soon_threadsafe(self._answer, batch)
 
@@ -154,9 +160,11 @@ class Device:
         try:
             return iter(self.backend.encode(streams) if streams else ())
         except Exception as error:
-            for waiting in alive:
-                waiting.error = error if waiting.streams else None
-            return iter(())
+            if len(alive) == 1:
+                alive[0].error = error
+                return iter(())
+            # Only who caused it fails: once more, one by one.
+            return chain.from_iterable([list(self._encode([waiting])) for waiting in alive])
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
         self._depth -= len(batch)

@@ -91,6 +91,8 @@ class Run:
 
     def append(self, page: Page, backend: Backend) -> "Run":
         """The run with a page's tokens after its own."""
+        if not page.tokens:
+            return self
         tail = (*self.pages[self.full :], page)
         waiting = sum(piece.tokens for piece in tail)
         length = self.length + page.tokens

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from hadakv_service.errors import InvalidRequest, ServiceError
 
@@ -38,11 +39,22 @@ async def _service_error(_: Request, error: Exception) -> Response:
     return from_service_error(error)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     slug = _SLUGS.get(error.status_code, "http-error")
-    return problem(error.status_code, slug, title, str(error.detail), {}, error.headers or {})
+    headers = {"Allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers or {}
+    return problem(error.status_code, slug, title, str(error.detail), {}, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes at the request's path: a router's own 405 names only those of the first."""
+
+    def has(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("DELETE", "GET", "POST", "PUT") if has(method)]
 
 
 async def _query_error(_: Request, error: Exception) -> Response:

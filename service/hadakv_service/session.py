@@ -135,13 +135,13 @@ class Session:
             PositionConflict: it is neither at the end of its layers nor wholly among the stored tokens.
         """
         first, length, longest = self.span(shape.layer, shape.layers)
+        if shape.position in (None, length) and length == longest:
+            return length, True
+        if shape.position is not None and first <= shape.position <= length - shape.tokens:
+            return shape.position, False
         if length != longest:
             raise PositionConflict(f"The layers have different lengths, from {length} to {longest}.", length)
-        if shape.position in (None, length):
-            return length, True
-        if shape.position is None or not first <= shape.position <= length - shape.tokens:
-            raise self.conflict(shape)
-        return shape.position, False
+        raise self.conflict(shape)
 
     def conflict(self, shape: Shape) -> PositionConflict:
         """The refusal of an append that is not at the end."""
@@ -186,6 +186,8 @@ class Session:
         if not 0 <= a <= b <= self.stored_layers:
             raise InvalidRequest([("layers", f"must lie within 0:{self.stored_layers}, not {a}:{b}")])
         first, length, _ = self.span(a, b - a) if a < b else (0, 0, 0)
+        # Layers whose windows share no token have an empty range in common, at the end of the shortest.
+        first = min(first, length)
         start = first if start is None else start
         stop = length if stop is None else min(stop, length)
         if start < first:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from hadakv_service.wire import MAX_TTL_SECONDS
+
 LOOPBACK_NAMES = {"localhost"}
 
 
@@ -40,7 +42,7 @@ class Settings(BaseSettings):
     )
     max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body or range read, for example 1GiB.")
     queue: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256
-    ttl_seconds: Annotated[float, Field(gt=0)] | None = Field(
+    ttl_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] | None = Field(
         None, description="Forget sessions unused for so long, unless they say otherwise; default: never."
     )
     token_file: Path | None = Field(

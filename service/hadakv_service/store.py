@@ -106,6 +106,8 @@ class Store:
         Raises:
             InsufficientStorage: they would not fit even then; nothing was evicted.
         """
+        if nbytes > self.ledger.free:
+            self._next_sweep = 0.0  # Before anybody is evicted the expired go, however recent the last sweep.
         self.sweep()
         victims, missing = [], nbytes - self.ledger.free
         for key, entry in self._entries.items():

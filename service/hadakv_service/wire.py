@@ -1,6 +1,7 @@
 """Msgpack in and out: typed requests parsed without copying tensors, answers that keep large tensors as pieces."""
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,8 +17,8 @@ from hadakv_service.wellformed import check_well_formed
 Buffer = bytes | bytearray | memoryview
 # Below this, copying a tensor into the answer is cheaper than sending it as its own piece.
 LARGE = 64 * 1024
-# 0xc1 is the one byte msgpack never uses.
-_PLACEHOLDER = b"\xc1" * 16
+# About 31 years: a moment so far ahead still is a date.
+MAX_TTL_SECONDS = 1e9
 
 Dimension = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
@@ -44,8 +45,9 @@ class Tensor(msgspec.Struct, forbid_unknown_fields=True):
             wanted = size * dtype.itemsize
             reason = f"has {len(self.data)} bytes, the shape {self.shape} of {self.dtype} says {wanted}"
             raise InvalidRequest([(f"{field}.data", reason)])
-        if max(self.shape) >= 1 << 40:
-            raise InvalidRequest([(f"{field}.shape", "has an axis beyond all bounds")])
+        # An empty axis hides how large the others are, and NumPy refuses shapes that would overflow without it.
+        if math.prod(axis or 1 for axis in self.shape) >= 1 << 40:
+            raise InvalidRequest([(f"{field}.shape", "has axes beyond all bounds")])
         return np.frombuffer(self.data, dtype).reshape(self.shape) if size else np.empty(self.shape, dtype)
 
 
@@ -104,7 +106,7 @@ class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
     kv_heads: Count | None = None
     head_dim: int | None = None
     window: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    ttl_seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    ttl_seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)] | None = None
 
 
 class EncodeBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -174,6 +176,8 @@ def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
 def encode_pieces(answer: dict[str, Any]) -> list[Buffer]:
     """Encode an answer; each large tensor stays a view of its array and is a piece of its own."""
     large: list[memoryview] = []
+    # Nobody can have put into a small tensor what is drawn only now.
+    placeholder = os.urandom(16)
 
     def array_bytes(value: object) -> Buffer:
         if not isinstance(value, np.ndarray):
@@ -182,15 +186,15 @@ def encode_pieces(answer: dict[str, Any]) -> list[Buffer]:
         if view.nbytes < LARGE:
             return view
         large.append(view)
-        return _PLACEHOLDER
+        return placeholder
 
     encoded = msgspec.msgpack.encode(answer, enc_hook=array_bytes)
-    return list(_with_large(encoded, large)) if large else [encoded]
+    return list(_with_large(encoded, placeholder, large)) if large else [encoded]
 
 
-def _with_large(encoded: bytes, large: list[memoryview]) -> Iterator[Buffer]:
+def _with_large(encoded: bytes, placeholder: bytes, large: list[memoryview]) -> Iterator[Buffer]:
     for view in large:
-        before, _, encoded = encoded.partition(b"\xc4\x10" + _PLACEHOLDER)
+        before, _, encoded = encoded.partition(b"\xc4\x10" + placeholder)
         yield before + b"\xc6" + view.nbytes.to_bytes(4, "big")
         yield view
     yield encoded

@@ -1,9 +1,9 @@
 """Blocking clients, one connection each: as little as possible between the clock and the socket."""
 
-import itertools
 import re
 import socket
 from collections.abc import Iterator
+from itertools import count, repeat
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -27,7 +27,7 @@ class Caller(Protocol):
 
 def session_names(prefix: str, *, fresh: bool) -> Iterator[str]:
     """One session for ever, or a new one for each call."""
-    return (f"{prefix}-{i}" for i in itertools.count()) if fresh else itertools.repeat(prefix)
+    return (f"{prefix}-{i}" for i in count()) if fresh else repeat(prefix)
 
 
 def connect(url: str) -> socket.socket:
@@ -120,12 +120,14 @@ class ClientCaller:
     def __init__(self, url: str, workload: Workload, *, fresh: bool = False) -> None:
         self._client = Client(url)
         self._tensors = workload.tensors
-        self._sessions = session_names(f"{workload.name}-client", fresh=fresh)
+        names = session_names(f"{workload.name}-client", fresh=fresh)
+        self._sessions = map(self._client.session, names) if fresh else repeat(self._client.session(next(names)))
+        self._position = 0 if fresh else None
 
     def call(self) -> None:
         """Append."""
         k, v = self._tensors
-        answer = self._client.session(next(self._sessions)).append(k, v)
+        answer = next(self._sessions).append(k, v, position=self._position)
         assert answer.tokens == k.shape[2]
 
     def close(self) -> None:

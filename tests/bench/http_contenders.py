@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,6 @@ from pathlib import Path
 from bench.http_clients import Caller, connect
 
 TESTS = Path(__file__).resolve().parents[1]
-# Appends to ever new sessions stay within this; the least recently used ones are evicted.
-BUDGET = "128MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +31,19 @@ class Server:
 
 
 @contextmanager
-def server(name: str) -> Iterator[Server]:
-    """Start the server of that name and stop it at the end of the block.
+def servers(*names: str, budget: str = "128MiB") -> Iterator[dict[str, Server]]:
+    """Start several servers and stop them at the end of the block.
 
     Args:
-        name: "raw", "bare", "naive", "null" (the service without a codec), "service" or "redis".
+        names: "raw", "ceiling", "bare", "naive", "null" (the service without a codec), "service" or "redis", which
+            is left out where it is not installed.
+        budget: what the service may store; appends to ever new sessions evict the least recently used ones.
     """
-    if name == "redis":
-        with _redis() as running:
-            yield running
-        return
-    flags = ["--port", "0", "--memory-budget", BUDGET] if name in ("null", "service") else []
-    module = ["hadakv_service"] if name == "service" else ["bench.http_servers", name]
-    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, "-m", *module, *flags],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
-    with _stopping(process):
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        address = re.search(r"http://\S+?(?=,)", line)
-        if address is None:
-            raise RuntimeError(f"{name} did not start: {line}")
-        yield Server(address[0], process.pid)
-
-
-@contextmanager
-def servers(*names: str) -> Iterator[dict[str, Server]]:
-    """Several servers at once; redis is left out where it is not installed."""
     with ExitStack() as stack:
-        installed = [name for name in names if name != "redis" or has_redis()]
-        yield {name: stack.enter_context(server(name)) for name in installed}
+        starting = {name: _start(name, budget) for name in names if name != "redis" or has_redis()}
+        for process, _ in starting.values():
+            stack.enter_context(_stopping(process))
+        yield {name: Server(_address(process, port), process.pid) for name, (process, port) in starting.items()}
 
 
 def has_redis() -> bool:
@@ -73,31 +51,47 @@ def has_redis() -> bool:
     return shutil.which("redis-server") is not None
 
 
-@contextmanager
-def _redis() -> Iterator[Server]:
-    url = f"http://127.0.0.1:{_free_port()}"
-    command = ["redis-server", "--port", url.rpartition(":")[2], "--bind", "127.0.0.1"]
-    command += ["--save", "", "--appendonly", "no", "--loglevel", "warning"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
-    with _stopping(process):
-        _wait_until(lambda: connect(url).close())
-        yield Server(url, process.pid)
+def _start(name: str, budget: str) -> tuple["subprocess.Popen[str]", int]:
+    """A process, and its port where it was told which to take."""
+    port = 0
+    if name == "redis":
+        port = _free_port()
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    else:
+        module = ["hadakv_service"] if name == "service" else ["bench.http_servers", name]
+        flags = ["--port", "0", "--memory-budget", budget] if name in ("null", "service") else []
+        command = [sys.executable, "-m", *module, *flags]
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    output = subprocess.DEVNULL if port else subprocess.PIPE
+    return subprocess.Popen(command, stdout=output, text=True, env=os.environ | {"PYTHONPATH": paths}), port
+
+
+def _address(process: "subprocess.Popen[str]", port: int) -> str:
+    """Where a process listens, once it does."""
+    if port:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(url)
+        return url
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    address = re.search(r"http://\S+?(?=,)", line)
+    if address is None:
+        raise RuntimeError(f"a server did not start: {process.args}: {line}")
+    return address[0]
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-def _wait_until(attempt: Callable[[], None]) -> None:
+def _wait_for(url: str) -> None:
     for _ in range(100):
         try:
-            return attempt()
+            return connect(url).close()
         except ConnectionRefusedError:
             time.sleep(0.05)
-    raise RuntimeError("redis-server did not start")
+    raise RuntimeError(f"nothing listens at {url}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.http_clients import HttpCaller
-from bench.http_contenders import server
+from bench.http_contenders import servers
 from bench.http_figures import Aim, at_most, table
 from bench.http_payloads import BULK, STEP
 
@@ -34,14 +34,15 @@ def measure() -> dict[str, Memory]:
 
 
 def _measure(name: str) -> Memory:
-    with server(name) as running:
-        small, bulk = (HttpCaller(running.url, workload) for workload in (STEP, BULK))
+    with servers(name) as running:
+        url, pid = running[name].url, running[name].pid
+        small, bulk = (HttpCaller(url, workload) for workload in (STEP, BULK))
         small.call()
-        before = _status(running.pid, "VmRSS")
+        before = _status(pid, "VmRSS")
         # 5 resets the peak; see proc(5).
-        Path(f"/proc/{running.pid}/clear_refs").write_text("5", "ascii")
+        Path(f"/proc/{pid}/clear_refs").write_text("5", "ascii")
         bulk.call()
-        peak = _status(running.pid, "VmHWM")
+        peak = _status(pid, "VmHWM")
         small.close()
         bulk.close()
         return Memory(before, peak)

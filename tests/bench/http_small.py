@@ -42,7 +42,7 @@ class Small:
 
 def measure(rounds: int, calls: int, seconds: float) -> Small:
     """Contenders take turns, `calls` calls and then `seconds` of load at a time."""
-    with servers("ceiling", "bare", "null", "service", "redis") as running, ExitStack() as stack:
+    with servers("ceiling", "bare", "null", "service", "redis", budget="1GiB") as running, ExitStack() as stack:
         callers: dict[str, Caller] = {}
         for contender in CONTENDERS:
             if contender.server in running:

@@ -269,6 +269,18 @@ def test_the_ablation_factor_is_the_reference_s(norm: str, d512_scale: float, ba
         )
 
 
+def test_a_projection_that_is_not_positive_keeps_the_exact_norm(backend: Backend) -> None:
+    # So small a factor takes every scaled value to 0, whose centroid is negative.
+    spec = Codec(rotation="none", norm="unbiased", d512_scale=1e-40).at(512)
+    x = np.linspace(1e10, 2e10, 20 * 512, dtype=np.float32).reshape(20, 512)
+    exact = reference.encode(x, Codec(rotation="none", norm="exact", d512_scale=1e-40).at(512))
+    assert (exact.packed == 0x77).all()
+
+    (got,) = backend.encode([Stream(x, spec)])
+
+    assert_same_encoded(on_host(backend, got), exact)
+
+
 def test_streams_of_different_codecs_dtypes_and_sizes_share_a_call(backend: Backend) -> None:
     streams = [
         Stream(vectors_as(dtype, spec.head_dim)[: 3 * index].reshape(3, index, spec.head_dim), spec)

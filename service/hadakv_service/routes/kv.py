@@ -56,6 +56,7 @@ async def read(
     stop: Annotated[int | None, Query(ge=0)] = None,
     layers: Annotated[str | None, Query(examples=["0:4"])] = None,
     form: Form = "packed",
+    layout: Literal["linear"] = "linear",  # noqa: ARG001
 ) -> Response:
     """Read back a range of tokens, packed or decoded."""
     key = session_key(request)
