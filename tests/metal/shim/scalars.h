@@ -45,6 +45,7 @@ METAL_FUNC constexpr bfloat operator-(bfloat a) { return bfloat(-static_cast<flo
 #pragma GCC diagnostic ignored "-Wunknown-warning-option"
 #pragma GCC diagnostic ignored "-Wliteral-suffix"
 #pragma GCC diagnostic ignored "-Wuser-defined-literals"
+#pragma GCC diagnostic ignored "-Wreserved-user-defined-literal"
 METAL_FUNC constexpr half operator""h(long double x) { return static_cast<half>(x); }
 METAL_FUNC constexpr half operator""H(long double x) { return static_cast<half>(x); }
 METAL_FUNC constexpr bfloat operator""bf(long double x) { return bfloat(static_cast<float>(x)); }
