@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.http_clients import Caller, ClientCaller, HttpCaller, RawCaller, RedisCaller
 from bench.http_contenders import Contender, servers
-from bench.http_figures import Aim, at_least, median, table
+from bench.http_figures import Aim, at_least, median, speed, table
 from bench.http_payloads import BULK
 
 # No contender takes more than this of the run, however slow it is.
@@ -50,15 +50,14 @@ def _timed(caller: Caller) -> float:
 
 def report(samples: dict[str, list[float]]) -> str:
     """The table."""
-    raw = median(samples["raw sockets"])
     rows = []
     for contender in CONTENDERS:
         if contender.label not in samples:
             rows.append([contender.label, "not installed", "", ""])
             continue
-        seconds = median(samples[contender.label])
-        rate = len(BULK.body) / seconds / 2**30
-        rows.append([contender.label, f"{seconds * 1e3:.1f}", f"{rate:.2f}", f"{raw / seconds:.2f}"])
+        mine = samples[contender.label]
+        rate, of_raw = len(BULK.body) / median(mine) / 2**30, speed(mine, samples["raw sockets"])
+        rows.append([contender.label, f"{median(mine) * 1e3:.1f}", f"{rate:.2f}", f"{of_raw:.2f}"])
     mib = 2**20
     title = f"Bulk: {len(BULK.body) / mib:.0f} MiB up, {BULK.packed_nbytes / mib:.0f} MiB down, medians"
     return table(title, ["", "ms", "GiB/s up", "of raw"], rows)
@@ -66,16 +65,15 @@ def report(samples: dict[str, list[float]]) -> str:
 
 def aims(samples: dict[str, list[float]]) -> list[Aim]:
     """What was aimed at."""
-    seconds = {label: median(values) for label, values in samples.items()}
-    raw, naive = seconds["raw sockets"], seconds["naive FastAPI: body(), unpackb"]
-    ours, client = seconds["service without codec, raw client"], seconds["service without codec, our client"]
+    raw, naive = samples["raw sockets"], samples["naive FastAPI: body(), unpackb"]
+    ours, client = samples["service without codec, raw client"], samples["service without codec, our client"]
     found = [
-        at_least("bulk, raw client: of raw sockets", 0.70, raw / ours),
-        at_least("bulk, our client: of raw sockets", 0.60, raw / client),
-        at_least("bulk, raw client: of the naive server", 4, naive / ours),
+        at_least("bulk, raw client: of raw sockets", 0.70, speed(ours, raw)),
+        at_least("bulk, our client: of raw sockets", 0.60, speed(client, raw)),
+        at_least("bulk, raw client: of the naive server", 4, speed(ours, naive)),
     ]
-    redis = seconds.get("Redis SET of the float16 bytes")
-    return found if redis is None else [*found, at_least("bulk, our client: of Redis SET", 3, redis / client)]
+    redis = samples.get("Redis SET of the float16 bytes")
+    return found if redis is None else [*found, at_least("bulk, our client: of Redis SET", 3, speed(client, redis))]
 
 
 def to_json(samples: dict[str, list[float]]) -> dict[str, Any]:

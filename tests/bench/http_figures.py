@@ -11,6 +11,11 @@ def median(samples: Sequence[float]) -> float:
     return statistics.median(samples)
 
 
+def speed(samples: Sequence[float], than: Sequence[float]) -> float:
+    """How many times as fast as another, the median over rounds: what disturbs a round disturbs both."""
+    return median([theirs / mine for mine, theirs in zip(samples, than, strict=False)])
+
+
 def percentile(samples: Sequence[float], percent: int) -> float:
     """The smallest sample that is not below `percent` of them."""
     ordered = sorted(samples)
