@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,13 @@ class Codec:
 
     def at(self, head_dim: int) -> "CodecSpec":
         """The codec for vectors of `head_dim` elements."""
-        return CodecSpec(self, head_dim)
+        return _spec(self, head_dim)
+
+
+@lru_cache(maxsize=256)
+def _spec(codec: Codec, head_dim: int) -> "CodecSpec":
+    # One instance for all, so that what it has worked out once is there the next time.
+    return CodecSpec(codec, head_dim)
 
 
 def _float32_scale(value: object) -> float:

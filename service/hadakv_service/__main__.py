@@ -65,6 +65,7 @@ def main() -> None:
         access_log=False,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,
         # Clients such as httpx keep idle connections for a while; closing first would break their next request.
         timeout_keep_alive=75,
         # A sender that has stalled must not keep the service from stopping.

@@ -1,7 +1,7 @@
 """The append: everything an append checks, reserves, encodes and stores, as one job of the device."""
 
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -136,4 +136,4 @@ def first_non_finite(host: Encoded, spec: CodecSpec) -> int:
 
 def on_host(stream: Encoded, backend: Backend) -> Encoded:
     """The same stream in host memory."""
-    return replace(stream, packed=backend.to_host(stream.packed), norms=backend.to_host(stream.norms))
+    return Encoded(backend.to_host(stream.packed), backend.to_host(stream.norms))

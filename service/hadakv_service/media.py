@@ -1,5 +1,6 @@
 """Content types: which body a request has, and which an answer gets."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +33,17 @@ def is_json(request: Request, *, json_allowed: bool = False) -> bool:
     raise UnsupportedMediaType(f"The content type must be {allowed}, not {name or 'missing'}.")
 
 
+async def send_pieces(
+    send: Send, status_code: int, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[Buffer]
+) -> None:
+    """Send an answer; one that is a single small piece is two messages, each of which has its price."""
+    await send({"type": "http.response.start", "status": status_code, "headers": headers})
+    parts = [piece[start : start + PIECE] for piece in pieces for start in range(0, len(piece), PIECE)]
+    for part in parts[:-1]:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": parts[-1]})
+
+
 class MsgpackResponse(Response):
     """A msgpack answer sent as pieces, so that large tensors are never copied together."""
 
@@ -44,12 +56,7 @@ class MsgpackResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the answer."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self.pieces:
-            for start in range(0, len(piece), PIECE):
-                part = piece[start : start + PIECE] if len(piece) > PIECE else piece
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        await send_pieces(send, self.status_code, self.raw_headers, self.pieces)
 
 
 def metadata(request: Request, answer: dict[str, Any], status_code: int = 200) -> Response:

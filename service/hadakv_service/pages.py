@@ -93,11 +93,11 @@ class Run:
         """The run with a page's tokens after its own."""
         if not page.tokens:
             return self
-        tail = (*self.pages[self.full :], page)
-        waiting = sum(piece.tokens for piece in tail)
         length = self.length + page.tokens
+        waiting = length - self.base - self.full * PAGE_TOKENS
         if waiting < PAGE_TOKENS:
-            return replace(self, length=length, pages=(*self.pages, page))
+            return Run(self.layers, self.base, length, (*self.pages, page), self.full)
+        tail = (*self.pages[self.full :], page)
         edges = [*range(0, waiting, PAGE_TOKENS), waiting]
         filled = [join(list(_between(tail, a, b)), 2, backend) for a, b in pairwise(edges) if a < b]
         full = self.full + waiting // PAGE_TOKENS

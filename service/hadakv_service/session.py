@@ -119,14 +119,22 @@ class Session:
         if codecs and self.codecs and codecs != self.codecs:
             stored = {name: codec.to_mapping() for name, codec in zip("kv", self.codecs, strict=True)}
             raise CodecMismatch("The session was created with another codec.", codec=stored)
+        if self.has_shape:
+            return self
         chosen = self.codecs or codecs or (Codec(), Codec())
         return replace(self, kv_heads=shape.kv_heads, head_dim=shape.head_dim, codecs=chosen)
 
     def span(self, layer: int, layers: int) -> tuple[int, int, int]:
         """Of some layers: the first position all of them answer for, the shortest length and the longest."""
-        spans = [span for span in self.spans() if layer <= span[0] < layer + layers]
-        lengths = [length for _, _, length in spans] + [0] * (layers - len(spans))
-        return max((first for _, first, _ in spans), default=0), min(lengths), max(lengths)
+        first, lengths, at = 0, [], 0
+        for run in self.runs:
+            if at < layer + layers and layer < at + run.layers:
+                first = max(first, self.first(run))
+                lengths.append(run.length)
+            at += run.layers
+        if at < layer + layers:
+            lengths.append(0)
+        return first, min(lengths), max(lengths)
 
     def place(self, shape: Shape) -> tuple[int, bool]:
         """The position an append goes to, and whether that is the end; else it can only be a repetition.

@@ -17,6 +17,8 @@ from hadakv_service.wellformed import check_well_formed
 Buffer = bytes | bytearray | memoryview
 # Below this, copying a tensor into the answer is cheaper than sending it as its own piece.
 LARGE = 64 * 1024
+# A dtype works its name out anew each time it is asked.
+_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(np.uint8): "uint8"}
 # About 31 years: a moment so far ahead still is a date.
 MAX_TTL_SECONDS = 1e9
 
@@ -163,7 +165,7 @@ def _field_and_reason(message: str) -> tuple[str, str]:
 
 def tensor(array: NDArray[Any]) -> dict[str, Any]:
     """A tensor as it stands in an answer."""
-    return {"dtype": array.dtype.name, "shape": array.shape, "data": array}
+    return {"dtype": _NAMES[array.dtype], "shape": array.shape, "data": array}
 
 
 def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
@@ -182,10 +184,9 @@ def encode_pieces(answer: dict[str, Any]) -> list[Buffer]:
     def array_bytes(value: object) -> Buffer:
         if not isinstance(value, np.ndarray):
             raise TypeError(f"cannot encode {type(value).__name__}")
-        view = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-        if view.nbytes < LARGE:
-            return view
-        large.append(view)
+        if value.nbytes < LARGE:
+            return value.tobytes()
+        large.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         return placeholder
 
     encoded = msgspec.msgpack.encode(answer, enc_hook=array_bytes)
