@@ -15,6 +15,7 @@ from hadakv_service.context import Context, WholeIds
 from hadakv_service.device import Device
 from hadakv_service.routes import codec, health, kv, sessions
 from hadakv_service.settings import Settings
+from hadakv_service.shortcut import App
 from hadakv_service.store import Store
 
 
@@ -39,7 +40,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         yield
         device.stop()
 
-    app = FastAPI(
+    app = App(
         title="hadakv",
         version=__version__,
         summary=openapi.SUMMARY,
@@ -54,5 +55,5 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     openapi.install(app)
     app.add_middleware(WholeIds)
     if settings.token_file:
-        app.add_middleware(Gate, tokens=TokenFile(settings.token_file))
+        app.entrance = Gate(app.entrance, TokenFile(settings.token_file))
     return app

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from hadakv_service.errors import BodyTooLarge, MalformedBody
 from hadakv_service.wire import Buffer
@@ -47,7 +48,7 @@ class BodyReader:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._pool = BufferPool()
 
     @asynccontextmanager
@@ -61,7 +62,7 @@ class BodyReader:
         """
         declared = self._declared_length(request)
         if declared is None or declared <= SMALL:
-            yield await self._read_small(request)
+            yield await read_small(request.receive, self.limit)
             return
         buffer = self._pool.lease(declared)
         await _fill(request, buffer, declared)
@@ -75,19 +76,30 @@ class BodyReader:
             return None
         if not header.isdecimal():
             raise MalformedBody("Content-Length is not a number.")
-        if int(header) > self._limit:
-            raise BodyTooLarge(self._limit)
+        if int(header) > self.limit:
+            raise BodyTooLarge(self.limit)
         return int(header)
 
-    async def _read_small(self, request: Request) -> Buffer:
-        chunks, total = [], 0
-        async for chunk in request.stream():
-            total += len(chunk)
-            if total > self._limit:
-                raise BodyTooLarge(self._limit)
-            if chunk:
-                chunks.append(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+async def read_small(receive: Receive, limit: int) -> Buffer:
+    """A body that needs no buffer, or whose length is not known.
+
+    Raises:
+        BodyTooLarge: it is larger than the limit.
+        ClientDisconnect: the connection broke before the body was whole.
+    """
+    chunks, total, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        total += len(chunk)
+        if total > limit:
+            raise BodyTooLarge(limit)
+        if chunk:
+            chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def _fill(request: Request, buffer: memoryview, declared: int) -> None:

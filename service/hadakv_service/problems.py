@@ -68,7 +68,8 @@ async def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _unforeseen(_: Request, error: Exception) -> Response:
+def unforeseen(error: Exception) -> Response:
+    """The problem of an error that nobody expected, which is logged."""
     log.error("unforeseen error", exc_info=error)
     return problem(500, ServiceError.slug, ServiceError.title, "See the service's log.", {}, {})
 
@@ -80,3 +81,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _query_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _unforeseen)
+
+
+async def _unforeseen(_: Request, error: Exception) -> Response:
+    return unforeseen(error)

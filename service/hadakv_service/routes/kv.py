@@ -14,6 +14,7 @@ from hadakv_service.context import Context, context, session_key
 from hadakv_service.errors import AnswerTooLarge, InvalidRequest
 from hadakv_service.media import MsgpackResponse, is_json
 from hadakv_service.session import Session
+from hadakv_service.store import Key
 
 router = APIRouter()
 
@@ -29,15 +30,21 @@ async def append(request: Request) -> Response:
     is_json(request)
     service = context(request)
     async with service.bodies.read(request) as body:
-        checked = Append.from_body(wire.decode_body(wire.AppendBody, body))
-        job = AppendJob(key, checked, service.store, service.backend, service.settings.ttl_seconds)
-        appended = await service.device.run(job)
+        appended = await store(service, key, body)
     minimal = "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower()
-    return MsgpackResponse(_answer(key[1], appended, minimal=minimal), 201 if appended.created else 200)
+    return MsgpackResponse(answer(key[1], appended, minimal=minimal), 201 if appended.created else 200)
 
 
-def _answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, object]:
-    answer: dict[str, object] = {
+async def store(service: Context, key: Key, body: wire.Buffer) -> Appended:
+    """Do what an append's body asks for; the body must last until then."""
+    checked = Append.from_body(wire.decode_body(wire.AppendBody, body))
+    job = AppendJob(key, checked, service.store, service.backend, service.settings.ttl_seconds)
+    return await service.device.run(job)
+
+
+def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, object]:
+    """What an append answers."""
+    told: dict[str, object] = {
         "session": session,
         "position": appended.position,
         "tokens": appended.tokens,
@@ -45,8 +52,8 @@ def _answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, obj
     }
     if not minimal:
         k_spec, v_spec = appended.specs
-        answer |= {"k": wire.stream(appended.k, k_spec), "v": wire.stream(appended.v, v_spec)}
-    return answer
+        told |= {"k": wire.stream(appended.k, k_spec), "v": wire.stream(appended.v, v_spec)}
+    return told
 
 
 @router.get("/sessions/{id}/kv", response_class=MsgpackResponse, response_model=None)

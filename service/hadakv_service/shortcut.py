@@ -1,0 +1,80 @@
+"""The shortcut that plain small appends take past the framework, whose layers cost more than such an append does.
+
+Whatever is unusual about a request, in its path, its method or its headers, goes the ordinary way to the same append.
+"""
+
+import re
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from hadakv_service import problems
+from hadakv_service.body import SMALL, read_small
+from hadakv_service.context import Context
+from hadakv_service.errors import ServiceError
+from hadakv_service.media import MSGPACK, send_pieces
+from hadakv_service.routes import kv
+from hadakv_service.wire import encode_pieces
+
+_PATH = re.compile(rb"/sessions/([A-Za-z0-9_.:-]{1,128})/kv")
+_LENGTH = re.compile(rb"\d{1,6}")
+_MSGPACK = MSGPACK.encode()
+
+
+class App(FastAPI):
+    """An app with the shortcut.
+
+    Attributes:
+        entrance: what every request meets first; a gate may be put before it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.entrance: ASGIApp = self._enter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self.entrance(scope, receive, send)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session = _plain_append(scope)
+        if session is None:
+            await super().__call__(scope, receive, send)
+            return
+        service: Context = self.state.context
+        try:
+            body = await read_small(receive, service.bodies.limit)
+            appended = await kv.store(service, (scope.get("state", {}).get("tenant", ""), session), body)
+        except ServiceError as error:
+            await problems.from_service_error(error)(scope, receive, send)
+        except ClientDisconnect:
+            await Response(status_code=499)(scope, receive, send)
+        except Exception as error:
+            await problems.unforeseen(error)(scope, receive, send)
+        else:
+            pieces = encode_pieces(kv.answer(session, appended, minimal=False))
+            headers = [(b"content-type", _MSGPACK), (b"content-length", b"%d" % sum(map(len, pieces)))]
+            await send_pieces(send, 201 if appended.created else 200, headers, pieces)
+
+
+def _plain_append(scope: Scope) -> str | None:
+    """The session a request appends to, if it is a small append with no more to say than that."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path = _PATH.fullmatch(scope["raw_path"])
+    if path is None:
+        return None
+    kind = length = None
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-length":
+            length = value
+        elif name in (b"prefer", b"transfer-encoding"):
+            return None
+    if kind != _MSGPACK or length is None or not _LENGTH.fullmatch(length) or int(length) > SMALL:
+        return None
+    return path[1].decode()
