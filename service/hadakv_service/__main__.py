@@ -14,6 +14,7 @@ from hadakv_service import __version__
 from hadakv_service.allocator import keep_memory
 from hadakv_service.app import create_app
 from hadakv_service.context import Context
+from hadakv_service.direct import DirectProtocol
 from hadakv_service.settings import Settings
 
 
@@ -61,7 +62,7 @@ def main() -> None:
         port=settings.port,
         uds=str(settings.uds) if settings.uds else None,
         loop="uvloop",
-        http="httptools",
+        http=DirectProtocol,
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -10,6 +10,8 @@ from starlette.types import Receive
 from hadakv_service.errors import BodyTooLarge, MalformedBody
 from hadakv_service.wire import Buffer
 
+# The ASGI extension that fills a buffer with the body, where the server has it.
+EXTENSION = "hadakv.receive_into"
 # Bodies that fit one read of the socket arrive whole and need no buffer.
 SMALL = 64 * 1024
 # What idle buffers may hold on to together.
@@ -103,6 +105,11 @@ async def read_small(receive: Receive, limit: int) -> Buffer:
 
 
 async def _fill(request: Request, buffer: memoryview, declared: int) -> None:
+    receive_into = request.scope.get("extensions", {}).get(EXTENSION)
+    if receive_into is not None:
+        if not await receive_into(buffer[:declared]):
+            raise ClientDisconnect
+        return
     filled = 0
     async for chunk in request.stream():
         buffer[filled : filled + len(chunk)] = chunk
