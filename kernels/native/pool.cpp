@@ -81,9 +81,9 @@ void Pool::run(Task task, void* context, std::size_t chunks) {
         state.work_arrived.notify_one();
     state.take_chunks();
     std::unique_lock lock(state.mutex);
-    // A worker that wakes up from here on finds no task.
-    state.task = nullptr;
+    // A worker may hold a chunk whose task it has yet to look up; one that wakes up later finds no chunk left.
     state.workers_done.wait(lock, [&] { return state.working == 0; });
+    state.task = nullptr;
 }
 
 }  // namespace hadakv

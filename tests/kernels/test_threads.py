@@ -1,5 +1,7 @@
 """However the work is split, and whoever asks at the same time, the bytes are the same."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -72,3 +74,25 @@ def test_callers_in_several_threads_do_not_disturb_one_another(backend: Backend)
     for (spec, _), (encoded, decoded), right in zip(asked, got, expected, strict=True):
         assert_same_encoded(encoded, right)
         assert_same_bits(decoded, reference.decode(right, spec))
+
+
+HURRIED = """
+import sys
+import numpy as np
+from hadakv_kernels import Codec, Stream
+from hadakv_kernels.cpu import CpuBackend
+
+backend = CpuBackend(int(sys.argv[1]))
+streams = [Stream(np.ones((2, 1, 300, 64), np.float32), Codec().at(64))] * 2
+for _ in range(int(sys.argv[2])):
+    backend.encode(streams)
+"""
+
+
+@pytest.mark.parametrize("threads", [8, 32])
+def test_workers_that_are_late_for_one_job_do_no_harm_in_the_next(threads: int) -> None:
+    command = [sys.executable, "-c", HURRIED, str(threads), "20000"]
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stderr
