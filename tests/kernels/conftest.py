@@ -1,19 +1,9 @@
 """What every test of the codec may ask for: a backend."""
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from backends import BACKENDS
 from hadakv_kernels import Backend
-
-settings.register_profile(
-    "codec",
-    derandomize=True,
-    database=None,
-    deadline=None,  # the first call of a backend may start threads or compile
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a backend keeps nothing between examples
-)
-settings.load_profile("codec")
 
 
 @pytest.hookimpl(trylast=True)
