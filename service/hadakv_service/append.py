@@ -90,7 +90,7 @@ class AppendJob:
             rows = shape.layers * shape.kv_heads * shape.tokens
             nbytes = rows * sum(spec.nbytes for spec in self._specs)
             self._store.reserve(nbytes, batch)
-            self._reserved = nbytes
+            self._reserved, self._batch = nbytes, batch
         k_spec, v_spec = self._specs
         return Stream(self._append.k, k_spec), Stream(self._append.v, v_spec)
 
@@ -102,7 +102,7 @@ class AppendJob:
                 raise self._non_finite(name, first_non_finite(on_host(stream, self._backend), spec))
         if self._at_end:
             session = self._session.append(self._append.shape.layer, page, self._backend)
-            self._store.put(self._key, session, self._reserved)
+            self._store.put(self._key, session, self._reserved, self._batch)
             self._reserved = 0
         else:
             self._check_repetition(page)
@@ -112,7 +112,7 @@ class AppendJob:
 
     def abandon(self) -> None:
         """Give the reserved bytes back."""
-        self._store.ledger.take(-self._reserved)
+        self._store.release(self._reserved)
         self._reserved = 0
 
     def _check_repetition(self, page: Page) -> None:

@@ -13,20 +13,29 @@ Clock = Callable[[], float]
 
 
 class Ledger:
-    """The only place that counts bytes: what is stored, and what is reserved for work under way."""
+    """The only place that counts bytes.
+
+    Attributes:
+        budget: what may be stored.
+        stored: what sessions hold.
+        reserved: what work under way will store. Room for it is known to be there, but nobody is evicted before it is
+            stored: until then both together may be more than the budget.
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.used = 0
+        self.stored = 0
+        self.reserved = 0
+
+    @property
+    def used(self) -> int:
+        """Bytes stored and reserved."""
+        return self.stored + self.reserved
 
     @property
     def free(self) -> int:
-        """Bytes that can still be reserved."""
+        """Bytes that can be reserved with nobody evicted."""
         return self.budget - self.used
-
-    def take(self, nbytes: int) -> None:
-        """Count bytes in; negative counts them out."""
-        self.used += nbytes
 
 
 @dataclass(slots=True)
@@ -97,25 +106,23 @@ class Store:
         self._entries.move_to_end(key)
 
     def reserve(self, nbytes: int, keep: Collection[Hashable]) -> None:
-        """Count bytes in before they are allocated, evicting the least recently used sessions if need be.
+        """Count bytes in before they are allocated, if evicting the least recently used sessions would make room.
 
         Args:
             nbytes: what the work under way will store.
             keep: sessions that may not be evicted for it.
 
         Raises:
-            InsufficientStorage: they would not fit even then; nothing was evicted.
+            InsufficientStorage: they would not fit even then.
         """
         if nbytes > self.ledger.free:
             self._next_sweep = 0.0  # Before anybody is evicted the expired go, however recent the last sweep.
         self.sweep()
-        victims, missing = [], nbytes - self.ledger.free
+        missing = nbytes - self.ledger.free
         for key, entry in self._entries.items():
             if missing <= 0:
                 break
-            if key not in keep and entry.session.nbytes:
-                victims.append(key)
-                missing -= entry.session.nbytes
+            missing -= 0 if key in keep else entry.session.nbytes
         if missing > 0:
             raise InsufficientStorage(
                 f"The append needs {nbytes} bytes; {missing} of them do not fit the memory budget of "
@@ -123,16 +130,24 @@ class Store:
                 needed=nbytes,
                 budget=self.ledger.budget,
             )
-        for key in victims:
-            self.remove(key)
-        self.evictions += len(victims)
-        self.ledger.take(nbytes)
+        self.ledger.reserved += nbytes
 
-    def put(self, key: Key, session: Session, reserved: int = 0) -> Entry:
-        """Store a session's new value in place of its old one and of what was reserved for it."""
+    def release(self, nbytes: int) -> None:
+        """Give back what was reserved: the work under way stores nothing."""
+        self.ledger.reserved -= nbytes
+
+    def put(self, key: Key, session: Session, reserved: int = 0, keep: Collection[Hashable] = ()) -> Entry:
+        """Store a session's new value in place of its old one and of what was reserved for it.
+
+        Args:
+            key: whose.
+            session: the new value.
+            reserved: what `reserve` counted in for it.
+            keep: sessions that may not be evicted for it, as for `reserve`.
+        """
         entry = self.find(key)
-        before = entry.session.nbytes if entry else 0
-        self.ledger.take(session.nbytes - before - reserved)
+        self.ledger.stored += session.nbytes - (entry.session.nbytes if entry else 0)
+        self.ledger.reserved -= reserved
         now = self._clock()
         if entry is None:
             self.remove(key)
@@ -140,13 +155,28 @@ class Store:
         else:
             entry.session = session
         self.touch(key)
+        self._evict({key, *keep})
         return entry
+
+    def _evict(self, keep: Collection[Hashable]) -> None:
+        """Forget the least recently used sessions until what is stored fits the budget."""
+        excess = self.ledger.stored - self.ledger.budget
+        victims = []
+        for key, entry in self._entries.items():
+            if excess <= 0:
+                break
+            if key not in keep and entry.session.nbytes:
+                victims.append(key)
+                excess -= entry.session.nbytes
+        for key in victims:
+            self.remove(key)
+        self.evictions += len(victims)
 
     def remove(self, key: Key) -> None:
         """Forget a session; nothing happens if there is none."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self.ledger.take(-entry.session.nbytes)
+            self.ledger.stored -= entry.session.nbytes
 
     def sweep(self) -> None:
         """Forget every expired session, at most once a second."""

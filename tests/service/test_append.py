@@ -84,3 +84,26 @@ def test_sessions_appended_to_at_the_same_time_make_room_for_each_other_as_if_on
 
     assert [type(answer) for answer in answers] == [Appended] * 2
     assert store.ledger.used <= 100 * TOKEN
+
+
+def test_an_append_that_is_refused_evicts_nobody() -> None:
+    store = Store(100 * TOKEN)
+    together(job(store, ANN, 60))
+
+    (bad,) = together(job(store, BOB, 80, np.nan))
+
+    assert isinstance(bad, NonFinite)
+    assert store.get(ANN).session.nbytes == 60 * TOKEN
+    assert (store.evictions, store.ledger.used) == (0, 60 * TOKEN)
+
+
+def test_an_append_evicts_for_itself_and_not_for_a_refused_one_of_its_batch() -> None:
+    store = Store(100 * TOKEN)
+    together(job(store, ANN, 30))
+    together(job(store, BOB, 30))
+
+    good, bad = together(job(store, CID, 50), job(store, ("", "dan"), 45, np.nan))
+
+    assert (type(good), type(bad)) == (Appended, NonFinite)
+    assert [store.find(key) is not None for key in (ANN, BOB, CID)] == [False, True, True]
+    assert store.ledger.used == 80 * TOKEN
