@@ -1,22 +1,35 @@
 """The backends the suite runs against, and what "the same" means between them: bits, not tolerances."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import Backend, Encoded
+from hadakv_kernels.backend import GPUS
 from hadakv_kernels.cpu import CpuBackend, isas
+from hadakv_kernels.gpu import GpuBackend, is_available
 
 # Two threads even on a machine with one processor, so that work is split.
 THREADS = 2
 
-# A backend joins the suite with an entry here.
+GPUS_HERE = [name for name in GPUS if is_available(name)]
+# A backend joins the suite with an entry here. Where there is no GPU, tests/metal has the suite of the kernels.
 BACKENDS: dict[str, Callable[[], Backend]] = {
-    f"cpu-{isa}": partial(CpuBackend, THREADS, isa) for isa in isas() or ["numpy"]
+    **{f"cpu-{isa}": partial(CpuBackend, THREADS, isa) for isa in isas() or ["numpy"]},
+    **{name: partial(GpuBackend, name) for name in GPUS_HERE},
+}
+
+# Services the client's suite runs against: what Python runs, and the backend it is told to use.
+MODULE = ("-m", "hadakv_service")
+ON_THE_EXECUTOR = (str(Path(__file__).parent / "metal" / "serve.py"),)
+SERVED: dict[str, tuple[Sequence[str], str]] = {
+    "auto": (MODULE, "auto"),
+    **({"cpu": (MODULE, "cpu")} if GPUS_HERE else {"metal-source": (ON_THE_EXECUTOR, "metal")}),
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from backends import SERVED
 from hadakv_service.spawn import RunningService, running_service
 
 # The same examples on every machine, however slow it is: nothing here may fail for the time it took.
@@ -21,8 +22,16 @@ settings.register_profile(
 settings.load_profile("hadakv")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test marked so against the service on each backend."""
+    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_backend"):
+        metafunc.parametrize("server", list(SERVED), indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[RunningService]:
+def server(request: pytest.FixtureRequest) -> Iterator[RunningService]:
     """A service with ordinary settings; each test uses session ids of its own."""
-    with running_service("--memory-budget", "1GiB", "--max-body", "256MiB") as service:
+    program, backend = SERVED[getattr(request, "param", "auto")]
+    flags = ("--backend", backend, "--memory-budget", "1GiB", "--max-body", "256MiB")
+    with running_service(*flags, program=program) as service:
         yield service

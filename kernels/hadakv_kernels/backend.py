@@ -1,11 +1,16 @@
 """Where the codec runs: one interface over the processors it has an implementation for."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from hadakv_kernels.codec import CodecSpec
 from hadakv_kernels.errors import BackendUnavailable
 from hadakv_kernels.reference import Diagnostics, Encoded
+
+# In the order of preference.
+GPUS = ("metal", "cuda")
 
 
 class Stream(NamedTuple):
@@ -22,12 +27,22 @@ class Backend(Protocol):
     them besides slicing.
 
     Attributes:
-        name: "cpu".
+        name: "metal", "cuda" or "cpu".
         detail: what of it was picked, for people to read.
+        memory_nbytes: how much the device can hold before the machine swaps or refuses.
     """
 
     name: str
     detail: str
+    memory_nbytes: int
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Make room for that many bytes of encoded arrays, and keep what else is allocated within bounds.
+
+        Raises:
+            BackendUnavailable: the device cannot hold so much.
+        """
+        ...
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream, those that are alike in one launch."""
@@ -58,14 +73,34 @@ def open_backend(name: str = "auto", threads: int | None = None) -> Backend:
     """The backend of that name, or the best there is.
 
     Args:
-        name: "auto" or "cpu".
+        name: "metal", "cuda", "cpu", or "auto" for the first of them that this machine has.
         threads: worker threads of the CPU path; None uses every processor.
 
     Raises:
         BackendUnavailable: that backend cannot run here.
     """
-    if name in ("auto", "cpu"):
+    if name == "auto":
+        return _best(threads)
+    if name == "cpu":
         from hadakv_kernels.cpu import CpuBackend
 
         return CpuBackend(threads)
-    raise BackendUnavailable(f"no backend named {name!r}: there is cpu")
+    if name not in GPUS:
+        raise BackendUnavailable(f"no backend named {name!r}: there are {', '.join((*GPUS, 'cpu'))}")
+    try:
+        from hadakv_kernels.gpu import GpuBackend
+    except ImportError as error:
+        raise BackendUnavailable(f"the {name} backend needs MLX: {error}") from error
+    return GpuBackend(name)
+
+
+def _best(threads: int | None) -> Backend:
+    for name in GPUS:
+        with suppress(BackendUnavailable):
+            return open_backend(name)
+    return open_backend("cpu", threads)
+
+
+def host_memory_nbytes() -> int:
+    """The memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import reference, tables
-from hadakv_kernels.backend import Stream
+from hadakv_kernels.backend import Stream, host_memory_nbytes
 from hadakv_kernels.codec import CodecSpec
 from hadakv_kernels.errors import BackendUnavailable
 from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded
@@ -35,6 +35,7 @@ class CpuBackend:
 
     Attributes:
         detail: what runs the codec: the instruction set and the threads.
+        memory_nbytes: the memory of this machine.
         engine: the C++ path; None where NumPy does the work.
 
     Args:
@@ -52,6 +53,10 @@ class CpuBackend:
         self.engine = _open_engine(self.threads, isa)
         workers = f"{self.threads} thread{'s' * (self.threads > 1)}"
         self.detail = f"{self.engine.isa}, {workers}" if self.engine else "numpy"
+        self.memory_nbytes = host_memory_nbytes()
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Nothing to do: arrays are the process's own memory, and freed at once."""
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream."""

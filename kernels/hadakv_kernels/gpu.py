@@ -14,17 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import launch
-from hadakv_kernels.backend import Stream
+from hadakv_kernels.backend import Stream, host_memory_nbytes
 from hadakv_kernels.codec import CodecSpec
 from hadakv_kernels.errors import BackendUnavailable
 from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded, check_input, diagnose
 
+# Freed device memory that MLX keeps for the next launch. One bulk request needs no more at a time, and what is kept
+# here other programs do without.
+CACHE_NBYTES = 1 << 30
 # Results below this come to the host at once: one transfer, and no device memory held by slivers.
 SMALL_NBYTES = 1 << 20
 
 
 class GpuBackend:
     """The codec on a GPU; large arrays are `mx.array`s on the device.
+
+    Attributes:
+        detail: the GPU.
+        memory_nbytes: what the system recommends to use at most (Metal), or the memory of the GPU (CUDA).
 
     Args:
         name: "metal" or "cuda".
@@ -36,8 +43,26 @@ class GpuBackend:
     def __init__(self, name: str) -> None:
         if not is_available(name):
             raise BackendUnavailable(f"the {name} backend needs a GPU that this build of MLX can use")
+        info = mx.device_info()
         self.name = name
-        self.detail = str(mx.device_info().get("device_name", "GPU"))
+        self.detail = str(info.get("device_name", "GPU"))
+        recommended = info.get("max_recommended_working_set_size") or info.get("total_memory")
+        self.memory_nbytes = int(recommended or host_memory_nbytes())
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Keep that much resident, and MLX's allocations within what the device holds without swapping.
+
+        Raises:
+            BackendUnavailable: the device cannot hold so much.
+        """
+        if nbytes > self.memory_nbytes:
+            raise BackendUnavailable(f"{nbytes} bytes are more than the {self.memory_nbytes} that {self.detail} has")
+        # Beyond the limit MLX waits for running work and then fails one request; without it the machine would swap.
+        mx.set_memory_limit(self.memory_nbytes)
+        mx.set_cache_limit(min(CACHE_NBYTES, self.memory_nbytes - nbytes))
+        if self.name == "metal":
+            # Pages that nobody has read for a while would be swapped out first.
+            mx.set_wired_limit(nbytes)
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream; those alike share a launch, and two of one shape are a launch's two streams."""

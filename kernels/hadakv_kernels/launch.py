@@ -102,7 +102,7 @@ def encode(
     shapes += [(rows, k_spec.head_dim), (rows, k_spec.blocks)] if diagnose else stand_ins
     k_table, signs = constant_inputs(k_spec)
     v_table, _ = constant_inputs(v_spec)
-    outputs: list[mx.array] = _encode_kernel(platform, str(k.dtype).rpartition(".")[2])(
+    outputs: list[mx.array] = encode_kernel(platform, str(k.dtype).rpartition(".")[2])(
         inputs=[k, k if v is None else v, k_table, v_table, signs, mx.array([rows], mx.uint32)],
         template=[
             ("D", k_spec.head_dim),
@@ -130,7 +130,7 @@ def decode(
     """Decode device arrays `[rows, row_bytes]` and `[rows, norms]` to `[rows, head_dim]`, not yet evaluated."""
     rows = packed.shape[0]
     constants, signs = constant_inputs(spec)
-    values: mx.array = _decode_kernel(platform, dtype)(
+    values: mx.array = decode_kernel(platform, dtype)(
         inputs=[packed, norms, constants, signs, mx.array([rows], mx.uint32)],
         template=[
             ("D", spec.head_dim),
@@ -154,7 +154,8 @@ def constant_inputs(spec: CodecSpec) -> tuple[mx.array, mx.array]:
 
 
 @cache
-def _encode_kernel(platform: str, dtype: str) -> Any:
+def encode_kernel(platform: str, dtype: str) -> Any:
+    """What MLX makes of the encode kernel: a callable that compiles each variant when it is first launched."""
     # The dtype is part of the name because MLX keys compiled CUDA kernels by name and template alone.
     make = mx.fast.metal_kernel if platform == "metal" else mx.fast.cuda_kernel
     return make(
@@ -167,7 +168,8 @@ def _encode_kernel(platform: str, dtype: str) -> Any:
 
 
 @cache
-def _decode_kernel(platform: str, dtype: str) -> Any:
+def decode_kernel(platform: str, dtype: str) -> Any:
+    """The same of the decode kernel."""
     make = mx.fast.metal_kernel if platform == "metal" else mx.fast.cuda_kernel
     return make(
         name=f"hadakv_decode_{dtype}",

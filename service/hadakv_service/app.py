@@ -27,11 +27,13 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         backend: where the codec runs; by default the one the settings name.
 
     Raises:
-        BackendUnavailable: the settings name a backend that cannot run here.
+        BackendUnavailable: the settings name a backend that cannot run here, or a budget that it cannot hold.
         ValueError, OSError: the token file cannot be used.
     """
     backend = backend or open_backend(settings.backend, settings.threads)
-    store = Store(int(settings.memory_budget))
+    budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
+    backend.limit_memory(budget)
+    store = Store(budget)
     device = Device(backend, settings.queue)
 
     @asynccontextmanager

@@ -1,12 +1,14 @@
-"""Receives large bodies straight into the app's buffer, as an ASGI extension.
+"""The connection: uvicorn's, where large bodies go straight into the app's buffer, offers are passed over, ends seen.
 
-uvicorn hands a body on in chunks, each copied four times on its way. Under this protocol the scope's extension
+uvicorn hands a body on in chunks, each copied four times on its way. Under this protocol the scope's ASGI extension
 `hadakv.receive_into` takes a buffer instead, and until that is full the kernel writes there directly. An app that
 does not know the extension, or a server that does not have it, works as ever.
 """
 
 import asyncio
+from collections import deque
 from functools import partial
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -18,12 +20,76 @@ STRIDE = 1 << 20
 
 
 class DirectProtocol(HttpToolsProtocol):
-    """uvicorn's connection, with the extension."""
+    """uvicorn's connection, with the extension.
+
+    A request that offers to change to another protocol, h2c or WebSocket, is a request like any other: a server may
+    pass over such an offer (RFC 9110, 7.8). The parser by itself would take all that follows the head for the other
+    protocol, so it is given the head once more without the offer.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Requests that may still be under way, in the order they came.
+        self._cycles: deque[RequestResponseCycle] = deque()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while (offer := self._parse(rest)) is not None:
+                rest = rest[offer:]
+                head = self._head_without_offer()
+                self._renew_parser()
+                self._parse(head)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _parse(self, data: bytes | memoryview) -> int | None:
+        """Feed the parser, up to the end of a head that offers another protocol; where that is, if there is one."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            return int(offer.args[0])
+        return None
+
+    def _head_without_offer(self) -> bytes:
+        """The head just parsed. Values have no line ends, or the parser would have refused them."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _renew_parser(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn's own: what follows a request that closes the connection is no error.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def on_headers_complete(self) -> None:
         """Offer the extension to the app, whose task begins only after this."""
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise httptools.HttpParserError("there is nothing to connect to")
+            return
         super().on_headers_complete()
         self.scope["extensions"] = {EXTENSION: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]  # a call, not settings
+        while self._cycles and self._cycles[0].response_complete:
+            self._cycles.popleft()
+        self._cycles.append(self.cycle)
+
+    def on_message_complete(self) -> None:
+        """Note the end of a request, but not of one that is parsed once more."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let every request under way know that nobody waits for its answer; uvicorn tells only the last one."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
 
     async def _receive_into(self, cycle: RequestResponseCycle, buffer: memoryview) -> bool:
         """Fill a buffer with a request's whole body, which has just that many bytes; False if it breaks off."""
@@ -44,7 +110,7 @@ class DirectProtocol(HttpToolsProtocol):
 
     def end_body(self) -> None:
         """Go on with the next request, as if the parser had seen the whole body of this one."""
-        self.parser = httptools.HttpRequestParser(self)
+        self._renew_parser()
         self.cycle.more_body = False
         self.cycle.message_event.set()
         self.transport.set_protocol(self)

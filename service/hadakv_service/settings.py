@@ -1,7 +1,6 @@
 """What can be set, from flags (`--memory-budget 4GiB`) and the environment (`HADAKV_MEMORY_BUDGET=4GiB`)."""
 
 import ipaddress
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -11,10 +10,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from hadakv_service.wire import MAX_TTL_SECONDS
 
 LOOPBACK_NAMES = {"localhost"}
-
-
-def _half_of_memory() -> ByteSize:
-    return ByteSize(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 class Settings(BaseSettings):
@@ -32,13 +27,14 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to bind. Anything but loopback needs a token file.")
     port: Annotated[int, Field(ge=0, le=65535, description="Port to bind; 0 takes a free one.")] = 8765
     uds: Path | None = Field(None, description="Unix domain socket to bind instead of host and port.")
-    backend: Literal["auto", "cpu"] = Field("auto", description="Where the codec runs.")
+    backend: Literal["auto", "metal", "cuda", "cpu"] = Field(
+        "auto", description="Where the codec runs; auto is the first of the others that this machine has."
+    )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Threads of the CPU backend; default: every processor."
     )
-    memory_budget: ByteSize = Field(
-        default_factory=_half_of_memory,
-        description="Bytes of packed pages to keep, for example 4GiB; default: half of the memory.",
+    memory_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(
+        None, description="Bytes of packed pages to keep, for example 4GiB; default: half of what the device can hold."
     )
     max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body or range read, for example 1GiB.")
     queue: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256

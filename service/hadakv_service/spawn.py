@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,16 +26,17 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*flags: str) -> Iterator[RunningService]:
+def running_service(*flags: str, program: Sequence[str] = ("-m", "hadakv_service")) -> Iterator[RunningService]:
     """Start the service on a free loopback port, and stop it at the end of the block.
 
     Args:
         flags: further flags of `python -m hadakv_service`.
+        program: what Python is to run with them.
 
     Raises:
         RuntimeError: it did not start; what it said is in the message or on stderr.
     """
-    command = [sys.executable, "-m", "hadakv_service", "--port", "0", *flags]
+    command = [sys.executable, *program, "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -35,6 +35,8 @@ from hadakv_client import (
 from hadakv_kernels import DTYPES, reference
 from hadakv_service.spawn import running_service
 
+pytestmark = pytest.mark.every_backend
+
 DIGEST = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"  # of "secret"
 CODECS = [Codec(), Codec(bits=3, norm="unbiased"), Codec(bits=8, layout="byte", rotation="none"), Codec(kind="float16")]
 

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import mlx.core as mx
 import numpy as np
 
+from hadakv_kernels import launch
 from metal.build import Compiler, build, find_compiler
 from metal.launch import TWO_PASSES, Buffer, CompiledKernel, Counts, Pass, Size, check_sizes
 from metal.source import ArrayType, Definition, Dtype, KernelText, TemplateArgument, Variant, metal_source
@@ -161,6 +162,10 @@ def executing(executor: Executor | None = None) -> Iterator[Executor]:
     """Within, this process seems to have Metal."""
     executor = executor or Executor()
     with ExitStack() as replaced:
+        # A kernel made outside is not made again inside, nor the other way round.
+        for forget in (launch.encode_kernel.cache_clear, launch.decode_kernel.cache_clear):
+            forget()
+            replaced.callback(forget)
         replaced.enter_context(patch.object(mx.fast, "metal_kernel", executor.metal_kernel))
         replaced.enter_context(patch.object(mx.metal, "is_available", lambda: True))
         yield executor

@@ -9,6 +9,8 @@ from contract import Answer, Caller, Json, encoded_stream, tensor
 from golden import GoldenCase, GoldenStream
 from hadakv_kernels import Encoded
 
+pytestmark = pytest.mark.every_backend
+
 
 def content(case: GoldenCase) -> tuple[object, ...]:
     """Where in a cache the kernel wrote is no matter here: cases alike in all else are one."""

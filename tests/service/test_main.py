@@ -16,8 +16,10 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from backends import GPUS_HERE
 from contract import MSGPACK, Caller, append_body, connect, stream
 from hadakv_kernels import Codec
+from hadakv_kernels.backend import GPUS
 from hadakv_service.auth import TokenFile
 from hadakv_service.errors import Unauthorized
 from hadakv_service.settings import Settings, is_loopback
@@ -120,6 +122,11 @@ BAD_STARTS = {
     "a port that is no number": (("--port", "http"), r"hadakv: port: .*integer.*"),
     "an address beyond loopback": (("--host", "0.0.0.0"), r"hadakv: .*refusing to bind 0\.0\.0\.0 without a token.*"),
     "a token file that is not there": (("--token-file", "/nowhere/tokens"), r"hadakv: .*/nowhere/tokens.*"),
+    **{
+        f"{gpu} where there is none": (("--backend", gpu), f"hadakv: the {gpu} backend needs a GPU .*")
+        for gpu in GPUS
+        if gpu not in GPUS_HERE
+    },
 }
 
 

@@ -1,0 +1,52 @@
+"""What is asked for together is encoded in one launch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from backends import assert_same_encoded, on_host
+from hadakv_kernels import Codec, Stream, reference
+from hadakv_kernels.gpu import GpuBackend
+from metal.executor import Executor, executing
+from metal.launch import Pass
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    with executing(Executor(passes=(Pass(),))) as executor:
+        yield executor
+
+
+def gaussian(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_k_and_v_of_one_token_of_32_layers_are_one_launch(executor: Executor) -> None:
+    spec = Codec().at(128)
+    streams = [Stream(gaussian(32, 8, 1, 128, seed=seed), spec) for seed in range(2)]
+
+    got = GpuBackend("metal").encode(streams)
+
+    assert len(executor.dispatches) == 1
+    for encoded, (x, _) in zip(got, streams, strict=True):
+        assert_same_encoded(on_host(GpuBackend("metal"), encoded), reference.encode(x, spec))
+
+
+@pytest.mark.parametrize(
+    ("k", "v"),
+    [(Codec(), Codec()), (Codec(8), Codec(3)), (Codec(kind="float16"), Codec(rotation="none"))],
+    ids=["alike", "of two codecs", "hybrid"],
+)
+def test_what_many_requests_bring_is_one_launch(k: Codec, v: Codec, executor: Executor) -> None:
+    backend = GpuBackend("metal")
+    streams = [
+        Stream(gaussian(6, 2, tokens, 64, seed=tokens), codec.at(64)) for tokens in (1, 5, 2) for codec in (k, v)
+    ]
+
+    got = backend.encode(streams)
+
+    assert len(executor.dispatches) == 1
+    for encoded, (x, spec) in zip(got, streams, strict=True):
+        assert_same_encoded(on_host(backend, encoded), reference.encode(x, spec))
