@@ -1,9 +1,9 @@
-"""Large bodies on a raw connection: requests one behind another, in pieces, asked for, and broken off."""
+"""A raw connection: bodies one behind another, in pieces, asked for, broken off; offers to upgrade; broken answers."""
 
 import socket
+import struct
 from collections.abc import Iterator
 from typing import BinaryIO, cast
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -11,8 +11,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from contract import MSGPACK, Json, append_body
-from hadakv_service.spawn import RunningService
+from contract import MSGPACK, Json, append_body, connect
+from hadakv_service.spawn import RunningService, running_service
 
 K = np.random.default_rng(11).standard_normal((2, 4, 300, 128)).astype(np.float16)
 BODY = cast(bytes, msgpack.packb(append_body(K, K)))
@@ -21,8 +21,7 @@ SMALL = cast(bytes, msgpack.packb(append_body(K[:, :, :1], K[:, :, :1])))
 
 @pytest.fixture
 def connection(server: RunningService) -> Iterator[socket.socket]:
-    address = urlsplit(server.url)
-    with socket.create_connection((address.hostname, address.port or 80), timeout=30) as connected:
+    with connect(server.url) as connected:
         yield connected
 
 
@@ -39,6 +38,12 @@ def answer(stream: BinaryIO) -> tuple[int, Json]:
         length = int(value) if name == b"content-length" else length
     content = stream.read(length)
     return status, msgpack.unpackb(content) if status in (200, 201) else {}
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection so that the other side sees it broken, not ended."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def test_requests_sent_one_behind_another_are_answered_in_turn(connection: socket.socket) -> None:
@@ -108,3 +113,95 @@ def test_a_connection_whose_large_body_was_refused_goes_on(connection: socket.so
 
     assert refused == 415
     assert (status, body["length"]) == (201, 300)
+
+
+# Offers to go on in another protocol, which a server may pass over
+
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+WEBSOCKET = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+OFFERS = pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+
+
+@OFFERS
+@pytest.mark.parametrize("pace", [1, 100, 1 << 30], ids=["byte by byte", "in pieces", "at once"])
+def test_an_offered_upgrade_changes_nothing_about_a_request(
+    connection: socket.socket, offer: tuple[str, ...], pace: int
+) -> None:
+    session, stream = uuid4().hex, connection.makefile("rb")
+    requests = b"".join(head(session, SMALL, *more) + SMALL for more in (offer, (), offer, offer))
+
+    for start in range(0, len(requests), pace):
+        connection.sendall(requests[start : start + pace])
+    answers = [answer(stream) for _ in range(4)]
+    stream.close()
+
+    assert [(status, body["length"]) for status, body in answers] == [(201, 1), (200, 2), (200, 3), (200, 4)]
+
+
+@OFFERS
+@pytest.mark.parametrize("expect", [(), ("Expect: 100-continue",)], ids=["", "waiting to be asked"])
+def test_a_large_body_after_an_offered_upgrade_is_taken_whole(
+    connection: socket.socket, offer: tuple[str, ...], expect: tuple[str, ...]
+) -> None:
+    session, stream = uuid4().hex, connection.makefile("rb")
+
+    connection.sendall(head(session, BODY, *offer, *expect))
+    asked = [answer(stream)[0] for _ in expect]
+    connection.sendall(BODY + head(session, BODY, *offer) + BODY)
+    answers = [answer(stream) for _ in range(2)]
+    stream.close()
+
+    assert asked == [100] * len(expect)
+    assert [(status, body["length"]) for status, body in answers] == [(201, 300), (200, 600)]
+
+
+@OFFERS
+def test_a_body_in_chunks_after_an_offered_upgrade_is_no_request(
+    connection: socket.socket, offer: tuple[str, ...]
+) -> None:
+    session, stream = uuid4().hex, connection.makefile("rb")
+    hidden = f"DELETE /sessions/{session} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    chunked = head(session, b"", *offer).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+
+    connection.sendall(head(session, SMALL) + SMALL)
+    connection.sendall(chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden))
+    connection.sendall(head(session, SMALL) + SMALL)
+    answers = [answer(stream) for _ in range(3)]
+    stream.close()
+
+    assert [status for status, _ in answers] == [201, 400, 200]
+    assert answers[2][1]["length"] == 2
+
+
+def test_a_request_to_connect_elsewhere_is_refused_and_ends_the_connection(connection: socket.socket) -> None:
+    connection.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    with connection.makefile("rb") as stream:
+        everything = stream.read()
+
+    assert everything.startswith(b"HTTP/1.1 400 ")
+    assert everything.count(b"HTTP/1.1") == 1
+
+
+# Connections that break while answers are sent
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3])
+def test_a_connection_that_breaks_under_its_answers_is_no_error(
+    capfd: pytest.CaptureFixture[str], requests: int
+) -> None:
+    k = np.zeros((8, 8, 1024, 128), np.float16)
+    read = b"GET /sessions/a/kv?form=float32 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    with running_service() as service:
+        httpx.post(
+            f"{service.url}/sessions/a/kv", content=msgpack.packb(append_body(k, k)), headers={"content-type": MSGPACK}
+        )
+        for received in (100, 1 << 20, 8 << 20):
+            with connect(service.url) as connection:
+                connection.sendall(read * requests)
+                connection.recv(received, socket.MSG_WAITALL)
+                reset(connection)
+        ready = httpx.get(f"{service.url}/readyz").status_code
+
+    assert ready == 200
+    assert capfd.readouterr().err == ""
