@@ -212,7 +212,7 @@ class AnswerTooLarge(InvalidRequest):
 
 
 class NonFinite(InvalidRequest):
-    """NaN, infinity or overflow in a vector; nothing was stored.
+    """NaN, infinity or overflow in a vector; an append then stored nothing.
 
     Attributes:
         stream: `"k"` or `"v"`; `"x"` for `encode`.

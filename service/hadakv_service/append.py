@@ -125,7 +125,8 @@ class AppendJob:
     def _non_finite(self, name: str, row: int) -> NonFinite:
         shape = self._append.shape
         layer, head, token = np.unravel_index(row, (shape.layers, shape.kv_heads, shape.tokens))
-        return NonFinite(name, layer=shape.layer + int(layer), head=int(head), token=int(token))
+        place = {"layer": shape.layer + int(layer), "head": int(head), "token": int(token)}
+        return NonFinite(name, consequence="; nothing was stored", **place)
 
 
 def first_non_finite(host: Encoded, spec: CodecSpec) -> int:

@@ -15,8 +15,9 @@ from hadakv_service.problems import from_service_error
 from hadakv_service.settings import Settings
 from hadakv_service.store import Key, Store
 
-ID_RULE = "must be 1 to 128 of A-Z a-z 0-9 . _ : -"
-_SESSION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+ID_RULE = "must be 1 to 128 of A-Z a-z 0-9 . _ : - and neither . nor .."
+# In a path "." and ".." mean something else to whoever handles it on its way here.
+_SESSION_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def check_session_id(session: str, field: str = "id") -> str:
     """The id itself.
 
     Raises:
-        InvalidRequest: it is not 1 to 128 of A-Z a-z 0-9 . _ : -
+        InvalidRequest: it is not 1 to 128 of A-Z a-z 0-9 . _ : - or it is "." or "..".
     """
     if not _SESSION_ID.fullmatch(session):
         raise InvalidRequest([(field, ID_RULE)])

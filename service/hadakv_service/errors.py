@@ -138,13 +138,19 @@ class AnswerTooLarge(InvalidRequest):
 
 
 class NonFinite(InvalidRequest):
-    """NaN, infinity or overflow; stream, layer, head and token (or row) name the first one."""
+    """NaN, infinity or overflow; stream, layer, head and token (or row) name the first one.
+
+    Args:
+        stream: `"k"`, `"v"` or `"x"`.
+        place: where in it.
+        consequence: what became of the request, if that is not plain.
+    """
 
     slug, title = "non-finite", "A value is not finite"
 
-    def __init__(self, stream: str, **place: int) -> None:
+    def __init__(self, stream: str, *, consequence: str = "", **place: int) -> None:
         where = ", ".join(f"{axis} {index}" for axis, index in place.items())
-        super().__init__([(stream, f"has NaN, infinity or overflow at {where}; nothing was stored")])
+        super().__init__([(stream, f"has NaN, infinity or overflow at {where}" + consequence)])
         self.fields |= {"stream": stream, **place}
 
 

@@ -104,7 +104,7 @@ def _complete(
     operation: dict[str, Any], path: str, body: str | None, answer: str | None, statuses: tuple[int, ...]
 ) -> None:
     if "{id}" in path:
-        pattern = {"type": "string", "pattern": "^[A-Za-z0-9_.:-]{1,128}$"}
+        pattern = {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}$"}
         others = [p for p in operation.get("parameters", []) if p["name"] != "id"]
         operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": pattern}, *others]
     if body:

@@ -19,7 +19,7 @@ from hadakv_service.media import MSGPACK, send_pieces
 from hadakv_service.routes import kv
 from hadakv_service.wire import encode_pieces
 
-_PATH = re.compile(rb"/sessions/([A-Za-z0-9_.:-]{1,128})/kv")
+_PATH = re.compile(rb"/sessions/(?!\.{1,2}/)([A-Za-z0-9_.:-]{1,128})/kv")
 _LENGTH = re.compile(rb"\d{1,6}")
 _MSGPACK = MSGPACK.encode()
 

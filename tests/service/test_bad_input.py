@@ -372,6 +372,7 @@ def test_a_vector_that_is_not_finite_is_refused_with_its_place(
         "token": 3,
     }
     assert [error["field"] for error in problem["errors"]] == [name]
+    assert problem["detail"].endswith("at layer 1, head 1, token 3; nothing was stored")
     assert caller.snapshot(session) == before
 
 
@@ -433,7 +434,8 @@ def test_encode_refuses_what_is_not_finite_and_says_where(caller: Caller, more: 
     answer = caller.post("/encode", {"x": tensor(x), **more})
 
     assert answer.problem(422, "non-finite")["stream"] == "x"
-    assert "12" in answer.body["detail"], "the twelfth vector, counted from 0, over all leading axes"
+    # The twelfth vector, counted from 0, over all leading axes.
+    assert answer.body["detail"] == "x: has NaN, infinity or overflow at row 12"
 
 
 # 409: at odds with what is stored
@@ -916,6 +918,8 @@ BAD_IDS = {
     "a line end": "a%0A",
     "bytes that are no text": "%FF%FE",
     "a letter too many": "x" * 129,
+    "one dot and no more": "%2E",
+    "two dots and no more": "%2E%2E",
 }
 
 
@@ -940,15 +944,29 @@ def test_a_session_id_is_refused_that_has(caller: Caller, method: str, path: str
 
 def test_an_id_may_have_every_allowed_sign_and_128_of_them(caller: Caller) -> None:
     signs = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
-    ids = [signs, uuid4().hex * 4, f"z{uuid4().hex}:a.b_c-d"]
+    ids = [signs, uuid4().hex * 4, f"z{uuid4().hex}:a.b_c-d", "...", ".a", "..a"]
 
     statuses = [caller.append(id_, K, V).status for id_ in ids]
 
-    assert statuses == [201, 201, 201]
+    assert statuses == [201] * len(ids)
     assert [caller.info(id_)["session"] for id_ in ids] == ids
 
 
 # Requests no HTTP library would send
+
+
+@pytest.mark.parametrize("dots", [".", ".."])
+@pytest.mark.parametrize("kind", [MSGPACK, f"{MSGPACK}; v=1"], ids=["plain", "with a parameter"])
+def test_an_append_to_nothing_but_dots_is_refused(server: RunningService, dots: str, kind: str) -> None:
+    head = (
+        f"POST /sessions/{dots}/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(PACKED)}\r\n\r\n"
+    )
+
+    with connect(server.url) as connection:
+        connection.sendall(head.encode() + PACKED)
+        line = status_line(connection)
+
+    assert line == b"HTTP/1.1 422 Unprocessable Entity"
 
 
 @pytest.mark.parametrize("length", ["-1", "ten", "1e3", "+5", "0x10", "9" * 5000, ""])
