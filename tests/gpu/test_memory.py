@@ -1,0 +1,51 @@
+"""What a real GPU holds of a session: its packed bytes, not what was posted."""
+
+import asyncio
+import gc
+
+import httpx
+import mlx.core as mx
+import msgpack
+import numpy as np
+import pytest
+
+from backends import GPUS_HERE
+from contract import MSGPACK, append_body
+from hadakv_kernels import Codec
+from hadakv_service.app import create_app
+from hadakv_service.settings import Settings
+
+pytestmark = pytest.mark.skipif(not GPUS_HERE, reason="needs a GPU that MLX can use")
+
+# Tables, and what is rounded up with each array.
+BESIDE_THE_PAGES = 4 << 20
+
+
+def active_nbytes() -> int:
+    gc.collect()
+    mx.synchronize()
+    return mx.get_active_memory()
+
+
+async def growth_and_packed(sessions: int) -> tuple[int, int]:
+    """Append to so many sessions; bytes the device holds more than before, and those of the ledger."""
+    app = create_app(Settings(backend=GPUS_HERE[0], memory_budget="4GiB"))
+    x = np.random.default_rng(0).standard_normal((8, 8, 1024, 128)).astype(np.float16)
+    codec = {"k": Codec().to_mapping(), "v": Codec(8).to_mapping()}
+    body = msgpack.packb(append_body(x, x, codec=codec))
+    calls = httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://gpu", headers={"Content-Type": MSGPACK}
+    )
+    async with app.router.lifespan_context(app), calls as client:
+        before = active_nbytes()
+        for session in range(sessions):
+            answer = await client.post(f"/sessions/{session}/kv", content=body)
+            assert answer.status_code == 201, answer.text
+        return active_nbytes() - before, app.state.context.store.ledger.used
+
+
+def test_the_device_grows_by_the_packed_bytes() -> None:
+    grown, packed = asyncio.run(growth_and_packed(16))
+
+    assert packed <= grown + BESIDE_THE_PAGES
+    assert grown <= packed * 1.05 + BESIDE_THE_PAGES
