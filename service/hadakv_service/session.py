@@ -140,21 +140,25 @@ class Session:
         """The position an append goes to, and whether that is the end; else it can only be a repetition.
 
         Raises:
-            PositionConflict: it is neither at the end of its layers nor wholly among the stored tokens.
+            PositionConflict: it is not at the end of its layers, and goes beyond it or has wholly left the window.
         """
         first, length, longest = self.span(shape.layer, shape.layers)
         if shape.position in (None, length) and length == longest:
             return length, True
-        if shape.position is not None and first <= shape.position <= length - shape.tokens:
-            return shape.position, False
+        if shape.position is not None:
+            stop = shape.position + shape.tokens
+            if stop <= length and (shape.position >= first or stop > first):
+                return shape.position, False
         if length != longest:
             raise PositionConflict(f"The layers have different lengths, from {length} to {longest}.", length)
         raise self.conflict(shape)
 
     def conflict(self, shape: Shape) -> PositionConflict:
         """The refusal of an append that is not at the end."""
-        _, length, _ = self.span(shape.layer, shape.layers)
+        first, length, _ = self.span(shape.layer, shape.layers)
         detail = f"The layers have {length} tokens; the append is to start at {shape.position} and is not stored there."
+        if shape.position is not None and shape.position < first:
+            detail += f" Of tokens before {first}, which have left the window, nothing can be told."
         return PositionConflict(detail, length)
 
     def append(self, layer: int, page: Page, backend: Backend) -> "Session":

@@ -226,13 +226,22 @@ def test_an_append_that_does_neither_is_a_conflict(position: int, count: int) ->
     assert refused.value.fields == {"length": 10}
 
 
-def test_what_left_the_window_cannot_be_repeated() -> None:
+@pytest.mark.parametrize(("position", "count"), [(0, 10), (0, 7), (5, 2), (5, 3), (6, 3), (6, 0), (9, 1)])
+def test_what_is_partly_in_the_window_can_be_repeated(position: int, count: int) -> None:
     session = opened(window=4).append(0, page([[1] * 10]), BACKEND)
 
-    with pytest.raises(PositionConflict):
-        session.place(Shape(0, 1, HEADS, 3, 64, 5))
+    assert session.place(Shape(0, 1, HEADS, count, 64, position)) == (position, False)
 
-    assert session.place(Shape(0, 1, HEADS, 3, 64, 6)) == (6, False)
+
+@pytest.mark.parametrize(("position", "count"), [(0, 6), (5, 1), (5, 0), (0, 11), (6, 5)])
+def test_what_wholly_left_the_window_or_goes_beyond_the_end_cannot_be_repeated(position: int, count: int) -> None:
+    session = opened(window=4).append(0, page([[1] * 10]), BACKEND)
+
+    with pytest.raises(PositionConflict) as refused:
+        session.place(Shape(0, 1, HEADS, count, 64, position))
+
+    assert refused.value.fields == {"length": 10}
+    assert ("window" in refused.value.detail) == (position < 6)
 
 
 @pytest.mark.parametrize(

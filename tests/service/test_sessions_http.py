@@ -549,6 +549,54 @@ def test_a_window_takes_more_at_once_than_it_keeps(caller: Caller, session: str)
     assert held["v"] == stream(v[:, :, 890:], DEFAULT)
 
 
+@pytest.mark.parametrize("codec", [DEFAULT, Codec(kind="float16")], ids=["4 bits", "float16"])
+@pytest.mark.parametrize("later", [0, 9], ids=["at once", "while a token is left"])
+def test_an_append_larger_than_the_window_can_be_repeated(
+    caller: Caller, session: str, codec: Codec, later: int
+) -> None:
+    k, v = pair(2, 2, 30)
+    more = pair(2, 2, later)
+    caller.put(f"/sessions/{session}", {"window": 10, "codec": codec.to_mapping()})
+    caller.append(session, *pair(2, 2, 300))
+
+    first = caller.append(session, k, v, position=300)
+    caller.append(session, *more)
+    before = caller.snapshot(session)
+    again = caller.append(session, k, v, position=300)
+
+    assert (again.status, again.body) == (200, first.body)
+    assert caller.snapshot(session) == before
+
+
+@pytest.mark.parametrize("at", [20, 29], ids=["the first", "the last"])
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_an_append_that_differs_within_the_window_is_no_repetition(
+    caller: Caller, session: str, name: str, at: int
+) -> None:
+    tensors = dict(zip("kv", pair(1, 2, 30), strict=True))
+    caller.put(f"/sessions/{session}", {"window": 10})
+    caller.append(session, **tensors)
+    before = caller.snapshot(session)
+    tensors[name][0, 1, at] *= -1
+
+    answer = caller.append(session, **tensors, position=0)
+
+    assert answer.problem(409, "position-conflict")["length"] == 30
+    assert caller.snapshot(session) == before
+
+
+def test_an_append_that_wholly_left_the_window_is_told_so(caller: Caller, session: str) -> None:
+    k, v = pair(1, 1, 30)
+    caller.put(f"/sessions/{session}", {"window": 10})
+    caller.append(session, k, v)
+    caller.append(session, *pair(1, 1, 10))
+
+    problem = caller.append(session, k, v, position=0).problem(409, "position-conflict")
+
+    assert problem["length"] == 40
+    assert "before 30, which have left the window" in problem["detail"]
+
+
 def test_what_left_the_window_cannot_be_read(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"window": 10})
     caller.append(session, *pair(1, 1, 30))
