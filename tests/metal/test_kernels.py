@@ -1,37 +1,208 @@
-"""The kernels' Metal source, executed: the bytes of the reference."""
+"""Every variant of the kernels, its Metal source executed: all that it writes is the reference's, to the bit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import numpy as np
 import pytest
 
-from hadakv_kernels import DTYPES, Codec, CodecSpec, Stream, reference
+import golden
+from hadakv_kernels import BITS, HEAD_DIMS, Codec, Encoded, Stream, launch, reference, tables
+from hadakv_kernels.codec import CHOICES
 from hadakv_kernels.gpu import GpuBackend
-from metal.executor import executing
-
-SPECS = {
-    "4-bit": Codec().at(256),
-    "8-bit unbiased": Codec(8, norm="unbiased").at(128),
-    "5-bit of two blocks": Codec(5, norm="unbiased", codebook="lloyd-max").at(512),
-    "3-bit bytes unrotated": Codec(3, layout="byte", rotation="none").at(64),
-}
+from kernels.test_golden import matches, spec_of
+from metal import calls
+from metal.calls import Call, Decoding, Encoding
+from metal.checks import check, check_decoding, check_encoding
+from metal.executor import Executor, executing
+from metal.launch import THREE_PASSES, Pass
+from metal.vectors import ROWS, boundary_vectors, hard_vectors, unrotated_bytes
 
 
 @pytest.fixture
-def backend() -> Iterator[GpuBackend]:
-    with executing():
-        yield GpuBackend("metal")
+def executor() -> Iterator[Executor]:
+    with executing() as executor:
+        yield executor
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_the_metal_source_gives_the_bytes_of_the_reference(backend: GpuBackend, spec: CodecSpec, dtype: str) -> None:
-    x = np.random.default_rng(7).standard_normal((9, spec.head_dim)).astype(DTYPES[dtype])
-    expected = reference.encode(x, spec)
+def prove(executor: Executor, some: Sequence[Call], rows: int = ROWS) -> None:
+    # Compiled together, which is many times faster than one by one.
+    executor.prepare(calls.planned(executor, launch, some, rows))
+    for call in some:
+        check(launch, call, slice(rows))
 
-    (got,) = backend.encode([Stream(x, spec)])
-    decoded = backend.decode(expected, spec, dtype)
 
-    assert np.array_equal(got.packed, expected.packed)
-    assert np.array_equal(got.norms.view(np.uint32), expected.norms.view(np.uint32))
-    assert np.array_equal(decoded.view(np.uint8), reference.decode(expected, spec, dtype).view(np.uint8))
+def prove_once_each(executor: Executor, some: Sequence[Call]) -> None:
+    # Where there are hundreds, the ways to run take turns.
+    executor.prepare(calls.planned(executor, launch, some, ROWS))
+    for call, way in zip(some, cycle(THREE_PASSES), strict=False):
+        executor.passes = (way,)
+        check(launch, call)
+
+
+def classes(head_dim: int) -> list[Call]:
+    """One call of every kind there is."""
+    three, eight = Codec(3, norm="unbiased").at(head_dim), Codec(8, codebook="lloyd-max").at(head_dim)
+    half, bare = Codec(kind="float16").at(head_dim), Codec(6, rotation="none", layout="byte").at(head_dim)
+    return [
+        Encoding("float32", three),
+        Encoding("bfloat16", half),
+        Encoding("float16", half, bare),
+        Encoding("float32", eight, three),
+        Encoding("bfloat16", three, diagnose=True),
+        Decoding("float16", eight),
+        Decoding("float32", three, inverse=False),
+    ]
+
+
+# ---- every variant ----
+
+
+@pytest.mark.parametrize("dtype", calls.NAMES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_every_codec_encodes_as_the_reference_does(executor: Executor, head_dim: int, dtype: str) -> None:
+    prove_once_each(executor, calls.single_encodings([head_dim], [dtype]))
+
+
+@pytest.mark.parametrize("dtype", calls.NAMES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_every_codec_decodes_as_the_reference_does(executor: Executor, head_dim: int, dtype: str) -> None:
+    prove_once_each(executor, calls.decodings([head_dim], [dtype]))
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_every_codec_shows_what_it_saw_as_the_reference_does(executor: Executor, head_dim: int) -> None:
+    # Dtypes take turns: loading is the same as above.
+    every = [calls.diagnosing([head_dim], [dtype]) for dtype in calls.NAMES]
+    prove_once_each(executor, [some[turn % 3] for turn, some in enumerate(zip(*every, strict=True))])
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_two_streams_of_different_codecs_are_each_encoded_as_the_reference_does(
+    executor: Executor, head_dim: int
+) -> None:
+    prove_once_each(executor, calls.some_pairs(head_dim))
+
+
+# ---- every way to run ----
+
+
+@pytest.mark.parametrize("rows", [1, 7, 33])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_any_number_of_vectors_gives_the_same_in_any_order_of_lanes(
+    executor: Executor, head_dim: int, rows: int
+) -> None:
+    executor.passes = THREE_PASSES
+
+    prove(executor, classes(head_dim), rows)
+
+
+@pytest.mark.parametrize("threadgroups", [1, 3])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_a_grid_that_is_too_small_for_all_vectors_goes_through_them_in_strides(
+    executor: Executor, head_dim: int, threadgroups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "MOST_THREADGROUPS", threadgroups)
+    executor.passes = THREE_PASSES
+
+    prove(executor, classes(head_dim))
+
+    # At head_dim 64 three threadgroups are more than there is to do.
+    most = min(threadgroups, -(-ROWS * head_dim // (launch.THREADGROUP * launch.elements_per_lane(head_dim))))
+    assert {dispatch.grid[0] for dispatch in executor.dispatches} == {most * launch.THREADGROUP}
+
+
+# ---- every boundary ----
+
+
+@pytest.mark.parametrize("codebook", CHOICES["codebook"])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_a_value_on_a_boundary_belongs_to_the_index_below_and_the_next_float_to_the_one_above(
+    executor: Executor, head_dim: int, codebook: str
+) -> None:
+    executor.passes = (Pass(),)
+    specs = {bits: unrotated_bytes(bits, codebook, head_dim) for bits in BITS}
+    executor.prepare(calls.planned(executor, launch, [Encoding("float32", spec) for spec in specs.values()]))
+    for bits, spec in specs.items():
+        x = boundary_vectors(spec)
+        scaled = reference.diagnose(x, spec).scaled
+
+        packed = calls.on_host(Encoding("float32", spec).run(launch, x)[0])
+
+        boundaries = tables.boundaries(bits, codebook)
+        np.testing.assert_array_equal(packed, np.searchsorted(boundaries, scaled, side="left"))
+
+
+@pytest.mark.parametrize("d512_scale", [16.0, 0.3, 1e-30, 1e30])
+@pytest.mark.usefixtures("executor")
+def test_the_ablation_factor_is_the_reference_s(d512_scale: float) -> None:
+    specs = [Codec(6, norm=norm, d512_scale=d512_scale).at(512) for norm in CHOICES["norm"]]
+    x = np.random.default_rng(0).standard_normal((9, 512)).astype(np.float32)
+
+    for spec in specs:
+        encoded = reference.encode(x, spec)
+        check_encoding(launch, Encoding("float32", spec, diagnose=True), x, x)
+        check_decoding(launch, Decoding("bfloat16", spec), encoded.packed, encoded.norms)
+
+
+# ---- what must show ----
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_what_is_not_finite_shows_in_its_own_vector_and_in_no_other(executor: Executor, head_dim: int) -> None:
+    executor.passes = (Pass(),)
+    backend = GpuBackend("metal")
+    x = np.random.default_rng(1).standard_normal((31, head_dim)).astype(np.float32)
+    bad = x.copy()
+    bad[3, 0], bad[4, -1], bad[17, head_dim // 2], bad[29, 5], bad[30] = np.nan, np.inf, -np.inf, 3e38, 3e38
+    good = [i for i in range(31) if i not in (3, 4, 17, 29, 30)]
+    specs = [codec.at(head_dim) for codec in calls.CODECS if codec.layout == "dense"]
+    with executor.plan() as dispatches:
+        backend.encode([Stream(bad, spec) for spec in specs])
+    executor.prepare(dispatches)
+
+    encoded = backend.encode([Stream(bad, spec) for spec in specs])
+
+    for spec, got in zip(specs, encoded, strict=True):
+        each = [Encoded(got.packed[i : i + 1], got.norms[i : i + 1]) for i in range(31)]
+        assert [i for i in range(31) if backend.all_finite(each[i], spec)] == good
+        clean = reference.encode(x, spec)
+        assert np.array_equal(got.packed[good], clean.packed[good])
+        assert np.array_equal(got.norms[good], clean.norms[good])
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_a_norm_that_is_not_finite_is_decoded_without_harm_to_its_neighbours(executor: Executor, head_dim: int) -> None:
+    executor.passes = (Pass(),)
+    spec = Codec(5).at(head_dim)
+    clean = reference.encode(hard_vectors(head_dim)[:20], spec)
+    bad = Encoded(clean.packed, clean.norms.copy())
+    bad.norms[[2, 9, 11]] = np.array([[np.nan], [np.inf], [-3e38]])
+
+    for dtype in calls.NAMES:
+        got = GpuBackend("metal").decode(bad, spec, dtype)
+        expected = reference.decode(clean, spec, dtype)
+        assert np.array_equal(np.delete(got, [2, 9, 11], axis=0), np.delete(expected, [2, 9, 11], axis=0))
+
+
+@pytest.mark.parametrize("kernel", golden.KERNELS)
+def test_the_reference_kernels_are_reproduced(executor: Executor, kernel: str) -> None:
+    executor.passes = (Pass(),)
+    backend = GpuBackend("metal")
+    cases = list(golden.cases(kernel))
+    streams = [[Stream(stream.x, spec_of(stream)) for stream in case.streams] for case in cases]
+    with executor.plan() as dispatches:
+        for some in streams:
+            backend.encode(some)
+    executor.prepare(dispatches)
+
+    got = [backend.encode(some) for some in streams]
+
+    wrong = [
+        case.id
+        for case, encoded in zip(cases, got, strict=True)
+        if not all(map(matches, encoded, case.streams)) or len(encoded) != len(case.streams)
+    ]
+    assert cases
+    assert wrong == []
+    assert all(len(some) == 1 or dispatch.grid[2] == 2 for some, dispatch in zip(streams, dispatches, strict=True))

@@ -1,0 +1,153 @@
+"""Every call that `hadakv_kernels.launch` makes of its kernels: what there is to prove.
+
+The module is passed in, so that a changed one can be proved wrong.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Codec, CodecSpec
+from hadakv_kernels.codec import CHOICES
+from metal.executor import Dispatch, Executor
+
+Array = NDArray[Any]
+NAMES = tuple(DTYPES)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A call of `launch.encode`; the second stream has a codec of its own."""
+
+    dtype: str
+    k: CodecSpec
+    v: CodecSpec | None = None
+    diagnose: bool = False
+
+    def __str__(self) -> str:
+        codecs = " and ".join(map(_words, filter(None, (self.k, self.v))))
+        return f"encode{' and diagnose' if self.diagnose else ''} {self.dtype} {codecs}"
+
+    def run(self, launch: Any, x: Array, y: Array | None = None) -> list[mx.array]:
+        """Encode x, and y as the second stream: `[rows, head_dim]`."""
+        second = () if self.v is None or y is None else (on_device(y), self.v)
+        outputs: list[mx.array] = launch.encode("metal", on_device(x), self.k, *second, diagnose=self.diagnose)
+        return outputs
+
+    def plan(self, launch: Any, rows: int) -> None:
+        """Call it for zeros."""
+        x = np.zeros((rows, self.k.head_dim), DTYPES[self.dtype])
+        self.run(launch, x, x)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A call of `launch.decode`."""
+
+    dtype: str
+    spec: CodecSpec
+    inverse: bool = True
+
+    def __str__(self) -> str:
+        return f"decode {_words(self.spec)} to {'' if self.inverse else 'rotated '}{self.dtype}"
+
+    def run(self, launch: Any, packed: Array, norms: Array) -> mx.array:
+        """Decode uint8 `[rows, row_bytes]` and float32 `[rows, norms]`."""
+        values: mx.array = launch.decode(
+            "metal", on_device(packed), on_device(norms), self.spec, self.dtype, inverse=self.inverse
+        )
+        return values
+
+    def plan(self, launch: Any, rows: int) -> None:
+        """Call it for zeros."""
+        self.run(launch, np.zeros((rows, self.spec.row_bytes), np.uint8), np.zeros((rows, self.spec.norms), np.float32))
+
+
+Call = Encoding | Decoding
+
+
+def _codecs() -> tuple[Codec, ...]:
+    """Every codec whose kernel differs; codebooks, which are only numbers to a kernel, take turns."""
+    options = product(BITS, CHOICES["rotation"], CHOICES["layout"], CHOICES["norm"])
+    # At 8 bits both layouts are the same.
+    distinct = [some for some in options if some[0] != 8 or some[2] == "dense"]
+    return (
+        *(
+            Codec(bits, rotation, layout, CHOICES["codebook"][turn % 2], norm)
+            for turn, (bits, rotation, layout, norm) in enumerate(distinct)
+        ),
+        Codec(kind="float16"),
+    )
+
+
+CODECS = _codecs()
+# What else there is to a decoder, it gets as numbers.
+STORED = tuple(codec for codec in CODECS if codec.rotation == "hadamard" and codec.norm == "exact")[:-1]
+
+
+def single_encodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Encoding]:
+    """One stream: every codec."""
+    return [Encoding(dtype, codec.at(d)) for d, codec, dtype in product(head_dims, CODECS, dtypes)]
+
+
+def diagnosing(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Encoding]:
+    """The diagnostic output: every codec that quantizes."""
+    return [Encoding(dtype, codec.at(d), None, True) for d, codec, dtype in product(head_dims, CODECS[:-1], dtypes)]
+
+
+def every_pair() -> list[Encoding]:
+    """Two streams: every codec beside every other, while head_dims and dtypes take turns."""
+    turns = enumerate(product(CODECS, CODECS))
+    return [
+        Encoding(NAMES[turn % 3], k.at(HEAD_DIMS[turn // 3 % 4]), v.at(HEAD_DIMS[turn // 3 % 4]))
+        for turn, (k, v) in turns
+    ]
+
+
+def some_pairs(head_dim: int) -> list[Encoding]:
+    """Two streams: every codec once as either; and the hybrids, K as float16 and V unrotated, at every width."""
+    half = Codec(kind="float16")
+    others = CODECS[17:] + CODECS[:17]
+    hybrids = [(half, codec) for codec in CODECS if (codec.rotation, codec.norm) == ("none", "exact")]
+    pairs = [*zip(CODECS, others, strict=True), *hybrids]
+    return [Encoding(NAMES[turn % 3], k.at(head_dim), v.at(head_dim)) for turn, (k, v) in enumerate(pairs)]
+
+
+def decodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Decoding]:
+    """Every packing, rotated back and not."""
+    choices = product(head_dims, STORED, dtypes, (True, False))
+    return [Decoding(dtype, codec.at(d), inverse) for d, codec, dtype, inverse in choices]
+
+
+def planned(executor: Executor, launch: Any, calls: Iterable[Call], rows: int = 9) -> list[Dispatch]:
+    """What the calls would dispatch."""
+    with executor.plan() as dispatches:
+        for call in calls:
+            call.plan(launch, rows)
+    return dispatches
+
+
+def on_device(array: Array) -> mx.array:
+    """MLX's own array of it."""
+    if array.dtype == DTYPES["bfloat16"]:
+        return mx.array(array.view(np.uint16)).view(mx.bfloat16)
+    return mx.array(array)
+
+
+def on_host(array: mx.array) -> Array:
+    """NumPy's own array of it."""
+    if array.dtype == mx.bfloat16:
+        return np.array(array.view(mx.uint16)).view(DTYPES["bfloat16"])
+    return np.array(array)
+
+
+def _words(spec: CodecSpec) -> str:
+    codec = spec.codec
+    if codec.kind == "float16":
+        return f"{spec.head_dim} as float16"
+    return f"{spec.head_dim} {codec.bits} bits {codec.layout} {codec.rotation} {codec.codebook} {codec.norm}"
