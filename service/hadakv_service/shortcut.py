@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service import problems
 from hadakv_service.body import SMALL, read_small
@@ -42,7 +42,7 @@ class App(FastAPI):
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         session = _plain_append(scope)
         if session is None:
-            await super().__call__(scope, receive, send)
+            await self._enter_framework(scope, receive, send)
             return
         service: Context = self.state.context
         try:
@@ -58,6 +58,25 @@ class App(FastAPI):
             pieces = encode_pieces(kv.answer(session, appended, minimal=False))
             headers = [(b"content-type", _MSGPACK), (b"content-length", b"%d" % sum(map(len, pieces)))]
             await send_pieces(send, 201 if appended.created else 200, headers, pieces)
+
+    async def _enter_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ordinary way, where an error that was logged and answered as a whole ends.
+
+        Starlette raises it once more, upon which uvicorn closes the connection without having said so, and a client's
+        next request on it fails.
+        """
+        answered = False
+
+        async def noting(message: Message) -> None:
+            nonlocal answered
+            await send(message)
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await super().__call__(scope, receive, noting)
+        except Exception:
+            if not answered:
+                raise
 
 
 def _plain_append(scope: Scope) -> str | None:
