@@ -110,11 +110,14 @@ def every_pair() -> list[Encoding]:
 
 
 def some_pairs(head_dim: int) -> list[Encoding]:
-    """Two streams: every codec once as either; and the hybrids, K as float16 and V unrotated, at every width."""
+    """Two streams: every codec once, as K and as V in turns; and the hybrids, K as float16 and V unrotated."""
     half = Codec(kind="float16")
-    others = CODECS[17:] + CODECS[:17]
-    hybrids = [(half, codec) for codec in CODECS if (codec.rotation, codec.norm) == ("none", "exact")]
-    pairs = [*zip(CODECS, others, strict=True), *hybrids]
+    # Neighbours are nearly alike.
+    apart = [CODECS[7 * turn % len(CODECS)] for turn in range(len(CODECS) + 1)]
+    pairs = list(zip(apart[::2], apart[1::2], strict=True))
+    if HEAD_DIMS.index(head_dim) % 2:
+        pairs = [(v, k) for k, v in pairs]
+    pairs += [(half, codec) for codec in CODECS if (codec.rotation, codec.norm) == ("none", "exact")]
     return [Encoding(NAMES[turn % 3], k.at(head_dim), v.at(head_dim)) for turn, (k, v) in enumerate(pairs)]
 
 

@@ -25,7 +25,7 @@ def executor() -> Iterator[Executor]:
         yield executor
 
 
-def prove(executor: Executor, some: Sequence[Call], rows: int = ROWS) -> None:
+def prove(executor: Executor, some: Sequence[Call], rows: int = 101) -> None:
     # Compiled together, which is many times faster than one by one.
     executor.prepare(calls.planned(executor, launch, some, rows))
     for call in some:
@@ -34,7 +34,7 @@ def prove(executor: Executor, some: Sequence[Call], rows: int = ROWS) -> None:
 
 def prove_once_each(executor: Executor, some: Sequence[Call]) -> None:
     # Where there are hundreds, the ways to run take turns.
-    executor.prepare(calls.planned(executor, launch, some, ROWS))
+    executor.prepare(calls.planned(executor, launch, some))
     for call, way in zip(some, cycle(THREE_PASSES), strict=False):
         executor.passes = (way,)
         check(launch, call)
@@ -84,6 +84,16 @@ def test_two_streams_of_different_codecs_are_each_encoded_as_the_reference_does(
     prove_once_each(executor, calls.some_pairs(head_dim))
 
 
+@pytest.mark.parametrize("rotation", CHOICES["rotation"])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_the_vectors_reach_both_sides_of_the_smallest_norm(head_dim: int, rotation: str) -> None:
+    norms = reference.encode(hard_vectors(head_dim), Codec(rotation=rotation).at(head_dim)).norms
+
+    close = norms[np.abs(norms / 1e-10 - 1) < 1e-6]
+    assert (close > reference.SMALLEST_NORM).any()
+    assert (close <= reference.SMALLEST_NORM).any()
+
+
 # ---- every way to run ----
 
 
@@ -108,7 +118,7 @@ def test_a_grid_that_is_too_small_for_all_vectors_goes_through_them_in_strides(
     prove(executor, classes(head_dim))
 
     # At head_dim 64 three threadgroups are more than there is to do.
-    most = min(threadgroups, -(-ROWS * head_dim // (launch.THREADGROUP * launch.elements_per_lane(head_dim))))
+    most = min(threadgroups, -(-ROWS[head_dim] * head_dim // (launch.THREADGROUP * launch.elements_per_lane(head_dim))))
     assert {dispatch.grid[0] for dispatch in executor.dispatches} == {most * launch.THREADGROUP}
 
 

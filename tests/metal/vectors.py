@@ -17,8 +17,8 @@ from kernels.test_parity import (
 from metal.calls import Array
 
 # Odd, and five more than a multiple of eight: the last simdgroup and the last threadgroup are partial wherever they
-# hold more than one vector.
-ROWS = 101
+# hold more than one vector; and more than one threadgroup of each.
+ROWS = {64: 101, 128: 101, 256: 61, 512: 61}
 
 
 @lru_cache
@@ -26,12 +26,12 @@ def hard_vectors(head_dim: int, dtype: str = "float32") -> Array:
     """Every pattern at several scales, zeros, and norms about the smallest, shuffled: `[ROWS, head_dim]`."""
     rng = np.random.default_rng(head_dim)
     shapes = patterns(head_dim, rng)
-    scales = np.resize(SCALES, 3 * len(shapes))
-    zeros = np.zeros((1, head_dim))
+    rounds = 3 if head_dim < 256 else 2
+    scales = np.resize(SCALES, rounds * len(shapes))
+    zeros = [np.zeros(head_dim), np.full(head_dim, -0.0), np.resize([0.0, -0.0], head_dim)]
     smallest = around_the_smallest_norm(head_dim)
-    rows = np.vstack([np.tile(shapes, (3, 1)) * scales[:, None], zeros, -zeros, np.resize([0.0, -0.0], (1, head_dim))])
-    rows = np.vstack([rows, smallest[:: len(smallest) // 17]])
-    rows = np.vstack([rows, rng.standard_normal((ROWS - len(rows), head_dim))])
+    rows = np.vstack([np.tile(shapes, (rounds, 1)) * scales[:, None], *zeros, smallest[:: -(-len(smallest) // 9)]])
+    rows = np.vstack([rows, rng.standard_normal((ROWS[head_dim] - len(rows), head_dim))])
     rows *= np.minimum(1, LONGEST / np.linalg.norm(rows, axis=1, keepdims=True).clip(1))
     rows = rng.permutation(rows).astype(np.float32)
     return (rows.clip(-65504, 65504) if dtype == "float16" else rows).astype(DTYPES[dtype])
