@@ -5,6 +5,7 @@ The module is passed in, so that a changed one can be proved wrong.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -125,6 +126,17 @@ def decodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAME
     """Every packing, rotated back and not."""
     choices = product(head_dims, STORED, dtypes, (True, False))
     return [Decoding(dtype, codec.at(d), inverse) for d, codec, dtype, inverse in choices]
+
+
+@cache
+def every_kind() -> dict[str, Sequence[Call]]:
+    """Every call there is, by what it is for."""
+    return {
+        "one stream": single_encodings(),
+        "two streams": every_pair(),
+        "diagnosing": diagnosing(),
+        "decoding": decodings(),
+    }
 
 
 def planned(executor: Executor, launch: Any, calls: Iterable[Call], rows: int = 9) -> list[Dispatch]:

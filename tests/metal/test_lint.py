@@ -74,6 +74,16 @@ def test_a_float_does_not_become_a_bfloat_by_itself() -> None:
     assert "no viable" in found(changed(toys.SOURCE, "static_cast<T>(v[i])", "v[i]"), dtype="bfloat16")
 
 
+def test_variants_are_read_beside_the_first() -> None:
+    source = changed(toys.SOURCE, "static_cast<T>(v[i])", "v[i]")
+    first, *variants = (toys.text(source, dtype=dtype) for dtype in ("float32", "bfloat16", "float16"))
+
+    (finding,) = lint(first, variants)
+
+    assert "no viable" in finding.message
+    assert finding.file == variants[0].name
+
+
 ROTATE = "butterfly<E>(v, lane);"
 ROTATION = f"{ROTATE}\n    float top"
 MAXIMUM = "top = simd_max(top);"

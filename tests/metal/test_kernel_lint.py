@@ -1,0 +1,34 @@
+"""The text of every variant of the kernels is what Metal's compiler accepts: address spaces, precision, collectives.
+
+Clang reads every variant. What is read from the text itself, pointers to nowhere and calls that diverge, is the same
+in all variants of one signature, so it is looked for in one of each kind and dtype.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+
+from hadakv_kernels import launch
+from metal import calls
+from metal.calls import NAMES, Call
+from metal.executor import executing
+from metal.lint import lint
+
+
+def findings(some: Sequence[Call], rows: int) -> str:
+    with executing() as executor:
+        first, *others = {dispatch.text: None for dispatch in calls.planned(executor, launch, some, rows)}
+    assert len(others) + 1 == len(some)
+    return "\n".join(map(str, lint(first, others)))
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("kind", calls.every_kind())
+def test_every_variant_is_clean(kind: str, dtype: str) -> None:
+    assert findings([call for call in calls.every_kind()[kind] if call.dtype == dtype], rows=9) == ""
+
+
+@pytest.mark.xfail(strict=True, reason="decode_stream takes norms from device memory only")
+@pytest.mark.parametrize("dtype", NAMES)
+def test_decoding_fewer_than_eight_norms_which_mlx_passes_as_constant_is_clean(dtype: str) -> None:
+    assert findings(calls.decodings(dtypes=[dtype]), rows=1) == ""
