@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
 from hadakv_service import wire
 from hadakv_service.errors import InvalidRequest, NonFinite
-from hadakv_service.pages import Page
-from hadakv_service.session import MAX_LAYERS, Session, Shape, same_bytes
+from hadakv_service.pages import Page, same_bytes
+from hadakv_service.session import MAX_LAYERS, Session, Shape
 from hadakv_service.store import Key, Store
 
 INPUTS = ("float32", "float16", "bfloat16")
@@ -87,10 +87,12 @@ class AppendJob:
         self._position, self._at_end = self._session.place(shape)
         self._specs = self._session.specs
         if self._at_end:
+            self._session = self._session.opened(shape.layer, shape.layers)
             rows = shape.layers * shape.kv_heads * shape.tokens
             nbytes = rows * sum(spec.nbytes for spec in self._specs)
-            self._store.reserve(nbytes, batch)
-            self._reserved, self._batch = nbytes, batch
+            pages = self._session.new_pages(shape.layer, shape.layers, shape.tokens)
+            self._reserved = self._store.reserve_growth(self._key, self._session, batch, nbytes=nbytes, pages=pages)
+            self._batch = batch
         k_spec, v_spec = self._specs
         return Stream(self._append.k, k_spec), Stream(self._append.v, v_spec)
 

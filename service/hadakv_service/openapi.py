@@ -58,7 +58,7 @@ _ANSWERS: dict[str, Any] = {
 _OPERATIONS: dict[tuple[str, str], tuple[str | None, str | None, tuple[int, ...]]] = {
     ("/sessions/{id}/kv", "post"): ("AppendBody", "Appended", (400, 409, 413, 415, 503, 507)),
     ("/sessions/{id}/kv", "get"): (None, "Range", (404, 503)),
-    ("/sessions/{id}", "put"): ("SessionBody", None, (400, 409, 413, 415, 503)),
+    ("/sessions/{id}", "put"): ("SessionBody", None, (400, 409, 413, 415, 503, 507)),
     ("/sessions/{id}", "get"): (None, None, (404, 503)),
     ("/sessions", "get"): (None, None, (503,)),
     ("/sessions/{id}", "delete"): (None, None, (404, 503)),

@@ -103,6 +103,13 @@ class Run:
         full = self.full + waiting // PAGE_TOKENS
         return replace(self, length=length, pages=(*self.pages[: self.full], *filled), full=full)
 
+    def pages_after(self, tokens: int) -> int:
+        """How many pages there will be once so many tokens are appended, if none is forgotten."""
+        waiting = self.length + tokens - self.base - self.full * PAGE_TOKENS
+        if not tokens:
+            return len(self.pages)
+        return self.full - -waiting // PAGE_TOKENS if waiting >= PAGE_TOKENS else len(self.pages) + 1
+
     def forget_before(self, position: int) -> "Run":
         """The run without the full pages that lie wholly before a position."""
         gone = min(self.full, max(0, position - self.base) // PAGE_TOKENS)
@@ -123,3 +130,9 @@ def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:
         if first < last:
             yield page if last - first == page.tokens else page.cut(slice(None), slice(first, last))
         offset += page.tokens
+
+
+def same_bytes(a: Page, b: Page, backend: Backend) -> bool:
+    """Whether two pages hold the same packed bytes and the same norms, bit for bit."""
+    pairs = [(x, y) for s, t in ((a.k, b.k), (a.v, b.v)) for x, y in ((s.packed, t.packed), (s.norms, t.norms))]
+    return all(np.array_equal(backend.to_host(x).view(np.uint8), backend.to_host(y).view(np.uint8)) for x, y in pairs)

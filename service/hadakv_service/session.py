@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
-
-import numpy as np
+from itertools import accumulate, pairwise
 
 from hadakv_kernels import Backend, Codec, CodecSpec
 from hadakv_service.errors import (
@@ -85,6 +83,11 @@ class Session:
         return self.rows * sum(spec.nbytes for spec in self.specs) if self.rows else 0
 
     @property
+    def pages(self) -> int:
+        """Stored pages."""
+        return sum(len(run.pages) for run in self.runs)
+
+    @property
     def raw_nbytes(self) -> int:
         """Bytes the same tokens take as float16."""
         return self.rows * 2 * FLOAT16_NBYTES * (self.head_dim or 0)
@@ -161,15 +164,26 @@ class Session:
             detail += f" Of tokens before {first}, which have left the window, nothing can be told."
         return PositionConflict(detail, length)
 
-    def append(self, layer: int, page: Page, backend: Backend) -> "Session":
-        """The session with a page's tokens at the end of its layers, which have one common length."""
-        stop = layer + page.layers
+    def opened(self, layer: int, layers: int) -> "Session":
+        """The session with runs that begin and end where these layers do, and still without further tokens."""
+        stop = layer + layers
         runs = self.runs
         if self.stored_layers < stop:
             runs = (*runs, *self._empty_runs(layer, stop))
         runs = _split(_split(runs, layer), stop)
+        return self if runs is self.runs else replace(self, runs=runs)
+
+    def new_pages(self, layer: int, layers: int, tokens: int) -> int:
+        """How many pages an append to these layers adds at most; they must be opened."""
+        spans = pairwise([0, *accumulate(run.layers for run in self.runs)])
+        grown = [run for run, (a, b) in zip(self.runs, spans, strict=True) if layer <= a and b <= layer + layers]
+        return sum(run.pages_after(tokens) - len(run.pages) for run in grown)
+
+    def append(self, layer: int, page: Page, backend: Backend) -> "Session":
+        """The session with a page's tokens at the end of its layers, which have one common length."""
+        stop = layer + page.layers
         grown, at = [], 0
-        for run in runs:
+        for run in self.opened(layer, page.layers).runs:
             part = slice(at - layer, at - layer + run.layers)
             at += run.layers
             if layer < at <= stop:
@@ -233,9 +247,3 @@ def _split(runs: tuple[Run, ...], layer: int) -> tuple[Run, ...]:
             return (*runs[:i], *run.split(layer - at), *runs[i + 1 :])
         at += run.layers
     return runs
-
-
-def same_bytes(a: Page, b: Page, backend: Backend) -> bool:
-    """Whether two pages hold the same packed bytes and the same norms, bit for bit."""
-    pairs = [(x, y) for s, t in ((a.k, b.k), (a.v, b.v)) for x, y in ((s.packed, t.packed), (s.norms, t.norms))]
-    return all(np.array_equal(backend.to_host(x).view(np.uint8), backend.to_host(y).view(np.uint8)) for x, y in pairs)

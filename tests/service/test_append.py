@@ -12,11 +12,13 @@ from hadakv_service import wire
 from hadakv_service.append import Append, Appended, AppendJob
 from hadakv_service.device import Device
 from hadakv_service.errors import NonFinite
-from hadakv_service.store import Key, Store
+from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES, Key, Store
 
 BACKEND = CpuBackend(1)
 SPEC = Codec().at(64)
 TOKEN = 2 * SPEC.nbytes
+# What a session is counted as beside its tokens after one small append, and what a further one adds.
+FIRST, FURTHER = SESSION_NBYTES + RUN_NBYTES + PAGE_NBYTES, PAGE_NBYTES
 ANN, BOB, CID = (("", name) for name in ("ann", "bob", "cid"))
 
 
@@ -46,29 +48,29 @@ def together(*jobs: AppendJob) -> list[Any]:
 
 
 def test_appends_to_several_sessions_and_to_one_are_all_stored() -> None:
-    store = Store(1000 * TOKEN)
+    store = Store(1 << 20)
 
     answers = together(*[job(store, key, tokens) for tokens in (3, 4) for key in (ANN, BOB, CID)])
 
     assert [answer.position for answer in answers] == [0, 0, 0, 3, 3, 3]
     assert [answer.created for answer in answers] == [True] * 3 + [False] * 3
     assert [store.get(key).session.nbytes for key in (ANN, BOB, CID)] == [7 * TOKEN] * 3
-    assert store.ledger.used == 21 * TOKEN
+    assert store.ledger.used == 21 * TOKEN + 3 * (FIRST + FURTHER)
 
 
 def test_a_refused_append_gives_back_what_it_reserved_and_harms_no_other() -> None:
-    store = Store(1000 * TOKEN)
+    store = Store(1 << 20)
 
     good, bad, also_good = together(job(store, ANN, 3), job(store, BOB, 400, np.nan), job(store, CID, 4))
 
     assert isinstance(bad, NonFinite)
     assert [type(answer) for answer in (good, also_good)] == [Appended] * 2
     assert store.find(BOB) is None
-    assert store.ledger.used == 7 * TOKEN
+    assert store.ledger.used == 7 * TOKEN + 2 * FIRST
 
 
 def test_an_append_after_a_refused_one_to_the_same_session_goes_where_that_would_have() -> None:
-    store = Store(1000 * TOKEN)
+    store = Store(1 << 20)
 
     _, _, after = together(job(store, ANN, 3), job(store, ANN, 2, np.inf), job(store, ANN, 4))
 
@@ -76,29 +78,29 @@ def test_an_append_after_a_refused_one_to_the_same_session_goes_where_that_would
 
 
 def test_sessions_appended_to_at_the_same_time_make_room_for_each_other_as_if_one_after_another() -> None:
-    store = Store(100 * TOKEN)
+    store = Store(100 * TOKEN + 2 * FIRST + FURTHER)
     together(job(store, ANN, 40))
     together(job(store, BOB, 40))
 
     answers = together(job(store, ANN, 30), job(store, BOB, 30))
 
     assert [type(answer) for answer in answers] == [Appended] * 2
-    assert store.ledger.used <= 100 * TOKEN
+    assert store.ledger.used <= store.ledger.budget
 
 
 def test_an_append_that_is_refused_evicts_nobody() -> None:
-    store = Store(100 * TOKEN)
+    store = Store(100 * TOKEN + FIRST)
     together(job(store, ANN, 60))
 
     (bad,) = together(job(store, BOB, 80, np.nan))
 
     assert isinstance(bad, NonFinite)
     assert store.get(ANN).session.nbytes == 60 * TOKEN
-    assert (store.evictions, store.ledger.used) == (0, 60 * TOKEN)
+    assert (store.evictions, store.ledger.used) == (0, 60 * TOKEN + FIRST)
 
 
 def test_an_append_evicts_for_itself_and_not_for_a_refused_one_of_its_batch() -> None:
-    store = Store(100 * TOKEN)
+    store = Store(100 * TOKEN + 2 * FIRST)
     together(job(store, ANN, 30))
     together(job(store, BOB, 30))
 
@@ -106,4 +108,4 @@ def test_an_append_evicts_for_itself_and_not_for_a_refused_one_of_its_batch() ->
 
     assert (type(good), type(bad)) == (Appended, NonFinite)
     assert [store.find(key) is not None for key in (ANN, BOB, CID)] == [False, True, True]
-    assert store.ledger.used == 80 * TOKEN
+    assert store.ledger.used == 80 * TOKEN + 2 * FIRST

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hadakv_kernels import Codec, Encoded
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflict, ShapeMismatch
-from hadakv_service.pages import PAGE_TOKENS, Page
-from hadakv_service.session import Session, Shape, same_bytes
+from hadakv_service.pages import PAGE_TOKENS, Page, same_bytes
+from hadakv_service.session import Session, Shape
 
 EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 BACKEND = CpuBackend()
@@ -77,7 +77,11 @@ def filled(window: int | None, appends: list[tuple[int, int, int]]) -> tuple[Ses
         assert session.place(shape) == (lengths.pop(), True)
         tokens = [list(range(fresh + i * count, fresh + (i + 1) * count)) for i in range(layers)]
         fresh += layers * count
+        ready = session.opened(layer, layers)
+        expected = ready.pages + ready.new_pages(layer, layers, count)
         session = session.append(layer, page(tokens), BACKEND)
+        assert session.runs == () or len(session.runs) == len(ready.runs)
+        assert session.pages <= expected if window else session.pages == expected
         model.append(layer, tokens)
     return session, model
 

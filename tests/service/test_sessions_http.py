@@ -16,6 +16,7 @@ from contract import JSON, MSGPACK, Caller, Json, append_body, array, stream, te
 from hadakv_kernels import DTYPES, HEAD_DIMS, Codec, reference
 from hadakv_service.pages import PAGE_TOKENS
 from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
 
 TTL_SECONDS = 3600.0
 
@@ -512,7 +513,8 @@ def test_deleting_frees_the_bytes_and_the_name(alone: Caller, session: str) -> N
     deleted = alone.delete(f"/sessions/{session}")
 
     assert (deleted.status, deleted.content) == (204, b"")
-    assert with_it - before == 2 * 2 * 2 * 600 * row_nbytes(DEFAULT, 64)
+    packed = 2 * 2 * 2 * 600 * row_nbytes(DEFAULT, 64)
+    assert with_it - before == packed + SESSION_NBYTES + RUN_NBYTES + 3 * PAGE_NBYTES
     assert alone.used_nbytes() == before
     again = alone.append(session, v[:, :1], k[:, :1], codec={"bits": 8})
     assert again.status == 201
@@ -615,7 +617,9 @@ def test_windowed_sessions_take_no_more_of_the_budget_than_they_hold(alone: Call
         alone.append(session, k[:, :, start : start + 500], v[:, :, start : start + 500])
 
     taken = alone.used_nbytes() - before
-    assert taken == alone.info(session)["nbytes"] < (100 + PAGE_TOKENS) * 2 * row_nbytes(DEFAULT, 64)
+    held = alone.info(session)["nbytes"]
+    assert held < (100 + PAGE_TOKENS) * 2 * row_nbytes(DEFAULT, 64)
+    assert taken == held + SESSION_NBYTES + RUN_NBYTES + PAGE_NBYTES
 
 
 def test_layers_whose_windows_share_no_token_read_as_nothing(caller: Caller, session: str) -> None:

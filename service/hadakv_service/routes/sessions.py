@@ -1,6 +1,6 @@
 """Create, look at, list and delete sessions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -10,13 +10,13 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hadakv_kernels import HEAD_DIMS
+from hadakv_kernels import HEAD_DIMS, Encoded, Stream
 from hadakv_service import wire
 from hadakv_service.context import context, owner, session_key
 from hadakv_service.errors import InvalidRequest, SessionExists
 from hadakv_service.media import is_json, metadata
 from hadakv_service.session import MAX_LAYERS, Session
-from hadakv_service.store import Entry
+from hadakv_service.store import Entry, Key, Store
 
 router = APIRouter()
 
@@ -26,16 +26,46 @@ async def create(request: Request) -> Response:
     """Create a session; the same again changes nothing, another shape is refused."""
     key = session_key(request)
     service = context(request)
-    asked = await _asked(request)
+    job = _Creation(key, await _asked(request), service.store, service.settings.ttl_seconds)
+    answer = await service.device.run(job)
+    return metadata(request, answer, 201 if job.created else 200)
 
-    def work() -> tuple[bool, dict[str, Any]]:
-        entry = service.store.find(key)
-        old = entry.session if entry else Session(ttl_seconds=service.settings.ttl_seconds)
-        new = _agreed(old, asked, new=entry is None)
-        return entry is None, describe(key[1], service.store.put(key, new))
 
-    created, answer = await service.device.call(work, key)
-    return metadata(request, answer, 201 if created else 200)
+class _Creation:
+    """Makes a session as a job of the device, or takes on what was left open.
+
+    Attributes:
+        created: whether there was none, once it began.
+    """
+
+    def __init__(self, key: Key, asked: dict[str, Any], store: Store, ttl_seconds: float | None) -> None:
+        self.key: Hashable = key
+        self._key = key
+        self._asked = asked
+        self._store = store
+        self._ttl_seconds = ttl_seconds
+        self._reserved = 0
+
+    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+        """Check against what there is, and reserve the bytes; there is nothing to encode."""
+        entry = self._store.find(self._key)
+        self.created = entry is None
+        old = entry.session if entry else Session(ttl_seconds=self._ttl_seconds)
+        self._session = _agreed(old, self._asked, new=self.created)
+        self._reserved = self._store.reserve_growth(self._key, self._session, batch)
+        self._batch = batch
+        return ()
+
+    def finish(self, encoded: Sequence[Encoded]) -> dict[str, Any]:  # noqa: ARG002 - nothing was encoded
+        """Store the session and describe it."""
+        entry = self._store.put(self._key, self._session, self._reserved, self._batch)
+        self._reserved = 0
+        return describe(self._key[1], entry)
+
+    def abandon(self) -> None:
+        """Give the reserved bytes back."""
+        self._store.release(self._reserved)
+        self._reserved = 0
 
 
 async def _asked(request: Request) -> dict[str, Any]:
