@@ -128,6 +128,21 @@ def decodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAME
     return [Decoding(dtype, codec.at(d), inverse) for d, codec, dtype, inverse in choices]
 
 
+def one_of_each(head_dim: int) -> list[Call]:
+    """One call of every kind of kernel."""
+    three, eight = Codec(3, norm="unbiased").at(head_dim), Codec(8, codebook="lloyd-max").at(head_dim)
+    half, bare = Codec(kind="float16").at(head_dim), Codec(6, rotation="none", layout="byte").at(head_dim)
+    return [
+        Encoding("float32", three),
+        Encoding("bfloat16", half),
+        Encoding("float16", half, bare),
+        Encoding("float32", eight, three),
+        Encoding("bfloat16", three, diagnose=True),
+        Decoding("float16", eight),
+        Decoding("float32", three, inverse=False),
+    ]
+
+
 @cache
 def every_kind() -> dict[str, Sequence[Call]]:
     """Every call there is, by what it is for."""

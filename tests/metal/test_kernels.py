@@ -1,7 +1,10 @@
 """Every variant of the kernels, its Metal source executed: all that it writes is the reference's, to the bit."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from hadakv_kernels.codec import CHOICES
 from hadakv_kernels.gpu import GpuBackend
 from kernels.test_golden import matches, spec_of
 from metal import calls
+from metal.build import sanitized
 from metal.calls import Call, Decoding, Encoding
 from metal.checks import check, check_decoding, check_encoding
 from metal.executor import Executor, executing
@@ -38,21 +42,6 @@ def prove_once_each(executor: Executor, some: Sequence[Call]) -> None:
     for call, way in zip(some, cycle(THREE_PASSES), strict=False):
         executor.passes = (way,)
         check(launch, call)
-
-
-def classes(head_dim: int) -> list[Call]:
-    """One call of every kind there is."""
-    three, eight = Codec(3, norm="unbiased").at(head_dim), Codec(8, codebook="lloyd-max").at(head_dim)
-    half, bare = Codec(kind="float16").at(head_dim), Codec(6, rotation="none", layout="byte").at(head_dim)
-    return [
-        Encoding("float32", three),
-        Encoding("bfloat16", half),
-        Encoding("float16", half, bare),
-        Encoding("float32", eight, three),
-        Encoding("bfloat16", three, diagnose=True),
-        Decoding("float16", eight),
-        Decoding("float32", three, inverse=False),
-    ]
 
 
 # ---- every variant ----
@@ -104,7 +93,7 @@ def test_any_number_of_vectors_gives_the_same_in_any_order_of_lanes(
 ) -> None:
     executor.passes = THREE_PASSES
 
-    prove(executor, classes(head_dim), rows)
+    prove(executor, calls.one_of_each(head_dim), rows)
 
 
 @pytest.mark.parametrize("threadgroups", [1, 3])
@@ -115,7 +104,7 @@ def test_a_grid_that_is_too_small_for_all_vectors_goes_through_them_in_strides(
     monkeypatch.setattr(launch, "MOST_THREADGROUPS", threadgroups)
     executor.passes = THREE_PASSES
 
-    prove(executor, classes(head_dim))
+    prove(executor, calls.one_of_each(head_dim))
 
     # At head_dim 64 three threadgroups are more than there is to do.
     most = min(threadgroups, -(-ROWS[head_dim] * head_dim // (launch.THREADGROUP * launch.elements_per_lane(head_dim))))
@@ -216,3 +205,29 @@ def test_the_reference_kernels_are_reproduced(executor: Executor, kernel: str) -
     assert cases
     assert wrong == []
     assert all(len(some) == 1 or dispatch.grid[2] == 2 for some, dispatch in zip(streams, dispatches, strict=True))
+
+
+# AddressSanitizer has to be there before anything else, so it gets a process of its own.
+SANITIZED = """
+from hadakv_kernels import launch
+from metal import calls
+from metal.build import sanitized
+from metal.checks import check
+from metal.executor import executing
+with executing() as executor:
+    some = [call for head_dim in (64, 512) for call in calls.one_of_each(head_dim)]
+    executor.prepare(calls.planned(executor, launch, some))
+    for call in some:
+        check(launch, call)
+print(executor.compiler.sanitize, len(some))
+"""
+
+
+def test_address_sanitizer_finds_nothing() -> None:
+    environment = sanitized() | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    program = [sys.executable, "-c", SANITIZED]
+
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.stderr == ""
+    assert done.stdout == "True 14\n"

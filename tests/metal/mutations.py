@@ -1,0 +1,139 @@
+"""Deliberate faults: in which file, what is replaced by what, and which proofs must see it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One fault.
+
+    Attributes:
+        file: of `hadakv_kernels`.
+        right: a passage that is there once.
+        wrong: what stands there instead.
+        seen_by: of "text, lint, execution" those that see it.
+    """
+
+    file: str
+    right: str
+    wrong: str
+    seen_by: str = "execution"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kernels that are asked to show it."""
+        if self.file == "launch.py":
+            return "encode", "decode"
+        return ("decode",) if self.file == "decode.msl" else ("encode",)
+
+
+# Shared by the next two: where lanes' sums meet.
+_REDUCTION = "for (int d = 1; d < Layout<D>::lanes; d *= 2) {\n        HK_UNROLL\n        for (int m"
+
+_FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
+    "codec.msl": {
+        "a shuffle at twice the distance": (
+            "other = simd_shuffle_xor(y[i], ushort(d))",
+            "other = simd_shuffle_xor(y[i], ushort(2 * d))",
+        ),
+        "the sides of a shuffle": ("? -1.0f : 1.0f;\n        HK_UNROLL", "? 1.0f : -1.0f;\n        HK_UNROLL"),
+        "a butterfly's sign": ("add(a, -b)", "add(b, -a)"),
+        "a stage of the transform left out": ("butterflies<FIRST, ", "butterflies<2 * FIRST, "),
+        "a reduction that leaves out the last distance": (_REDUCTION, _REDUCTION.replace("lanes;", "lanes / 2;")),
+        "a reduction that takes in other vectors": (_REDUCTION, _REDUCTION.replace("Layout<D>::lanes;", "32;")),
+        "a reduction from the far lanes on": (
+            _REDUCTION,
+            _REDUCTION.replace("d = 1; d < Layout<D>::lanes; d *= 2", "d = Layout<D>::lanes / 2; d > 0; d /= 2"),
+        ),
+        "a product fused into a sum": (
+            "s = add(s, mul(a[first + i], b[first + i]));",
+            "s = fma(a[first + i], b[first + i], s);",
+        ),
+        "a sign table off by one": ("element & 7u)", "(element + 1) & 7u)"),
+        "a table that is filled in part": ("i < uint(Lookup<BITS>::size)", "i < uint(Lookup<BITS>::entries)"),
+        "a pointer without an address space": ("butterflies(HK_THREAD float* y)", "butterflies(float* y)", "lint"),
+        "a pointer to the wrong address space": (
+            "look_up(const HK_THREADGROUP_ARGUMENT float*",
+            "look_up(const HK_DEVICE float*",
+            "lint",
+        ),
+    },
+    "encode.msl": {
+        "the gain divided by the norm at once": (
+            "mul(norm[n] > 1e-10f ? divide(1.0f, norm[n]) : 0.0f, c.gain)",
+            "(norm[n] > 1e-10f ? divide(c.gain, norm[n]) : 0.0f)",
+        ),
+        "the smallest norm itself": ("norm[n] > 1e-10f ?", "norm[n] >= 1e-10f ?"),
+        "a smaller smallest norm for what is unbiased": ("norm[n] > 1e-10f &&", "norm[n] > 0.0f &&"),
+        "a value on a boundary above it": ("v[i] > boundary[i]", "v[i] >= boundary[i]"),
+        "a clamp twice as wide": ("fmin(fmax(v, -c.limit), c.limit)", "fmin(fmax(v, -2 * c.limit), 2 * c.limit)"),
+        "the nibbles' order": ("= low | (high << 16);", "= high | (low << 16);"),
+        "the last byte of five bits": ("uchar(high >> 12)", "uchar(high >> 11)"),
+        "a vector read that is not there": ("if (exists) {\n        HK_UNROLL", "{\n        HK_UNROLL"),
+        "a row written that is not there": ("if (exists) {\n                const uint octet", "{\n const uint octet"),
+        "a norm written by every lane": ("}\n        if (exists && sub_lane == 0) {", "}\n        if (exists) {"),
+        "no barrier after the tables": ("    threadgroup_barrier(mem_flags::mem_threadgroup);\n", ""),
+        "a reduction only some lanes reach": (
+            "block_sums<D>(y, y, squares);",
+            "if (exists) { block_sums<D>(y, y, squares); }",
+            "lint, execution",
+        ),
+        "double precision": ("    float w = c.c0;", "    double w = c.c0;", "lint"),
+        "a literal without its f": (": 0.0f, c.gain)", ": 0.0, c.gain)", "lint"),
+    },
+    "encode_kernel.msl": {
+        "one row too many": ("KEncoder::run(stream, rows[0], place", "KEncoder::run(stream, rows[0] + 1, place"),
+        "a stand-in that is not written": ("scaled[0] = rms[0] = 0.0f;", "scaled[0] = 0.0f;"),
+        "strides that overlap": ("ulong(threadgroups_per_grid.x) * simd", "ulong(threadgroups_per_grid.x) + 0 * simd"),
+        "both streams in one buffer": ("v_table, signs, v_packed", "v_table, signs, k_packed"),
+    },
+    "decode.msl": {
+        "a norm divided rather than multiplied": ("mul(norm, c.inv_sqrt)", "divide(norm, c.gain)"),
+        "a bit of an index lost": ("(uint(q[2]) << 8)", "(uint(q[2]) << 7)"),
+        "values written that are not there": ("if (exists) {\n            HK_UNROLL", "{\n            HK_UNROLL"),
+    },
+    "prelude_metal.msl": {
+        "a bfloat16 in the wrong half": ("y[2] = float_of(a.y << 16)", "y[2] = float_of(a.y)"),
+        "contraction allowed": ("#pragma METAL fp contract(off)\n", "", "text"),
+        "a fast square root": ("metal::precise::sqrt", "metal::fast::sqrt", "text"),
+    },
+    "launch.py": {
+        "a threadgroup that ends within a simdgroup": ("THREADGROUP = 256", "THREADGROUP = 240"),
+        "a grid in threadgroups rather than threads": ("MOST_THREADGROUPS) * THREADGROUP,", "MOST_THREADGROUPS),"),
+        "a grid without the second stream": ("* THREADGROUP, 1, streams)", "* THREADGROUP, 1, 1)"),
+        "a grid rounded down": ("-(-rows // vectors)", "rows // vectors"),
+        "tables swapped": ("k_table, v_table, signs, mx", "v_table, k_table, signs, mx"),
+        "inputs swapped": ('["k", "v", "k_table"', '["v", "k", "k_table"', "text, execution"),
+        "outputs swapped": ('"k_packed", "k_norms", "v_p', '"k_norms", "k_packed", "v_p', "text, lint, execution"),
+        "constants swapped": ("float(spec.inv_sqrt), float(spec.gain)", "float(spec.gain), float(spec.inv_sqrt)"),
+        "boundaries short by one": ("np.float32(np.inf))", "np.zeros(0, np.float32))"),
+        "K's template arguments for V": (
+            'stream_template("V_", v_spec)',
+            'stream_template("V_", k_spec)',
+            "text, execution",
+        ),
+        "an index no wider than its bits": (
+            'return 8 if spec.codec.layout == "byte" else spec.codec.bits',
+            "return spec.codec.bits",
+            "text, execution",
+        ),
+        "a number of rows that is not an array": (
+            "v_table, signs, mx.array([rows], mx.uint32)]",
+            "v_table, signs, mx.array(rows, mx.uint32)]",
+            "text, lint, execution",
+        ),
+        "room for one norm where there are two": ("(rows, spec.norms) if spec.norms", "(rows, 1) if spec.norms"),
+        "rotated back though not asked to": (
+            'inverse and spec.codec.rotation == "hadamard"',
+            'spec.codec.rotation == "hadamard"',
+            "text, execution",
+        ),
+        "values of the wrong dtype": (
+            "output_dtypes=[MX_DTYPES[dtype]]",
+            "output_dtypes=[mx.float32]",
+            "text, execution",
+        ),
+    },
+}
+
+MUTATIONS = {name: Mutation(file, *fault) for file, faults in _FAULTS.items() for name, fault in faults.items()}

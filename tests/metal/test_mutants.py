@@ -1,0 +1,20 @@
+"""The proofs bite: each of these faults in the kernels or their launch is seen by one of them at least."""
+
+import pytest
+
+from metal.mutants import Verdict, verdict
+from metal.mutations import MUTATIONS
+
+
+def test_without_a_fault_nothing_is_seen() -> None:
+    assert verdict(None) == Verdict("", "", "")
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_fault_is_seen(name: str) -> None:
+    mutation = MUTATIONS[name]
+
+    found = verdict(mutation)
+
+    assert found.seen_by
+    assert found.seen_by == mutation.seen_by, found
