@@ -111,6 +111,21 @@ def test_a_grid_that_is_too_small_for_all_vectors_goes_through_them_in_strides(
     assert {dispatch.grid[0] for dispatch in executor.dispatches} == {most * launch.THREADGROUP}
 
 
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_flushing_denormals_as_metal_may_changes_only_norms_that_are_next_to_nothing(
+    executor: Executor, head_dim: int
+) -> None:
+    executor.passes = (Pass(flush_denormals=True),)
+    x = hard_vectors(head_dim)
+    for codec in (Codec(), Codec(8, norm="unbiased"), Codec(3, rotation="none")):
+        expected = reference.encode(x, codec.at(head_dim))
+
+        packed, norms, *_ = map(calls.on_host, Encoding("float32", codec.at(head_dim)).run(launch, x))
+
+        np.testing.assert_array_equal(packed, expected.packed)
+        assert np.abs(norms - expected.norms)[norms != expected.norms].max(initial=0) < 1e-18
+
+
 # ---- every boundary ----
 
 
