@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import tables
 from hadakv_kernels.codec import CodecSpec
+from hadakv_kernels.errors import UnsupportedShape
 from hadakv_kernels.quantizer import quantizer
 
 SIMDGROUP = 32
-THREADGROUP = 256
+THREADGROUP = 128
 # Enough simdgroups to fill any GPU; each works through its share of the vectors.
-MOST_THREADGROUPS = 2048
-# Where the tables' constants end and the boundaries begin; encode.msl and codec.msl know it too.
-CONSTANTS = 16
+MOST_THREADGROUPS = 4096
+# Kernels count vectors in 32 bits.
+MOST_ROWS = 2**31 - 1
 
 ENCODE_INPUTS = ["k", "v", "k_table", "v_table", "signs", "rows"]
 ENCODE_OUTPUTS = ["k_packed", "k_norms", "v_packed", "v_norms", "scaled", "rms"]
@@ -38,15 +39,12 @@ def header(platform: str, part: str) -> str:
 
 @cache
 def table(spec: CodecSpec) -> NDArray[np.float32]:
-    """What a kernel computes with: constants (see `Constants` in codec.msl), boundaries and centroids, float32."""
+    """What a kernel computes with, float32: `Constants` and `Cells` of codec.msl, then the centroids."""
     codec = spec.codec
     fitted = quantizer(codec.bits, codec.codebook)
-    offset = 2.0**23 + 1 + fitted.middle
-    given = [float(spec.inv_sqrt), float(spec.gain), 1 / spec.block_dim, fitted.limit, offset, *fitted.coefficients]
-    constants = np.array(given + [0.0] * (CONSTANTS - len(given)), np.float32)
-    # One entry more than there are boundaries, so that both parts have 2**bits.
-    boundaries = np.append(tables.boundaries(codec.bits, codec.codebook), np.float32(np.inf))
-    return np.concatenate([constants, boundaries, tables.centroids(codec.bits, codec.codebook)])
+    constants = np.array([float(spec.inv_sqrt), float(spec.gain), 1 / spec.block_dim, fitted.scale], np.float32)
+    cells = np.stack([fitted.boundary, fitted.below.astype(np.float32)], axis=1).ravel()
+    return np.concatenate([constants, cells, tables.centroids(codec.bits, codec.codebook)])
 
 
 def elements_per_lane(head_dim: int) -> int:
@@ -55,7 +53,13 @@ def elements_per_lane(head_dim: int) -> int:
 
 
 def grid(rows: int, spec: CodecSpec, streams: int = 1) -> tuple[int, int, int]:
-    """Threads to launch for a number of vectors, in whole threadgroups; z is the stream."""
+    """Threads to launch for a number of vectors, in whole threadgroups; z is the stream.
+
+    Raises:
+        UnsupportedShape: there are more vectors than a kernel can count.
+    """
+    if rows > MOST_ROWS:
+        raise UnsupportedShape(f"{rows} vectors are more than the {MOST_ROWS} of one launch")
     vectors = SIMDGROUP * elements_per_lane(spec.head_dim) // spec.head_dim
     simdgroups = -(-rows // vectors)
     threadgroups = -(-simdgroups * SIMDGROUP // THREADGROUP)

@@ -1,74 +1,65 @@
-"""A way to find a value's index with one comparison, proved for each codebook.
+"""A way to find a value's index with one lookup and one comparison, proved for each codebook.
 
-The boundaries of a Lloyd-Max quantizer lie ever wider apart towards the tails. An odd polynomial that undoes that
-spacing sends boundary k close to k - middle, so that rounding its value gives the one boundary the value may be on
-either side of, and one comparison with that boundary gives the index. It is exact, not an approximation: `Quantizer`
-refuses a polynomial that could lead to a wrong boundary.
+The range of the boundaries is cut into cells of one width, so narrow that none has two boundaries. A multiplication
+then says which cell a value is in, the cell how many boundaries lie below it and which one, if any, lies within, and a
+comparison with that one gives the index. It is exact, not an approximation: boundaries close to the edge of a cell
+belong to both sides, and `Quantizer` refuses cells that could lead to a wrong boundary.
 """
 
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 
 from hadakv_kernels import tables
 
-# Coefficients of v, v**3, v**5, ... that each width needs.
-TERMS = {2: 1, 3: 1, 4: 2, 5: 2, 6: 3, 8: 5}
-# How far from k the polynomial may send boundary k; one half would be the wrong cell.
-TOLERANCE = 0.4
+# Cells of each width, counted without the first; encode.msl knows them too. Found by trying.
+CELLS = {2: 4, 3: 8, 4: 16, 5: 40, 6: 102, 8: 506}
+# How far, in cells, rounding may send a value from where it belongs: three roundings to 24 bits at up to 506 cells.
+SLACK = 506 * 3 * 2.0**-24
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """The polynomial of a codebook.
+    """The cells of a codebook.
 
     Attributes:
-        limit: values are clamped to this magnitude first; beyond it the index is settled.
-        coefficients: of v, v**3, ..., float32 values.
-        middle: the index of the boundary at zero.
+        scale: a value times this, plus one half, clamped to 0..1, times `CELLS` and rounded is its cell.
+        boundary: float32 `[cells + 1]`, the boundary within each cell, infinity where there is none.
+        below: int `[cells + 1]`, how many boundaries lie below that one, or below the cell.
 
     Raises:
-        AssertionError: the polynomial could lead to a wrong boundary.
+        ValueError: a cell would need two boundaries.
     """
 
-    limit: float
-    coefficients: tuple[float, ...]
-    middle: int
-    boundaries: NDArray[np.float32]
+    scale: np.float32
+    boundary: NDArray[np.float32]
+    below: NDArray[np.int64]
 
-    def __post_init__(self) -> None:
-        at_boundaries = self.cells(self.boundaries.astype(np.float64))
-        distance = np.abs(at_boundaries - np.arange(len(self.boundaries))).max()
-        assert distance < TOLERANCE, f"boundaries land {distance:.3f} cells off"
-        dense = self.cells(np.linspace(-self.limit, self.limit, 1 << 16))
-        assert (np.diff(dense) > 0).all(), "the polynomial is not monotone"
-        assert dense[0] > -TOLERANCE
-        assert dense[-1] < len(self.boundaries) - 1 + TOLERANCE
 
-    def cells(self, v: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where the polynomial sends values, before rounding."""
-        return self.middle + v * polynomial.polyval(v * v, self.coefficients)
+def fit(boundaries: NDArray[np.float32], cells: int, scale: np.float32) -> Quantizer:
+    """The cells of one scale."""
+    positions = (boundaries.astype(np.float64) * float(scale) + 0.5) * cells
+    boundary = np.full(cells + 1, np.inf, np.float32)
+    # Of cells without a boundary of their own: those whose values are surely beyond it.
+    below = np.searchsorted(positions, np.arange(cells + 1) - 0.5)
+    taken = np.zeros(cells + 1, bool)
+    for index, position in enumerate(positions):
+        for cell in {round(position - 2 * SLACK), round(position + 2 * SLACK)}:
+            if not 0 <= cell <= cells or taken[cell]:
+                raise ValueError(f"boundary {index} has no cell of its own")
+            taken[cell], boundary[cell], below[cell] = True, boundaries[index], index
+    return Quantizer(scale, boundary, below)
 
 
 @cache
 def quantizer(bits: int, codebook: str) -> Quantizer:
-    """The polynomial for a codebook, fitted by reweighted least squares (Lawson's algorithm for the minimax fit)."""
+    """The cells of a codebook, at the first scale that gives each boundary cells of its own."""
     boundaries = tables.boundaries(bits, codebook)
-    middle = len(boundaries) // 2
-    scale = float(boundaries[-1])
-    powers = (boundaries[:, None].astype(np.float64) / scale) ** (2 * np.arange(TERMS[bits]) + 1)
-    wanted = np.arange(len(boundaries)) - middle
-    weights = np.full(len(boundaries), 1.0 / len(boundaries))
-    solution = np.zeros(TERMS[bits])
-    for _ in range(100):
-        root = np.sqrt(weights)
-        solution = np.linalg.lstsq(powers * root[:, None], wanted * root, rcond=None)[0]
-        weights = weights * (np.abs(powers @ solution - wanted) + 1e-12)
-        weights /= weights.sum()
-    coefficients = solution / scale ** (2 * np.arange(TERMS[bits]) + 1)
-    as_float32 = tuple(float(np.float32(c)) for c in coefficients)
-    limit = float(np.float32(scale * (1 + 2**-10)))
-    return Quantizer(limit, as_float32, middle, boundaries)
+    for stretch in np.linspace(1, 1.25, 200):
+        try:
+            return fit(boundaries, CELLS[bits], np.float32(0.5 / (float(boundaries[-1]) * stretch)))
+        except ValueError:
+            continue
+    raise ValueError(f"no {CELLS[bits]} cells for the codebook {codebook} of {bits} bits")

@@ -28,7 +28,6 @@ def test_every_variant_is_clean(kind: str, dtype: str) -> None:
     assert findings([call for call in calls.every_kind()[kind] if call.dtype == dtype], rows=9) == ""
 
 
-@pytest.mark.xfail(strict=True, reason="decode_stream takes norms from device memory only")
 @pytest.mark.parametrize("dtype", NAMES)
 def test_decoding_fewer_than_eight_norms_which_mlx_passes_as_constant_is_clean(dtype: str) -> None:
     assert findings(calls.decodings(dtypes=[dtype]), rows=1) == ""
