@@ -211,6 +211,8 @@ def _scattered(whole: Encoded, streams: Sequence[Stream]) -> list[Encoded]:
 def _on_device(array: NDArray[Any] | mx.array) -> mx.array:
     if isinstance(array, mx.array):
         return array
+    if min(array.strides, default=0) < 0:
+        array = array.copy()  # MLX takes no negative strides, not even of an axis of length 1
     if array.dtype == DTYPES["bfloat16"]:
         return mx.array(array.view(np.uint16)).view(mx.bfloat16)
     return mx.array(array)

@@ -1,0 +1,29 @@
+"""The properties every backend has, of the GPU backend on the executor."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from hadakv_kernels.gpu import GpuBackend
+from kernels.test_properties import (
+    test_any_bytes_and_norms_are_decoded_as_by_the_reference,
+    test_any_finite_input_is_encoded_as_by_the_reference,
+    test_encoding_leaves_its_input_as_it_was,
+    test_parts_joined_and_sliced_are_the_whole,
+)
+from metal.executor import Executor, executing
+from metal.launch import Pass
+
+__all__ = [
+    "test_any_bytes_and_norms_are_decoded_as_by_the_reference",
+    "test_any_finite_input_is_encoded_as_by_the_reference",
+    "test_encoding_leaves_its_input_as_it_was",
+    "test_parts_joined_and_sliced_are_the_whole",
+]
+
+
+@pytest.fixture
+def backend() -> Iterator[GpuBackend]:
+    """The kernels' Metal source, executed."""
+    with executing(Executor(passes=(Pass(),))):
+        yield GpuBackend("metal")
