@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         None, description="Threads of the CPU backend; default: every processor."
     )
     memory_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Bytes of packed pages to keep, for example 4GiB; default: half of what the device can hold."
+        None, description="Bytes that sessions may take, for example 4GiB; default: half of what the device can hold."
     )
     max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body or range read, for example 1GiB.")
     queue: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256
