@@ -44,11 +44,14 @@ class CpuBackend:
 
     Raises:
         BackendUnavailable: this machine cannot run that isa.
+        ValueError: threads is less than 1.
     """
 
     name = "cpu"
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, or None for every processor, not {threads}")
         self.threads = threads or os.cpu_count() or 1
         self.engine = _open_engine(self.threads, isa)
         workers = f"{self.threads} thread{'s' * (self.threads > 1)}"
@@ -136,12 +139,12 @@ def _encode(engine: "_native.Engine", x: NDArray[Any], spec: CodecSpec) -> Encod
 
 
 def _decode(engine: "_native.Engine", encoded: Encoded, spec: CodecSpec, dtype: str, inverse: bool) -> NDArray[Any]:
-    packed = np.ascontiguousarray(encoded.packed, np.uint8)
+    reference.check_decode(encoded, spec, dtype)
+    packed = np.ascontiguousarray(encoded.packed)
     values = np.empty((*packed.shape[:-1], spec.head_dim), DTYPES[dtype])
     out, code = _buffer(values), _CODES[values.dtype]
     if spec.codec.kind == "float16":
         engine.convert(_FLOAT16, code, packed, out)
     else:
-        norms = np.ascontiguousarray(encoded.norms, np.float32)
-        engine.decode(native_plan(spec), code, inverse, packed, norms, out)
+        engine.decode(native_plan(spec), code, inverse, packed, np.ascontiguousarray(encoded.norms), out)
     return values

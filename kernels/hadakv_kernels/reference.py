@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import tables
 from hadakv_kernels.codec import CodecSpec
-from hadakv_kernels.errors import UnsupportedDtype, UnsupportedShape
+from hadakv_kernels.errors import UnsupportedCodec, UnsupportedDtype, UnsupportedShape
 
 Float32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -65,6 +65,44 @@ def check_input(x: NDArray[np.generic], spec: CodecSpec) -> None:
         raise UnsupportedDtype(f"dtype must be one of {', '.join(DTYPES)}, not {x.dtype}")
     if x.ndim == 0 or x.shape[-1] != spec.head_dim:
         raise UnsupportedShape(f"the last axis must have {spec.head_dim} elements, the shape is {x.shape}")
+
+
+def check_diagnose(x: NDArray[np.generic], spec: CodecSpec) -> None:
+    """Refuse what no backend diagnoses.
+
+    Raises:
+        UnsupportedCodec: it keeps values as they are, so there is nothing in between.
+        UnsupportedDtype: x is not float32, float16 or bfloat16.
+        UnsupportedShape: the last axis is not `spec.head_dim`.
+    """
+    if spec.codec.kind != "quantized":
+        raise UnsupportedCodec("kind", f'must be "quantized" to be diagnosed, not "{spec.codec.kind}"')
+    check_input(x, spec)
+
+
+def check_decode(encoded: Encoded, spec: CodecSpec, dtype: str) -> None:
+    """Refuse what no backend decodes; arrays may be a device's.
+
+    Raises:
+        UnsupportedDtype: packed is not uint8, norms are not float32, or dtype names none of `DTYPES`.
+        UnsupportedShape: packed is not `[..., row_bytes]`, or norms are not `[..., norms]` with the same axes before.
+    """
+    if dtype not in DTYPES:
+        raise UnsupportedDtype(f"dtype must be one of {', '.join(DTYPES)}, not {dtype}")
+    _check_dtype("packed", encoded.packed.dtype, "uint8")
+    _check_dtype("norms", encoded.norms.dtype, "float32")
+    packed, norms = tuple(encoded.packed.shape), tuple(encoded.norms.shape)
+    if packed[-1:] != (spec.row_bytes,):
+        raise UnsupportedShape(f"the last axis of packed must have {spec.row_bytes} bytes, the shape is {packed}")
+    expected = (*packed[:-1], spec.norms)
+    if norms != expected:
+        raise UnsupportedShape(f"norms must have the shape {expected} beside packed of {packed}, not {norms}")
+
+
+def _check_dtype(name: str, dtype: Any, expected: str) -> None:
+    # A device's dtype equals none of NumPy's: it is known by its name, as in "mlx.core.uint8".
+    if dtype != np.dtype(expected) and not str(dtype).endswith(f".{expected}"):
+        raise UnsupportedDtype(f"{name} must be {expected}, not {dtype}")
 
 
 def transform(y: Float32) -> Float32:
@@ -160,8 +198,13 @@ def diagnose(x: NDArray[np.generic], spec: CodecSpec) -> Diagnostics:
     Args:
         x: float32, float16 or bfloat16, shape [..., head_dim].
         spec: a quantizing codec at that head_dim.
+
+    Raises:
+        UnsupportedCodec: the codec does not quantize.
+        UnsupportedDtype: x is none of the three element types.
+        UnsupportedShape: the last axis is not the codec's head_dim.
     """
-    check_input(x, spec)
+    check_diagnose(x, spec)
     lead = x.shape[:-1]
     with np.errstate(all="ignore"):
         y = rotated(x.reshape(-1, spec.head_dim).astype(np.float32), spec)
@@ -210,7 +253,12 @@ def decode(encoded: Encoded, spec: CodecSpec, dtype: str = "float32", *, inverse
 
     Returns:
         values [..., head_dim] of that dtype, rounded to nearest even.
+
+    Raises:
+        UnsupportedDtype: there is no such dtype, or the arrays have others than `encode` gives them.
+        UnsupportedShape: the arrays do not fit the codec, or one another.
     """
+    check_decode(encoded, spec, dtype)
     lead = encoded.packed.shape[:-1]
     if spec.codec.kind == "float16":
         return np.ascontiguousarray(encoded.packed).view(np.float16).astype(DTYPES[dtype])

@@ -4,6 +4,10 @@ import pytest
 
 from backends import BACKENDS
 from hadakv_kernels import Backend
+from hadakv_kernels.cpu import CpuBackend
+
+# What others are compared with; a module that has something to ask of it says so by `WITH_NUMPY = True`.
+NUMPY = "cpu-numpy"
 
 
 @pytest.hookimpl(trylast=True)
@@ -13,10 +17,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     Last of all parameters, so that backends follow one another and what is kept of the reference's answer serves all.
     """
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", list(BACKENDS), indirect=True)
+        also = [NUMPY] if getattr(metafunc.module, "WITH_NUMPY", False) else []
+        metafunc.parametrize("backend", list(dict.fromkeys([*BACKENDS, *also])), indirect=True)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn."""
-    return BACKENDS[request.param]()
+    return CpuBackend(isa="numpy") if request.param == NUMPY else BACKENDS[request.param]()

@@ -1,22 +1,29 @@
 """What a backend refuses, before it touches anything."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from backends import on_device
 from hadakv_kernels import (
     HEAD_DIMS,
     Backend,
     BackendUnavailable,
     Codec,
+    CodecSpec,
     Encoded,
     Stream,
+    UnsupportedCodec,
     UnsupportedDtype,
     UnsupportedShape,
     open_backend,
 )
+from hadakv_kernels.cpu import CpuBackend
+
+WITH_NUMPY = True
 
 CODECS = pytest.mark.parametrize("codec", [Codec(), Codec(kind="float16")], ids=["quantized", "float16"])
 
@@ -46,17 +53,120 @@ def test_diagnosing_refuses_what_encoding_refuses(backend: Backend) -> None:
         backend.diagnose(np.zeros((2, 64), np.float32), Codec().at(128))
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("wrong", ["a byte less", "a byte more", "too few norms", "too many norms", "fewer rows"])
-def test_stored_vectors_that_do_not_fit_the_codec_are_refused(wrong: str, head_dim: int, backend: Backend) -> None:
-    spec = Codec(5).at(head_dim)
-    rows = 5 if wrong == "fewer rows" else 6
-    row_bytes = spec.row_bytes + {"a byte less": -1, "a byte more": 1}.get(wrong, 0)
-    norms = 6 + {"too few norms": -1, "too many norms": 1}.get(wrong, 0)
-    stored = Encoded(np.zeros((rows, row_bytes), np.uint8), np.ones((norms, spec.norms), np.float32))
+def test_diagnosing_refuses_a_codec_that_does_not_quantize(backend: Backend) -> None:
+    for count in (0, 2):
+        with pytest.raises(UnsupportedCodec, match=r'codec\.kind: must be "quantized" to be diagnosed, not "float16"'):
+            backend.diagnose(np.zeros((count, 64), np.float32), Codec(kind="float16").at(64))
 
-    with pytest.raises(ValueError, match=r"norms|packed|reshape|broadcast"):
-        backend.decode(stored, spec, "float32")
+
+def decoded(backend: Backend, spec: CodecSpec, packed: NDArray[Any], norms: NDArray[Any]) -> Any:
+    return backend.decode(Encoded(packed, norms), spec, "float32")
+
+
+@CODECS
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize(
+    "lead", [(), (0,), (1,), (6,), (2, 3), (3, 0)], ids=lambda lead: "x".join(map(str, lead)) or "one"
+)
+def test_rows_of_another_size_are_refused(lead: tuple[int, ...], head_dim: int, codec: Codec, backend: Backend) -> None:
+    spec = codec.at(head_dim)
+    norms = np.ones((*lead, spec.norms), np.float32)
+
+    for row_bytes in (0, 1, spec.row_bytes - 1, spec.row_bytes + 1, 2 * spec.row_bytes):
+        shape = (*lead, row_bytes)
+        message = f"the last axis of packed must have {spec.row_bytes} bytes, the shape is {shape}"
+        with pytest.raises(UnsupportedShape, match=re.escape(message)):
+            decoded(backend, spec, np.zeros(shape, np.uint8), norms)
+
+
+@CODECS
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("lead", [(5,), (7,), (1,), (0,), (), (3, 2), (6, 1), (2, 2), (1, 2, 3)], ids=str)
+def test_norms_that_are_not_one_row_for_each_of_packed_are_refused(
+    lead: tuple[int, ...], head_dim: int, codec: Codec, backend: Backend
+) -> None:
+    spec = codec.at(head_dim)
+    packed = np.zeros((2, 3, spec.row_bytes), np.uint8)
+    norms = np.ones((*lead, spec.norms), np.float32)
+
+    message = f"norms must have the shape {(2, 3, spec.norms)} beside packed of {packed.shape}, not {norms.shape}"
+    with pytest.raises(UnsupportedShape, match=re.escape(message)):
+        decoded(backend, spec, packed, norms)
+
+
+@CODECS
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_another_number_of_norms_in_a_row_is_refused(head_dim: int, codec: Codec, backend: Backend) -> None:
+    spec = codec.at(head_dim)
+    packed = np.zeros((6, spec.row_bytes), np.uint8)
+
+    for number in {0, 1, 2, 3} - {spec.norms}:
+        with pytest.raises(UnsupportedShape, match=rf"norms must have the shape \(6, {spec.norms}\)"):
+            decoded(backend, spec, packed, np.ones((6, number), np.float32))
+
+
+@pytest.mark.parametrize("norms", [np.float32(1), np.ones((), np.float32), np.ones(6, np.float32)], ids=repr)
+def test_norms_without_an_axis_of_their_own_are_refused(norms: NDArray[Any], backend: Backend) -> None:
+    with pytest.raises(UnsupportedShape, match=r"norms must have the shape \(6, 1\) beside packed of \(6, 32\), not"):
+        decoded(backend, Codec().at(64), np.zeros((6, 32), np.uint8), np.asarray(norms))
+
+
+def test_a_lone_byte_is_no_row(backend: Backend) -> None:
+    with pytest.raises(UnsupportedShape, match=r"the last axis of packed must have 32 bytes, the shape is \(\)"):
+        decoded(backend, Codec().at(64), np.zeros((), np.uint8), np.ones(1, np.float32))
+
+
+@CODECS
+@pytest.mark.parametrize("dtype", ["int8", "bool", "uint16", "int32", "float32", "S1"])
+@pytest.mark.parametrize("count", [0, 6])
+def test_packed_of_another_dtype_is_refused(count: int, dtype: str, codec: Codec, backend: Backend) -> None:
+    spec = codec.at(64)
+    packed = np.zeros((count, spec.row_bytes), dtype)
+
+    with pytest.raises(UnsupportedDtype, match=re.escape(f"packed must be uint8, not {packed.dtype}")):
+        decoded(backend, spec, packed, np.ones((count, spec.norms), np.float32))
+
+
+@CODECS
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "uint8", "complex64", ">f4"])
+@pytest.mark.parametrize("count", [0, 6])
+def test_norms_of_another_dtype_are_refused(count: int, dtype: str, codec: Codec, backend: Backend) -> None:
+    spec = codec.at(64)
+    norms = np.ones((count, spec.norms), dtype)
+
+    with pytest.raises(UnsupportedDtype, match=re.escape(f"norms must be float32, not {norms.dtype}")):
+        decoded(backend, spec, np.zeros((count, spec.row_bytes), np.uint8), norms)
+
+
+@CODECS
+@pytest.mark.parametrize("dtype", ["float64", "int8", "Float32", "half", "", None])
+@pytest.mark.parametrize("count", [0, 6])
+def test_values_of_another_dtype_cannot_be_asked_for(count: int, dtype: Any, codec: Codec, backend: Backend) -> None:
+    spec = codec.at(64)
+    stored = Encoded(np.zeros((count, spec.row_bytes), np.uint8), np.ones((count, spec.norms), np.float32))
+
+    with pytest.raises(UnsupportedDtype, match=f"dtype must be one of float32, float16, bfloat16, not {dtype}"):
+        backend.decode(stored, spec, dtype)
+
+
+@pytest.mark.parametrize("head_dim", [64, 512])
+def test_arrays_of_the_device_are_refused_alike(head_dim: int, backend: Backend) -> None:
+    spec = Codec().at(head_dim)
+    packed, norms = np.zeros((6, spec.row_bytes), np.uint8), np.ones((6, spec.norms), np.float32)
+
+    with pytest.raises(UnsupportedShape, match=r"norms must have the shape \(6, "):
+        backend.decode(on_device(backend, Encoded(packed, norms[:5])), spec, "float32")
+    with pytest.raises(UnsupportedDtype, match=r"norms must be float32, not .*float16"):
+        backend.decode(on_device(backend, Encoded(packed, norms.astype(np.float16))), spec, "float32")
+    with pytest.raises(UnsupportedDtype, match=r"packed must be uint8, not .*int32"):
+        backend.decode(on_device(backend, Encoded(packed.astype(np.int32), norms)), spec, "float32")
+
+
+@pytest.mark.parametrize("threads", [0, -1, -8])
+@pytest.mark.parametrize("isa", [None, "numpy"])
+def test_less_than_one_thread_is_refused(isa: str | None, threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads must be at least 1, or None for every processor, not {threads}"):
+        CpuBackend(threads, isa)
 
 
 def test_there_is_no_backend_of_another_name() -> None:
