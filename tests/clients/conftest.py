@@ -76,6 +76,24 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20)
 
 
+@pytest.fixture
+def k(rng: np.random.Generator) -> Any:
+    """Keys of two layers, three heads and five tokens."""
+    return rng.standard_normal((2, 3, 5, 64)).astype(np.float16)
+
+
+@pytest.fixture
+def v(rng: np.random.Generator) -> Any:
+    """Values beside them."""
+    return 3 * rng.standard_normal((2, 3, 5, 64)).astype(np.float16)
+
+
+@pytest.fixture
+def session(client: Any, session_id: str) -> Any:
+    """A session of the test's own in the real service, not yet made."""
+    return client.session(session_id)
+
+
 class Exchange:
     """One request as a misbehaving server sees it."""
 

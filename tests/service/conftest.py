@@ -1,4 +1,4 @@
-"""What every test of the service may ask for: a caller, and a session id nobody else uses."""
+"""What tests of the service may ask for: callers, a session id nobody else uses, and a session that holds something."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -6,7 +6,9 @@ from uuid import uuid4
 import pytest
 
 from contract import Caller
-from hadakv_service.spawn import RunningService
+from hadakv_service.spawn import RunningService, running_service
+from service.refusals import K, V
+from service.samples import TTL_SECONDS
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +18,21 @@ def caller(server: RunningService) -> Iterator[Caller]:
         yield caller
 
 
+@pytest.fixture(scope="session")
+def alone() -> Iterator[Caller]:
+    """A client of a service whose bytes nobody else counts, where sessions live for an hour."""
+    with running_service("--ttl-seconds", str(TTL_SECONDS)) as service, Caller(service.url) as caller:
+        yield caller
+
+
 @pytest.fixture
 def session() -> str:
     """A session id of this test's own."""
     return uuid4().hex
+
+
+@pytest.fixture
+def kept(caller: Caller, session: str) -> str:
+    """A session that holds something."""
+    assert caller.append(session, K, V).status == 201
+    return session

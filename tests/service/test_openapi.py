@@ -1,0 +1,110 @@
+"""What the service tells of itself: its probes and the OpenAPI document."""
+
+import base64
+from typing import Any
+
+import msgpack
+import pytest
+
+from contract import MSGPACK, Caller, Json
+from hadakv_service.spawn import RunningService
+
+
+def test_the_probes_tell_what_runs(server: RunningService, caller: Caller) -> None:
+    health, ready = caller.get("/healthz").body, caller.get("/readyz").body
+
+    assert health["status"] == "ok"
+    assert (ready["status"], ready["backend"], ready["version"]) == ("ready", "cpu", health["version"])
+    assert ready["detail"] in server.startup_line
+    assert ready["budget_nbytes"] == 1 << 30
+    assert 0 <= ready["used_nbytes"] <= ready["budget_nbytes"]
+
+
+@pytest.fixture(scope="module")
+def document(caller: Caller) -> Json:
+    found: Json = caller.get("/openapi.json").body
+    return found
+
+
+def operations(document: Json) -> dict[tuple[str, str], Json]:
+    return {
+        (method.upper(), path): operation
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method in ("get", "put", "post", "delete", "patch")
+    }
+
+
+def references(part: Any) -> set[str]:
+    """Every `$ref` in a document."""
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    own = {part["$ref"]} if isinstance(part, dict) and isinstance(part.get("$ref"), str) else set()
+    return own.union(*map(references, inner))
+
+
+def test_the_document_has_every_call(document: Json) -> None:
+    assert set(operations(document)) == {
+        ("POST", "/sessions/{id}/kv"),
+        ("GET", "/sessions/{id}/kv"),
+        ("PUT", "/sessions/{id}"),
+        ("GET", "/sessions/{id}"),
+        ("DELETE", "/sessions/{id}"),
+        ("GET", "/sessions"),
+        ("POST", "/encode"),
+        ("POST", "/decode"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+    }
+
+
+def test_the_document_is_whole(document: Json) -> None:
+    found = operations(document)
+    ids = [operation["operationId"] for operation in found.values()]
+
+    assert document["openapi"].startswith("3.")
+    assert len(set(ids)) == len(ids)
+    for (_, path), operation in found.items():
+        in_path = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+        assert in_path == ({"id"} if "{id}" in path else set())
+        assert operation["summary"]
+        assert all(response["description"] for response in operation["responses"].values())
+    for reference_ in references(document):
+        part = document
+        for step in reference_.removeprefix("#/").split("/"):
+            part = part[step]
+
+
+def test_the_document_tells_of_every_problem_a_call_may_answer(document: Json) -> None:
+    found = operations(document)
+    told = {call: {int(status) for status in operation["responses"]} for call, operation in found.items()}
+
+    assert told["POST", "/sessions/{id}/kv"] == {200, 201, 400, 401, 409, 413, 415, 422, 503, 507}
+    assert told["GET", "/sessions/{id}/kv"] >= {200, 401, 404, 422, 503}
+    assert told["PUT", "/sessions/{id}"] >= {200, 201, 400, 401, 409, 413, 415, 422, 503}
+    assert told["GET", "/sessions/{id}"] >= {200, 401, 404, 422, 503}
+    assert told["DELETE", "/sessions/{id}"] >= {204, 401, 404, 422, 503}
+    assert told["GET", "/sessions"] >= {200, 401, 422, 503}
+    assert told["POST", "/encode"] >= {200, 400, 401, 413, 415, 422, 503}
+    assert told["POST", "/decode"] >= {200, 400, 401, 413, 415, 422, 503}
+
+
+def test_the_documents_examples_are_accepted_as_they_stand(caller: Caller, document: Json, session: str) -> None:
+    tried = 0
+
+    for (method, path), operation in operations(document).items():
+        examples = operation.get("requestBody", {}).get("content", {}).get(MSGPACK, {}).get("examples", {})
+        for example in examples.values():
+            body = base64.b64decode(example["x-msgpack-base64"])
+            answer = caller.send(method, path.format(id=f"{session}.{tried}"), body)
+            assert answer.status in (200, 201), (method, path, answer)
+            assert msgpack.unpackb(body).keys() == example["value"].keys()
+            tried += 1
+
+    assert tried >= 4
+
+
+def test_the_document_for_people_is_served(caller: Caller) -> None:
+    answer = caller.get("/docs")
+
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/html")
