@@ -48,6 +48,18 @@ def on_device(backend: Backend, encoded: Encoded) -> Encoded:
     return Encoded(backend.concatenate([encoded.packed], 0), backend.concatenate([encoded.norms], 0))
 
 
+def without_denormals(x: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which vectors `[vectors, head_dim]` are encoded without a float32 so small that Metal takes it for zero.
+
+    Squares that vanish beside others change no sum: only the smallest norms are made of them.
+    """
+    size = np.abs(x.astype(np.float64))
+    norm = np.sqrt(np.square(size).sum(axis=-1))
+    smallest = np.where(size > 0, size, np.inf).min(axis=-1)
+    result: NDArray[np.bool_] = (norm == 0) | ((norm > 1e-12) & (smallest >= 1e-28 * norm.clip(1)))
+    return result
+
+
 def assert_same_bits(got: NDArray[Any], expected: NDArray[Any]) -> None:
     """Dtype, shape and every bit; -0.0 is not 0.0, and a NaN equals only itself."""
     assert got.dtype == expected.dtype

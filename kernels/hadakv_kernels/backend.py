@@ -1,14 +1,15 @@
 """Where the codec runs: one interface over the processors it has an implementation for."""
 
+import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from hadakv_kernels.codec import CodecSpec
 from hadakv_kernels.errors import BackendUnavailable
 from hadakv_kernels.reference import Diagnostics, Encoded
 
+_log = logging.getLogger(__name__)
 # In the order of preference.
 GPUS = ("metal", "cuda")
 
@@ -36,8 +37,8 @@ class Backend(Protocol):
     detail: str
     memory_nbytes: int
 
-    def limit_memory(self, nbytes: int) -> None:
-        """Make room for that many bytes of encoded arrays, and keep what else is allocated within bounds.
+    def limit_memory(self, stored: int, working: int) -> None:
+        """Make room for so many bytes of encoded arrays, and beside them for so many that come and go with requests.
 
         Raises:
             BackendUnavailable: the device cannot hold so much.
@@ -91,14 +92,28 @@ def open_backend(name: str = "auto", threads: int | None = None) -> Backend:
         from hadakv_kernels.gpu import GpuBackend
     except ImportError as error:
         raise BackendUnavailable(f"the {name} backend needs MLX: {error}") from error
-    return GpuBackend(name)
+    backend = GpuBackend(name)
+    backend.check()
+    return backend
 
 
 def _best(threads: int | None) -> Backend:
     for name in GPUS:
-        with suppress(BackendUnavailable):
+        try:
+            if not _is_there(name):
+                continue
             return open_backend(name)
+        except BackendUnavailable as error:
+            _log.warning("%s; the CPU does the work", error)
     return open_backend("cpu", threads)
+
+
+def _is_there(gpu: str) -> bool:
+    try:
+        from hadakv_kernels.gpu import is_available
+    except ImportError:
+        return False
+    return is_available(gpu)
 
 
 def host_memory_nbytes() -> int:

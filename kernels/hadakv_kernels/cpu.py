@@ -58,7 +58,7 @@ class CpuBackend:
         self.detail = f"{self.engine.isa}, {workers}" if self.engine else "numpy"
         self.memory_nbytes = host_memory_nbytes()
 
-    def limit_memory(self, nbytes: int) -> None:
+    def limit_memory(self, stored: int, working: int) -> None:
         """Nothing to do: arrays are the process's own memory, and freed at once."""
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:

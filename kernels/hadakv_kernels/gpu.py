@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import launch
 from hadakv_kernels.backend import Stream, host_memory_nbytes
-from hadakv_kernels.codec import CodecSpec
+from hadakv_kernels.codec import Codec, CodecSpec
 from hadakv_kernels.errors import BackendUnavailable
-from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded, check_input, diagnose
+from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded, check_input, decode, diagnose, encode
 
 # Freed device memory that MLX keeps for the next launch. One bulk request needs no more at a time, and what is kept
 # here other programs do without.
@@ -43,26 +43,50 @@ class GpuBackend:
     def __init__(self, name: str) -> None:
         if not is_available(name):
             raise BackendUnavailable(f"the {name} backend needs a GPU that this build of MLX can use")
-        info = mx.device_info()
+        try:
+            info = mx.device_info()
+        except (AttributeError, RuntimeError) as error:
+            raise BackendUnavailable(f"the {name} backend does not work here: {error}") from error
         self.name = name
         self.detail = str(info.get("device_name", "GPU"))
         recommended = info.get("max_recommended_working_set_size") or info.get("total_memory")
         self.memory_nbytes = int(recommended or host_memory_nbytes())
 
-    def limit_memory(self, nbytes: int) -> None:
-        """Keep that much resident, and MLX's allocations within what the device holds without swapping.
+    def limit_memory(self, stored: int, working: int) -> None:
+        """Keep what is stored resident, and tell MLX what there is for everything together.
 
         Raises:
             BackendUnavailable: the device cannot hold so much.
         """
-        if nbytes > self.memory_nbytes:
-            raise BackendUnavailable(f"{nbytes} bytes are more than the {self.memory_nbytes} that {self.detail} has")
-        # Beyond the limit MLX waits for running work and then fails one request; without it the machine would swap.
+        if stored + working > self.memory_nbytes:
+            raise BackendUnavailable(
+                f"{self.detail} holds {self.memory_nbytes} bytes: a budget of {stored} leaves less than the {working} "
+                "that requests need while they are worked on"
+            )
+        # A guideline: beyond it MLX waits for work under way to free something, and only then goes on.
         mx.set_memory_limit(self.memory_nbytes)
-        mx.set_cache_limit(min(CACHE_NBYTES, self.memory_nbytes - nbytes))
+        mx.set_cache_limit(min(CACHE_NBYTES, working // 2))
         if self.name == "metal":
-            # Pages that nobody has read for a while would be swapped out first.
-            mx.set_wired_limit(nbytes)
+            # Pages that nobody has read for a while would be swapped out first. All of MLX's memory counts.
+            mx.set_wired_limit(stored + working)
+
+    def check(self) -> None:
+        """Encode and decode a little, as a GPU can be there and still refuse the kernels or compute something else.
+
+        Raises:
+            BackendUnavailable: it does not give what the reference gives.
+        """
+        spec = Codec().at(128)
+        x = np.random.default_rng(0).standard_normal((33, 128)).astype(np.float16)
+        expected = encode(x, spec)
+        try:
+            (got,) = self.encode([Stream(x, spec)])
+            values = self.decode(expected, spec, "float32")
+        except (RuntimeError, ValueError) as error:
+            raise BackendUnavailable(f"the {self.name} backend does not work here: {error}") from error
+        computed = (self.to_host(got.packed), self.to_host(got.norms), values)
+        if not all(map(np.array_equal, computed, (expected.packed, expected.norms, decode(expected, spec)))):
+            raise BackendUnavailable(f"the {self.name} backend does not compute here what it should")
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream; those alike share a launch, and two of one shape are a launch's two streams."""

@@ -32,7 +32,8 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     """
     backend = backend or open_backend(settings.backend, settings.threads)
     budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
-    backend.limit_memory(budget)
+    # A body copied to the device, what becomes of it, and as much again for an answer; little machines have less.
+    backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
     store = Store(budget)
     device = Device(backend, settings.queue)
 

@@ -103,10 +103,10 @@ def diagnosing(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAM
 
 def every_pair() -> list[Encoding]:
     """Two streams: every codec beside every other, while head_dims and dtypes take turns."""
-    turns = enumerate(product(CODECS, CODECS))
+    pairs = product(enumerate(CODECS), enumerate(CODECS))
     return [
-        Encoding(NAMES[turn % 3], k.at(HEAD_DIMS[turn // 3 % 4]), v.at(HEAD_DIMS[turn // 3 % 4]))
-        for turn, (k, v) in turns
+        Encoding(NAMES[(i + j) % 3], k.at(HEAD_DIMS[(i // 3 + j) % 4]), v.at(HEAD_DIMS[(i // 3 + j) % 4]))
+        for (i, k), (j, v) in pairs
     ]
 
 

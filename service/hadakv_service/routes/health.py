@@ -5,13 +5,16 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hadakv_kernels import Codec, Stream
+from hadakv_kernels import Codec, Stream, reference
 from hadakv_service import __version__
+from hadakv_service.append import on_host
 from hadakv_service.context import context
 from hadakv_service.errors import Busy
 from hadakv_service.media import metadata
 
 router = APIRouter()
+
+ONES = np.ones((1, 64), np.float32)
 
 
 @router.get("/healthz", response_model=None)
@@ -27,8 +30,10 @@ async def readyz(request: Request) -> Response:
     spec = Codec().at(64)
 
     def work() -> bool:
-        encoded = service.backend.encode([Stream(np.ones((1, 64), np.float32), spec)])[0]
-        return bool(service.backend.to_host(encoded.norms)[0, 0] == np.float32(8.0))
+        encoded = service.backend.encode([Stream(ONES, spec)])[0]
+        got = on_host(encoded, service.backend)
+        expected = reference.encode(ONES, spec)
+        return np.array_equal(got.packed, expected.packed) and np.array_equal(got.norms, expected.norms)
 
     if not await service.device.call(work):
         raise Busy("The device does not compute what it should.")
