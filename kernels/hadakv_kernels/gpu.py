@@ -17,7 +17,17 @@ from hadakv_kernels import launch
 from hadakv_kernels.backend import Stream, host_memory_nbytes
 from hadakv_kernels.codec import Codec, CodecSpec
 from hadakv_kernels.errors import BackendUnavailable
-from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded, check_input, decode, diagnose, encode
+from hadakv_kernels.reference import (
+    DTYPES,
+    Diagnostics,
+    Encoded,
+    check_decode,
+    check_diagnose,
+    check_input,
+    decode,
+    diagnose,
+    encode,
+)
 
 # Freed device memory that MLX keeps for the next launch. One bulk request needs no more at a time, and what is kept
 # here other programs do without.
@@ -112,6 +122,7 @@ class GpuBackend:
 
     def decode(self, encoded: Encoded, spec: CodecSpec, dtype: str, *, inverse: bool = True) -> NDArray[Any]:
         """Values [..., head_dim] of that dtype, in host memory."""
+        check_decode(encoded, spec, dtype)
         lead = encoded.packed.shape[:-1]
         rows = int(np.prod(lead))
         if rows == 0:
@@ -125,7 +136,7 @@ class GpuBackend:
 
     def diagnose(self, x: NDArray[Any], spec: CodecSpec) -> Diagnostics:
         """Encode, keeping the scaled values and the RMS of each block; all in host memory."""
-        check_input(x, spec)
+        check_diagnose(x, spec)
         if x.size == 0:
             return diagnose(x, spec)
         lead = x.shape[:-1]
