@@ -1,6 +1,6 @@
 """The append: everything an append checks, reserves, encodes and stores, as one job of the device."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
 from hadakv_service import wire
+from hadakv_service.device import LongJob
 from hadakv_service.errors import InvalidRequest, NonFinite
-from hadakv_service.pages import Page, same_bytes
+from hadakv_service.pages import PAGE_TOKENS, Page, same_bytes
 from hadakv_service.session import MAX_LAYERS, Session, Shape
+from hadakv_service.slices import to_the_end
 from hadakv_service.store import Key, Store
 
 INPUTS = ("float32", "float16", "bfloat16")
@@ -65,11 +67,12 @@ class Append:
         return cls(k, v, shape, body.codec.codecs() if body.codec else None)
 
 
-class AppendJob:
+class AppendJob(LongJob[Appended]):
     """Stores an append in its session, all of it or nothing."""
 
     def __init__(self, key: Key, append: Append, store: Store, backend: Backend, ttl_seconds: float | None) -> None:
         self.key: Hashable = key
+        self.nbytes = append.k.nbytes + append.v.nbytes
         self._key = key
         self._append = append
         self._store = store
@@ -98,17 +101,28 @@ class AppendJob:
 
     def finish(self, encoded: Sequence[Encoded]) -> Appended:
         """Store what was encoded, unless it is not finite or stored already."""
+        return to_the_end(self.finish_in_steps(encoded))
+
+    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, Appended]:
+        """The same, pausing after each page; nothing is stored before the last."""
         page = Page(*encoded)
         for name, stream, spec in zip("kv", encoded, self._specs, strict=True):
             if not self._backend.all_finite(stream, spec):
                 raise self._non_finite(name, first_non_finite(on_host(stream, self._backend), spec))
         if self._at_end:
-            session = self._session.append(self._append.shape.layer, page, self._backend)
+            session = self._session
+            for tokens in _to_page_ends(self._position, page.tokens):
+                # Nothing is cut from a page that goes as a whole: a view would only be one more array to keep.
+                part = page if tokens == slice(0, page.tokens) else page.cut(slice(None), tokens)
+                session = session.append(self._append.shape.layer, part, self._backend)
+                yield
             self._store.put(self._key, session, self._reserved, self._batch)
             self._reserved = 0
         else:
             self._check_repetition(page)
-            self._store.touch(self._key)
+            # Unless it expired meanwhile.
+            if self._store.find(self._key):
+                self._store.touch(self._key)
         k, v = (on_host(stream, self._backend) for stream in encoded)
         return Appended(self._created, self._position, self._append.shape.tokens, k, v, self._specs)
 
@@ -133,6 +147,19 @@ class AppendJob:
         layer, head, token = np.unravel_index(row, (shape.layers, shape.kv_heads, shape.tokens))
         place = {"layer": shape.layer + int(layer), "head": int(head), "token": int(token)}
         return NonFinite(name, consequence="; nothing was stored", **place)
+
+
+def _to_page_ends(position: int, tokens: int) -> Iterator[slice]:
+    """Parts of an append that each fill a page, the first from where the stored tokens end.
+
+    What is beyond the last full page goes with it: by itself it would be kept as a view, and with it all of the append.
+    """
+    start = 0
+    end = PAGE_TOKENS - position % PAGE_TOKENS
+    while end + PAGE_TOKENS <= tokens:
+        yield slice(start, end)
+        start, end = end, end + PAGE_TOKENS
+    yield slice(start, tokens)
 
 
 def first_non_finite(host: Encoded, spec: CodecSpec) -> int:

@@ -1,22 +1,26 @@
 """The one thread that owns the device, and the batcher in front of it.
 
 Everything that touches the store or the backend runs here, in the order it was asked for. What waits together is
-taken together: all its encoding goes to the backend in one call, then each job finishes by itself.
+taken together: all its encoding goes to the backend in one call, then each job finishes by itself. A long job goes in
+steps, between which those that came meanwhile have their turn.
 """
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from hadakv_kernels import Backend, Encoded, Stream
 from hadakv_service.errors import Busy, InsufficientStorage
+from hadakv_service.slices import SLICE_NBYTES, encode_in_slices
 
 # As many as are encoded in one call; more would make the first of them wait for the last.
 BATCH = 32
+_DONE = object()
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -62,6 +66,34 @@ class Call(Generic[T]):
         """Nothing to undo."""
 
 
+class LongJob(ABC, Generic[T]):
+    """A job that goes in steps if it is large. Others run between them, but none of the same key and none as large.
+
+    Attributes:
+        key: as for any job.
+        nbytes: what it has to encode.
+    """
+
+    key: Hashable
+    nbytes: int
+
+    @abstractmethod
+    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+        """As for any job. `batch` has only its own key: jobs that run between steps are told its key instead."""
+
+    @abstractmethod
+    def finish(self, encoded: Sequence[Encoded]) -> T:
+        """All of `finish_in_steps` at once."""
+
+    @abstractmethod
+    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, T]:
+        """Take what was encoded, and answer; others may have their turn at each pause."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """As for any job."""
+
+
 class _Waiting:
     """A job, the future its caller awaits, and what became of it."""
 
@@ -88,6 +120,7 @@ class Device:
         self._limit = limit
         self._depth = 0
         self._inbox: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._long: _Waiting | None = None
         self._thread = threading.Thread(target=self._loop, name="hadakv-device", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -120,17 +153,51 @@ class Device:
     def _loop(self) -> None:
         backlog: deque[_Waiting] = deque()
         open_ = True
-        while open_ or backlog:
-            open_ = self._drain(backlog, wait=not backlog) and open_
-            batch = _independent(backlog)
-            self._work(batch)
-            for waiting in batch:
-                # Beside others it could not evict them; alone it can.
-                if len(batch) > 1 and isinstance(waiting.error, InsufficientStorage):
-                    waiting.error = None
-                    self._work([waiting])
-            if batch:
-                self._events.call_soon_threadsafe(self._answer, batch)
+        while open_ or backlog or self._long:
+            open_ = self._drain(backlog, wait=not (backlog or self._long)) and open_
+            self._turn(backlog)
+
+    def _turn(self, backlog: deque[_Waiting]) -> None:
+        """One batch, and one step of the long job."""
+        batch, long = _independent(backlog, self._long)
+        self._run(batch)
+        if long:
+            assert isinstance(long.job, LongJob)
+            self._long, self._steps = long, self._in_steps(long, long.job)
+        if self._long:
+            self._step()
+
+    def _run(self, batch: Sequence[_Waiting]) -> None:
+        self._work(batch)
+        for waiting in batch:
+            # Beside others it could not evict them; alone it can.
+            if (len(batch) > 1 or self._long) and isinstance(waiting.error, InsufficientStorage):
+                while self._long:
+                    self._step()
+                waiting.error = None
+                self._work([waiting])
+        if batch:
+            self._events.call_soon_threadsafe(self._answer, batch)
+
+    def _step(self) -> None:
+        assert self._long is not None
+        if next(self._steps, _DONE) is _DONE:
+            self._events.call_soon_threadsafe(self._answer, [self._long])
+            self._long = None
+
+    def _in_steps(self, waiting: _Waiting, job: LongJob[Any]) -> Generator[None, None, None]:
+        streams = _guarded(waiting, job.begin, frozenset([job.key])) or ()
+        if waiting.error is not None:
+            return
+        try:
+            encoded: list[Encoded] = []
+            for stream in streams:
+                one = yield from encode_in_slices(self.backend, stream)
+                encoded.append(one)
+            waiting.result = yield from job.finish_in_steps(encoded)
+        except Exception as error:
+            waiting.error = error
+            job.abandon()
 
     def _drain(self, backlog: deque[_Waiting], *, wait: bool) -> bool:
         """Move what has arrived to the backlog; False once the device is to stop."""
@@ -143,7 +210,8 @@ class Device:
         return True
 
     def _work(self, batch: Sequence[_Waiting]) -> None:
-        keys = frozenset(waiting.job.key for waiting in batch if waiting.job.key is not None)
+        under_way = [*batch, self._long] if self._long else batch
+        keys = frozenset(waiting.job.key for waiting in under_way if waiting.job.key is not None)
         for waiting in batch:
             waiting.streams = _guarded(waiting, waiting.job.begin, keys) or ()
         alive = [waiting for waiting in batch if waiting.error is None]
@@ -185,18 +253,26 @@ def _guarded(waiting: _Waiting, step: Callable[[Any], T], argument: Any) -> T | 
         return None
 
 
-def _independent(backlog: deque[_Waiting]) -> list[_Waiting]:
-    """Take up to a batch of jobs, no two of one key, leaving the others in order."""
+def _is_long(job: Job[Any]) -> bool:
+    return isinstance(job, LongJob) and job.nbytes > SLICE_NBYTES
+
+
+def _independent(backlog: deque[_Waiting], under_way: _Waiting | None) -> tuple[list[_Waiting], _Waiting | None]:
+    """Take up to a batch of jobs and a long one unless one is under way, no two of one key, leaving others in order."""
     batch: list[_Waiting] = []
-    seen: set[Hashable] = set()
+    long: _Waiting | None = None
+    seen: set[Hashable] = {under_way.job.key} if under_way else set()
     left: list[_Waiting] = []
     while backlog and len(batch) < BATCH:
         waiting = backlog.popleft()
         key = waiting.job.key
-        if key is not None and key in seen:
+        is_long = _is_long(waiting.job)
+        if (key is not None and key in seen) or (is_long and (long or under_way)):
             left.append(waiting)
-            continue
+        elif is_long:
+            long = waiting
+        else:
+            batch.append(waiting)
         seen.add(key)
-        batch.append(waiting)
     backlog.extendleft(reversed(left))
-    return batch
+    return batch, long
