@@ -39,10 +39,17 @@ class GoldenStream:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One dispatch: its streams, K first, and a readable name."""
+    """One dispatch: its streams, K first, and a readable name.
+
+    Attributes:
+        position: of the token.
+        ring: rows of the ring buffer it was written to; None where the cache was none.
+    """
 
     id: str
     streams: tuple[GoldenStream, ...]
+    position: int
+    ring: int | None
 
 
 def cases(kernel: str) -> Iterator[GoldenCase]:
@@ -51,7 +58,8 @@ def cases(kernel: str) -> Iterator[GoldenCase]:
     for index, meta in enumerate(json.loads(str(arrays["meta"]))):
         place = f"{'ring' if meta['is_sliding'] else 'linear'}{meta['write_pos']}"
         name = f"{kernel}-{meta['kind']}-{meta['bits']}bit-{place}-scale{meta['scale_factor_d512']:g}"
-        yield GoldenCase(name, _streams(kernel, arrays, index, meta))
+        ring = meta["cache_capacity"] if meta["is_sliding"] else None
+        yield GoldenCase(name, _streams(kernel, arrays, index, meta), meta["write_pos"], ring)
 
 
 @cache

@@ -13,7 +13,7 @@ from hadakv_client.body import Body
 from hadakv_client.calls import CodecOptions, Position, SessionOptions
 from hadakv_client.errors import HadakvError, TransportError
 from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempts
-from hadakv_client.parsing import Form, ValueForm
+from hadakv_client.parsing import Form, Layout, ValueForm
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.tensors import Array
 from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, transport_errors
@@ -202,6 +202,7 @@ class AsyncSession:
         *,
         layers: tuple[int, int] | None = None,
         form: Literal["packed"] = "packed",
+        layout: Layout = "linear",
     ) -> Range[Encoded]: ...
     @overload
     async def read(
@@ -211,6 +212,7 @@ class AsyncSession:
         *,
         layers: tuple[int, int] | None = None,
         form: ValueForm,
+        layout: Layout = "linear",
     ) -> Range[Array]: ...
     async def read(
         self,
@@ -219,9 +221,18 @@ class AsyncSession:
         *,
         layers: tuple[int, int] | None = None,
         form: Form = "packed",
+        layout: Layout = "linear",
     ) -> Range[Any]:
         """Read a range of tokens back: see `Session.read`."""
-        return await self._run(self._flows.read(start, stop, layers, form))
+        return await self._run(self._flows.read(start, stop, layers, form, layout))
+
+    async def truncate(self, length: int) -> SessionInfo:
+        """See `Session.truncate`."""
+        return await self._run(self._flows.truncate(length))
+
+    async def fork(self, session_id: str, length: int | None = None) -> "AsyncSession":
+        """See `Session.fork`."""
+        return AsyncSession(self._run, await self._run(self._flows.fork(session_id, length)))
 
     async def info(self) -> SessionInfo:
         """Describe the session: see `Session.info`."""

@@ -11,7 +11,7 @@ import numpy as np
 from hadakv_client import parsing
 from hadakv_client.answers import Appended, Page, Placed, Range, SessionInfo
 from hadakv_client.errors import ProtocolError
-from hadakv_client.parsing import Form, ValueForm, expect, member
+from hadakv_client.parsing import Form, Layout, ValueForm, expect, member
 from hadakv_client.protocol import MSGPACK, Call, Request, Response
 from hadakv_client.tensors import Array, to_numpy
 from hadakv_kernels import Codec, Diagnostics, Encoded
@@ -133,16 +133,24 @@ def append(
 
 
 def read(
-    session: str, start: int | None, stop: int | None, layers: tuple[int, int] | None, form: Form
+    session: str,
+    start: int | None,
+    stop: int | None,
+    layers: tuple[int, int] | None,
+    form: Form,
+    layout: Layout = "linear",
 ) -> Call[Range[Any]]:
     """GET /sessions/{id}/kv."""
+    ring = layout == "ring"
     optional = {"start": start, "stop": stop, "layers": f"{layers[0]}:{layers[1]}" if layers else None}
+    optional["layout"] = layout if ring else None
     query = urlencode({key: x for key, x in optional.items() if x is not None} | {"form": form})
 
     def parse(response: Response) -> Range[Any]:
         answer = response.document()
         first, last, length = (member(answer, name, int) for name in ("start", "stop", "length"))
-        k, v = (parsing.stored_stream(answer.get(name), name, form, last - first) for name in "kv")
+        tokens = None if ring else last - first
+        k, v = (parsing.stored_stream(answer.get(name), name, form, tokens) for name in "kv")
         return Range(first, last, length, k, v)
 
     return Call(Request("GET", f"/sessions/{session}/kv?{query}", _ACCEPT), parse)
@@ -161,6 +169,19 @@ def create(session: str, options: Mapping[str, Any]) -> Call[SessionInfo]:
 
 def _session_info(response: Response) -> SessionInfo:
     return parsing.session_info(response.document())
+
+
+def truncate(session: str, length: int) -> Call[SessionInfo]:
+    """POST /sessions/{id}/truncate."""
+    body = {"length": index(length)}
+    return Call(Request.with_body("POST", f"/sessions/{session}/truncate", body, headers=_ACCEPT), _session_info)
+
+
+def fork(session: str, new: str, length: int | None) -> Call[SessionInfo]:
+    """POST /sessions/{id}/fork; a repetition would find that the new session exists."""
+    body = {"id": new} | ({} if length is None else {"length": index(length)})
+    request = Request.with_body("POST", f"/sessions/{session}/fork", body, headers=_ACCEPT, idempotent=False)
+    return Call(request, _session_info)
 
 
 def delete(session: str) -> Call[None]:

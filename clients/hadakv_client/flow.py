@@ -13,7 +13,7 @@ from hadakv_client import calls
 from hadakv_client.answers import Placed, Range, SessionInfo
 from hadakv_client.calls import CodecOptions, Position
 from hadakv_client.errors import Busy, SessionNotFound, TransportError
-from hadakv_client.parsing import Form
+from hadakv_client.parsing import Form, Layout
 from hadakv_client.protocol import Call, Request, Response
 
 T = TypeVar("T")
@@ -136,9 +136,28 @@ class SessionFlows:
         assert self._lengths is not None
         return self._lengths
 
-    def read(self, start: int | None, stop: int | None, layers: tuple[int, int] | None, form: Form) -> Flow[Range[Any]]:
+    def read(
+        self,
+        start: int | None,
+        stop: int | None,
+        layers: tuple[int, int] | None,
+        form: Form,
+        layout: Layout,
+    ) -> Flow[Range[Any]]:
         """Read a range of tokens back."""
-        return attempts(calls.read(self.id, start, stop, layers, form), self._retries)
+        return attempts(calls.read(self.id, start, stop, layers, form, layout), self._retries)
+
+    def truncate(self, length: int) -> Flow[SessionInfo]:
+        """Forget tokens, and learn the lengths that are left."""
+        self._lengths = None
+        return self._described(calls.truncate(self.id, length))
+
+    def fork(self, new: str, length: int | None) -> Flow["SessionFlows"]:
+        """Make a session of this one's tokens, and what a handle on it needs."""
+        flows = SessionFlows(new, None, self._retries)
+        flows._codec = self._codec  # checked already
+        yield from flows._described(calls.fork(self.id, flows.id, length))
+        return flows
 
     def info(self) -> Flow[SessionInfo]:
         """Ask for the session's description, and learn its lengths from it."""

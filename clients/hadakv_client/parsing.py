@@ -12,6 +12,7 @@ from hadakv_client.tensors import ON_THE_WIRE, Array, from_wire
 from hadakv_kernels import Codec, CodecError, Diagnostics, Encoded
 
 Form = Literal["packed", "float16", "float32", "bfloat16", "rotated"]
+Layout = Literal["linear", "ring"]
 ValueForm = Literal["float16", "float32", "bfloat16", "rotated"]
 MISSING = type(None)
 
@@ -66,13 +67,15 @@ def appended_stream(stream: object, name: str, tokens: int) -> Encoded:
     return packed
 
 
-def stored_stream(stream: object, name: str, form: Form, tokens: int) -> Encoded | Array:
-    """A stream of so many tokens in the form asked for; there is none before the first append."""
+def stored_stream(stream: object, name: str, form: Form, tokens: int | None) -> Encoded | Array:
+    """A stream of so many tokens, None is any, in the form asked for; there is none before the first append."""
     if stream is None:
-        expect(f"number of tokens without {name}", tokens, 0)
+        expect(f"number of tokens without {name}", tokens or 0, 0)
         return _nothing(form)
     if form == "packed":
-        return appended_stream(stream, name, tokens)
+        packed = encoded(stream, name)
+        _expect_tokens(packed.packed, name, tokens)
+        return packed
     array = values(stream, name, form)
     _expect_tokens(array, name, tokens)
     return array
@@ -85,8 +88,8 @@ def _nothing(form: Form) -> Encoded | Array:
     return nothing.astype(ON_THE_WIRE[_dtype(form)])
 
 
-def _expect_tokens(array: Array, name: str, tokens: int) -> None:
-    if array.ndim != 4 or array.shape[2] != tokens:
+def _expect_tokens(array: Array, name: str, tokens: int | None) -> None:
+    if array.ndim != 4 or tokens not in (None, array.shape[2]):
         raise ProtocolError(f"the answer's {name} has the shape {list(array.shape)} for {tokens} tokens")
 
 

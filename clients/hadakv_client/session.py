@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 from hadakv_client.answers import Appended, Placed, Range, SessionInfo
 from hadakv_client.calls import Position, SessionOptions
 from hadakv_client.flow import Flow, SessionFlows
-from hadakv_client.parsing import Form, ValueForm
+from hadakv_client.parsing import Form, Layout, ValueForm
 from hadakv_client.tensors import Array
 from hadakv_kernels import Encoded
 
@@ -77,6 +77,7 @@ class Session:
         *,
         layers: tuple[int, int] | None = None,
         form: Literal["packed"] = "packed",
+        layout: Layout = "linear",
     ) -> Range[Encoded]: ...
     @overload
     def read(
@@ -86,6 +87,7 @@ class Session:
         *,
         layers: tuple[int, int] | None = None,
         form: ValueForm,
+        layout: Layout = "linear",
     ) -> Range[Array]: ...
     def read(
         self,
@@ -94,6 +96,7 @@ class Session:
         *,
         layers: tuple[int, int] | None = None,
         form: Form = "packed",
+        layout: Layout = "linear",
     ) -> Range[Any]:
         """Read a range of tokens back.
 
@@ -101,6 +104,7 @@ class Session:
             start: position of the first token; None is the first the session still has.
             stop: position after the last; None, and whatever lies beyond, is the end.
             layers: the first layer and the one after the last; None is all.
+            layout: `"ring"` gives all of a window, the token of position p in row p % window.
             form: `"packed"`; or the dtype of the values; or `"rotated"` for float32 before the inverse rotation.
 
         Returns:
@@ -111,7 +115,36 @@ class Session:
             InvalidRequest: the session does not have those tokens or layers.
             AnswerTooLarge: they do not fit one answer.
         """
-        return self._run(self._flows.read(start, stop, layers, form))
+        return self._run(self._flows.read(start, stop, layers, form, layout))
+
+    def truncate(self, length: int) -> SessionInfo:
+        """Forget every token from a position on, in all layers; the next append goes there.
+
+        Args:
+            length: tokens to keep; layers that have fewer stay as they are.
+
+        Raises:
+            SessionNotFound: there is no such session.
+            InvalidRequest: no layer has so many tokens, or the last of them has left the window.
+        """
+        return self._run(self._flows.truncate(length))
+
+    def fork(self, session_id: str, length: int | None = None) -> "Session":
+        """Make a session of this one's tokens. What both hold is stored once, whatever becomes of either.
+
+        Args:
+            session_id: of the new session.
+            length: tokens to take; None is all.
+
+        Returns:
+            a handle on the new session.
+
+        Raises:
+            SessionNotFound: there is no such session.
+            SessionExists: there is a session of the new id.
+            InvalidRequest: as for `truncate`.
+        """
+        return Session(self._run, self._run(self._flows.fork(session_id, length)))
 
     def info(self) -> SessionInfo:
         """Describe the session.

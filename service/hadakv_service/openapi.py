@@ -22,6 +22,8 @@ _TENSOR = {"$ref": "#/components/schemas/Tensor"}
 _BODIES = {
     "AppendBody": wire.AppendBody,
     "SessionBody": wire.SessionBody,
+    "TruncateBody": wire.TruncateBody,
+    "ForkBody": wire.ForkBody,
     "EncodeBody": wire.EncodeBody,
     "DecodeBody": wire.DecodeBody,
 }
@@ -62,6 +64,8 @@ _OPERATIONS: dict[tuple[str, str], tuple[str | None, str | None, tuple[int, ...]
     ("/sessions/{id}", "get"): (None, None, (404, 503)),
     ("/sessions", "get"): (None, None, (503,)),
     ("/sessions/{id}", "delete"): (None, None, (404, 503)),
+    ("/sessions/{id}/truncate", "post"): ("TruncateBody", None, (400, 404, 413, 415, 503)),
+    ("/sessions/{id}/fork", "post"): ("ForkBody", None, (400, 404, 409, 413, 415, 503, 507)),
     ("/encode", "post"): ("EncodeBody", "Stream", (400, 413, 415, 503)),
     ("/decode", "post"): ("DecodeBody", "Stream", (400, 413, 415, 503)),
 }
@@ -110,7 +114,7 @@ def _complete(
     if body:
         media = {"schema": {"$ref": f"#/components/schemas/{body}"}, "examples": _examples(body)}
         operation["requestBody"] = {"required": body != "SessionBody", "content": {MSGPACK: media}}
-        if body == "SessionBody":
+        if body in ("SessionBody", "TruncateBody", "ForkBody"):
             operation["requestBody"]["content"][JSON] = {"schema": media["schema"]}
     if answer:
         content = {MSGPACK: {"schema": {"$ref": f"#/components/schemas/{answer}"}}}
@@ -155,6 +159,8 @@ def _examples(body: str) -> dict[str, Any]:
             "A model's shape",
             {"layers": 32, "kv_heads": 8, "head_dim": 128, "codec": {"bits": 4}},
         ),
+        "TruncateBody": ("Forget all but 100 tokens", {"length": 100}),
+        "ForkBody": ("A second session of the first 100 tokens", {"id": "chat-1b", "length": 100}),
         "EncodeBody": ("Two vectors at 6 bits", {"x": wire.tensor(np.tile(x, (2, 1))), "codec": {"bits": 6}}),
         "DecodeBody": ("One vector of 64", {"packed": packed, "norms": norms, "head_dim": 64}),
     }

@@ -38,6 +38,11 @@ class Page:
         """Layers."""
         return int(self.k.packed.shape[0])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed vectors and norms."""
+        return sum(int(stream.packed.nbytes + stream.norms.nbytes) for stream in (self.k, self.v))
+
     def cut(self, layers: slice, tokens: slice) -> "Page":
         """A part of the page, sharing its memory."""
         return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in (self.k, self.v)))
@@ -110,6 +115,18 @@ class Run:
             return len(self.pages)
         return self.full - -waiting // PAGE_TOKENS if waiting >= PAGE_TOKENS else len(self.pages) + 1
 
+    def truncate(self, length: int, backend: Backend) -> "Run":
+        """The run without the tokens from a position on, which lies within it; no memory of theirs is kept."""
+        if length >= self.length:
+            return self
+        full = min(self.full, (length - self.base) // PAGE_TOKENS)
+        kept = [
+            # A part would keep the memory of its page.
+            page if whole else join([page], 2, backend)
+            for page, whole in _leading(self.pages, length - self.base)
+        ]
+        return replace(self, length=length, pages=tuple(kept), full=full)
+
     def forget_before(self, position: int) -> "Run":
         """The run without the full pages that lie wholly before a position."""
         gone = min(self.full, max(0, position - self.base) // PAGE_TOKENS)
@@ -120,6 +137,17 @@ class Run:
     def read(self, layers: slice, start: int, stop: int) -> list[Page]:
         """The pieces that hold positions `start` to `stop` of some layers, in order, sharing memory."""
         return [p.cut(layers, slice(None)) for p in _between(self.pages, start - self.base, stop - self.base)]
+
+
+def _leading(pages: Sequence[Page], stop: int) -> Iterator[tuple[Page, bool]]:
+    """The parts of consecutive pages before a token offset, and whether each is a whole page."""
+    offset = 0
+    for page in pages:
+        if offset >= stop:
+            return
+        whole = page.tokens <= stop - offset
+        yield page if whole else page.cut(slice(None), slice(0, stop - offset)), whole
+        offset += page.tokens
 
 
 def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:

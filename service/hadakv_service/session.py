@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 from hadakv_kernels import Backend, Codec, CodecSpec
 from hadakv_service.errors import (
@@ -86,6 +86,10 @@ class Session:
     def pages(self) -> int:
         """Stored pages."""
         return sum(len(run.pages) for run in self.runs)
+
+    def all_pages(self) -> Iterator[Page]:
+        """Every page of every run."""
+        return chain.from_iterable(run.pages for run in self.runs)
 
     @property
     def raw_nbytes(self) -> int:
@@ -193,6 +197,20 @@ class Session:
                     run = run.forget_before(run.length - self.window)  # noqa: PLW2901 - likewise
             grown.append(run)
         return replace(self, runs=tuple(grown))
+
+    def truncate(self, length: int, backend: Backend) -> "Session":
+        """The session without the tokens from a position on; layers that are shorter stay as they are.
+
+        Raises:
+            InvalidRequest: no layer is that long, or the token before has left a layer's window.
+        """
+        longest = max((run.length for run in self.runs), default=0)
+        if length > longest:
+            raise InvalidRequest([("length", f"must not be beyond {longest}, not {length}")])
+        first = max((self.first(run) for run in self.runs if run.length > length), default=0)
+        if length < first:
+            raise InvalidRequest([("length", f"tokens before {first} have left the window")])
+        return replace(self, runs=tuple(run.truncate(length, backend) for run in self.runs))
 
     def _empty_runs(self, layer: int, stop: int) -> list[Run]:
         """New layers up to `stop`, those below `layer` in a run of their own."""

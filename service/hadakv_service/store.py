@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import cast
 
-from hadakv_service.errors import InsufficientStorage, SessionNotFound
+from hadakv_service.errors import InsufficientStorage, SessionExists, SessionNotFound
+from hadakv_service.pages import Page
 from hadakv_service.session import Session
 
 Key = tuple[str, str]
@@ -34,6 +35,8 @@ class Ledger:
         self.budget = budget
         self.stored = 0
         self.reserved = 0
+        # Pages that several sessions hold: by identity, the page, which keeps its identity taken, and how many.
+        self._shared: dict[int, tuple[Page, int]] = {}
 
     @property
     def used(self) -> int:
@@ -44,6 +47,40 @@ class Ledger:
     def free(self) -> int:
         """Bytes that can be reserved with nobody evicted."""
         return self.budget - self.used
+
+    def remove(self, entry: "Entry") -> None:
+        """Count a session out, but for the pages that others hold too."""
+        self.stored -= entry.cost
+        if self._shared:
+            for page in entry.session.all_pages():
+                self._let_go(page)
+
+    def share(self, session: Session, shared: Collection[int]) -> None:
+        """Note that one more session holds those of its pages that have one of these identities; count them once."""
+        for page in session.all_pages():
+            if id(page) in shared:
+                _, holders = self._shared.get(id(page), (page, 1))
+                self._shared[id(page)] = page, holders + 1
+                self.stored -= page.nbytes + PAGE_NBYTES
+
+    def replaced(self, old: Session, new: Session) -> None:
+        """Note which shared pages a session no longer holds."""
+        if self._shared:
+            kept = {id(page) for page in new.all_pages()}
+            for page in old.all_pages():
+                if id(page) not in kept:
+                    self._let_go(page)
+
+    def _let_go(self, page: Page) -> None:
+        _, holders = self._shared.get(id(page), (page, 1))
+        if holders == 1:
+            return
+        # Until now it was counted once for all of them; the cost of whoever lets go had it as well.
+        self.stored += page.nbytes + PAGE_NBYTES
+        if holders == 2:
+            del self._shared[id(page)]
+        else:
+            self._shared[id(page)] = page, holders - 1
 
     @staticmethod
     def cost(session: Session) -> int:
@@ -188,11 +225,16 @@ class Store:
             reserved: what `reserve` counted in for it.
             keep: sessions that may not be evicted for it, as for `reserve`.
         """
-        entry = self.find(key)
+        old = self.find(key)
         now = self._clock()
-        created = entry.created if entry else now
-        self.remove(key)
-        entry = self._entries[key] = Entry(session, created, now, self.ledger.cost(session))
+        entry = Entry(session, old.created if old else now, now, self.ledger.cost(session))
+        if old:
+            self.ledger.replaced(old.session, session)
+            self.ledger.stored -= old.cost
+            self._forget(key)
+        else:
+            self.remove(key)
+        self._entries[key] = entry
         if session.ttl_seconds is not None:
             self._mortal.setdefault(session.ttl_seconds, OrderedDict())[key] = None
         self.ledger.stored += entry.cost
@@ -200,26 +242,46 @@ class Store:
         self._evict({key, *keep})
         return entry
 
+    def fork(self, source: Key, target: Key, session: Session) -> Entry:
+        """Store a value of one session as a new one, which shares its pages.
+
+        Args:
+            source: whose value it is; it is used by that.
+            target: of the new session.
+            session: the source's value, or one with pages of its own beside shared ones.
+
+        Raises:
+            SessionExists: there is a target already.
+            InsufficientStorage: what is not shared would not fit.
+        """
+        if self.find(target):
+            raise SessionExists(f"There is a session {target[1]!r} already.", field="id")
+        shared = {id(page) for page in self.get(source).session.all_pages()}
+        own = sum(page.nbytes + PAGE_NBYTES for page in session.all_pages() if id(page) not in shared)
+        nbytes = SESSION_NBYTES + len(session.runs) * RUN_NBYTES + own
+        self.reserve(nbytes, {source})
+        self.touch(source)
+        self.ledger.share(session, shared)
+        return self.put(target, session, nbytes, {source})
+
     def _evict(self, keep: Collection[Hashable]) -> None:
         """Forget the least recently used sessions until what is stored fits the budget."""
-        excess = self.ledger.stored - self.ledger.budget
-        victims = []
-        for key, entry in self._entries.items():
-            if excess <= 0:
-                break
-            if key not in keep:
-                victims.append(key)
-                excess -= entry.cost
-        for key in victims:
-            self.remove(key)
-        self.evictions += len(victims)
+        while self.ledger.stored > self.ledger.budget:
+            victim = next((key for key in self._entries if key not in keep), None)
+            if victim is None:
+                return
+            self.remove(victim)
+            self.evictions += 1
 
     def remove(self, key: Key) -> None:
         """Forget a session; nothing happens if there is none."""
-        entry = self._entries.pop(key, None)
-        if entry is None:
-            return
-        self.ledger.stored -= entry.cost
+        entry = self._entries.get(key)
+        if entry is not None:
+            self.ledger.remove(entry)
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        entry = self._entries.pop(key)
         if (ttl := entry.session.ttl_seconds) is not None:
             del self._mortal[ttl][key]
             if not self._mortal[ttl]:

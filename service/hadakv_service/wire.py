@@ -111,6 +111,19 @@ class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
     ttl_seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)] | None = None
 
 
+class TruncateBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /sessions/{id}/truncate."""
+
+    length: Dimension
+
+
+class ForkBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /sessions/{id}/fork."""
+
+    id: str
+    length: Dimension | None = None
+
+
 class EncodeBody(msgspec.Struct, forbid_unknown_fields=True):
     """POST /encode."""
 
@@ -168,11 +181,16 @@ def tensor(array: NDArray[Any]) -> dict[str, Any]:
     return {"dtype": _NAMES[array.dtype], "shape": array.shape, "data": array}
 
 
-def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
-    """One encoded stream as it stands in an answer; arrays are in host memory."""
+def stream_arrays(encoded: Encoded, spec: CodecSpec) -> dict[str, NDArray[Any]]:
+    """The arrays of one encoded stream by their names; they are in host memory."""
     if spec.codec.kind == "float16":
-        return {"values": tensor(encoded.packed.view(np.float16))}
-    return {"packed": tensor(encoded.packed), "norms": tensor(encoded.norms)}
+        return {"values": encoded.packed.view(np.float16)}
+    return {"packed": encoded.packed, "norms": encoded.norms}
+
+
+def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
+    """One encoded stream as it stands in an answer."""
+    return {name: tensor(array) for name, array in stream_arrays(encoded, spec).items()}
 
 
 def encode_pieces(answer: dict[str, Any]) -> list[Buffer]:

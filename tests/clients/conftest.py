@@ -33,7 +33,7 @@ class Blocking:
         if inspect.isasyncgen(result):
             return self._runner.run(_collected(result))
         if inspect.iscoroutine(result):
-            return self._runner.run(result)
+            result = self._runner.run(result)
         return Blocking(result, self._runner) if isinstance(result, AsyncSession) else result
 
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 import golden
-from contract import Answer, Caller, Json, encoded_stream, tensor
+from contract import Answer, Caller, Json, array, encoded_stream, tensor
 from golden import GoldenCase, GoldenStream
 from hadakv_kernels import Encoded
 
@@ -90,3 +90,28 @@ def test_a_batch_of_vectors_gives_what_the_kernel_gives_for_each(caller: Caller,
     together = Encoded(np.stack([s.packed for s in alike]), np.stack([s.norms for s in alike]))
     assert len(alike) > 1
     assert answer.body == encoded_stream(together, first)
+
+
+RINGS = [case for kernel in golden.KERNELS for case in golden.cases(kernel) if case.ring]
+
+
+@pytest.mark.parametrize("case", RINGS, ids=lambda case: case.id)
+def test_a_ring_has_the_token_in_the_row_the_kernel_wrote(caller: Caller, case: GoldenCase, session: str) -> None:
+    k, v = (case.streams * 2)[:2]
+    codec = {"k": k.codec.to_mapping(), "v": v.codec.to_mapping()}
+    before = np.random.default_rng(0).standard_normal((1, k.x.shape[0], case.position, k.x.shape[-1]))
+    caller.put(f"/sessions/{session}", {"window": case.ring, "codec": codec})
+    caller.append(session, before.astype(np.float32), before.astype(np.float32))
+    caller.append(session, of_one_token(k.x), of_one_token(v.x))
+
+    ring = caller.read(session, layout="ring")
+
+    assert case.ring is not None
+    row = case.position % case.ring
+    for name, expected in (("k", k), ("v", v)):
+        got = {part: array(wire)[0, :, row] for part, wire in ring[name].items()}
+        if expected.codec.kind == "float16":
+            np.testing.assert_array_equal(got["values"].view(np.uint8), expected.packed)
+        else:
+            np.testing.assert_array_equal(got["packed"], expected.packed)
+            np.testing.assert_array_equal(got["norms"].view(np.uint32), expected.norms.view(np.uint32))

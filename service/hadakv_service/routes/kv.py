@@ -1,9 +1,11 @@
 """Append to a session and read back from it."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -63,17 +65,21 @@ async def read(
     stop: Annotated[int | None, Query(ge=0)] = None,
     layers: Annotated[str | None, Query(examples=["0:4"])] = None,
     form: Form = "packed",
-    layout: Literal["linear"] = "linear",  # noqa: ARG001
+    layout: Literal["linear", "ring"] = "linear",
 ) -> Response:
-    """Read back a range of tokens, packed or decoded."""
+    """Read back a range of tokens, packed or decoded; or all of a window, in the order of a ring buffer."""
     key = session_key(request)
     service = context(request)
     chosen = _layer_range(layers)
+    if layout == "ring" and (start, stop) != (None, None):
+        raise InvalidRequest([("layout", "a ring is the whole window: it takes no start or stop")])
 
     def work() -> dict[str, object]:
         session = service.store.get(key).session
         service.store.touch(key)
-        return _read(service, session, start, stop, chosen, form)
+        if layout == "ring" and session.window is None:
+            raise InvalidRequest([("layout", "the session has no window to make a ring of")])
+        return _read(service, session, (start, stop, chosen), form, session.window if layout == "ring" else None)
 
     return MsgpackResponse(await service.device.call(work, key))
 
@@ -90,22 +96,32 @@ def _layer_range(layers: str | None) -> tuple[int, int] | None:
 def _read(
     service: Context,
     session: Session,
-    start: int | None,
-    stop: int | None,
-    layers: tuple[int, int] | None,
+    wanted: tuple[int | None, int | None, tuple[int, int] | None],
     form: Form,
+    ring: int | None,
 ) -> dict[str, object]:
-    """The answer to a read: runs on the device's thread."""
-    a, b, start, stop = session.range(start, stop, layers)
+    """The answer to a read, as a ring of so many rows or in order: runs on the device's thread."""
+    a, b, start, stop = session.range(*wanted)
     _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
     answer: dict[str, object] = {"start": start, "stop": stop, "length": length}
     if not session.has_shape:
         return answer | {"k": None, "v": None}
-    rows = (b - a) * (session.kv_heads or 0) * (stop - start)
-    check_answer(service, "stop", rows * sum(row_nbytes(spec, form) for spec in session.specs))
+    rows = (b - a) * (session.kv_heads or 0) * (ring or stop - start)
+    check_answer(service, "layout" if ring else "stop", rows * sum(row_nbytes(spec, form) for spec in session.specs))
     page = session.read(a, b, start, stop, service.backend)
     streams = zip("kv", (page.k, page.v), session.specs, strict=True)
-    return answer | {name: _in_form(service.backend, stream, spec, form) for name, stream, spec in streams}
+    parts = {name: _in_form(service.backend, stream, spec, form) for name, stream, spec in streams}
+    if ring:
+        parts = {name: {key: _ring(array, start, ring) for key, array in part.items()} for name, part in parts.items()}
+    return answer | {name: {key: wire.tensor(x) for key, x in part.items()} for name, part in parts.items()}
+
+
+def _ring(array: NDArray[Any], start: int, rows: int) -> NDArray[Any]:
+    """Tokens `[layers, kv_heads, tokens, ...]` from position `start` on, each in row `position % rows`, others zero."""
+    layers, heads, tokens, width = array.shape
+    ring = np.zeros((layers, heads, rows, width), array.dtype)
+    ring[:, :, (start + np.arange(tokens)) % rows] = array
+    return ring
 
 
 def row_nbytes(spec: CodecSpec, form: str) -> int:
@@ -124,8 +140,8 @@ def check_answer(service: Context, field: str, nbytes: int) -> None:
         raise AnswerTooLarge(field, nbytes, limit)
 
 
-def _in_form(backend: Backend, stream: Encoded, spec: CodecSpec, form: Form) -> dict[str, object]:
+def _in_form(backend: Backend, stream: Encoded, spec: CodecSpec, form: Form) -> dict[str, NDArray[Any]]:
     if form == "packed":
-        return wire.stream(on_host(stream, backend), spec)
+        return wire.stream_arrays(on_host(stream, backend), spec)
     dtype = "float32" if form == "rotated" else form
-    return {"values": wire.tensor(backend.decode(stream, spec, dtype, inverse=form != "rotated"))}
+    return {"values": backend.decode(stream, spec, dtype, inverse=form != "rotated")}

@@ -1,0 +1,150 @@
+"""Sessions that share pages: the store against plain lists of tokens, and its ledger against the pages there are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
+
+from hadakv_kernels import Codec, Encoded
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.errors import InvalidRequest, SessionExists
+from hadakv_service.pages import Page
+from hadakv_service.session import Session
+from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES, Key, Store
+
+BACKEND = CpuBackend(1)
+CODEC = Codec(kind="float16")
+LAYERS = 3
+WHICH = st.integers(0, 3)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a session has to hold: the numbers of its tokens, layer by layer, and how many have left the window."""
+
+    layers: tuple[tuple[int, ...], ...] = ((),) * LAYERS
+    window: int | None = None
+
+    def held(self, layer: int) -> range:
+        """Positions that are answered for."""
+        tokens = len(self.layers[layer])
+        return range(0 if self.window is None else max(0, tokens - self.window), tokens)
+
+
+def numbered(numbers: list[int], layers: int) -> Page:
+    """Tokens whose values are their numbers."""
+    x = np.broadcast_to(np.array(numbers, np.float16)[None, None, :, None], (layers, 1, len(numbers), 64))
+    stream = Encoded(np.ascontiguousarray(x).view(np.uint8), np.empty((*x.shape[:3], 0), np.float32))
+    return Page(stream, stream)
+
+
+def numbers_of(page: Page) -> NDArray[np.float16]:
+    """The numbers `[layers, tokens]` again."""
+    return np.ascontiguousarray(page.k.packed).view(np.float16)[:, 0, :, 0]
+
+
+class Sharing(RuleBasedStateMachine):
+    """Append, truncate, fork and delete, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store(1 << 40)
+        self.models: dict[Key, Model] = {}
+        self.next = 0
+
+    @initialize(windows=st.lists(st.sampled_from([None, None, 5, 300]), min_size=1, max_size=2))
+    def make(self, windows: list[int | None]) -> None:
+        for key, window in zip((("", "a"), ("", "b")), windows, strict=False):
+            self.store.put(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, window=window))
+            self.models[key] = Model(window=window)
+            for _ in range(2):
+                self._append(key, 150, 0)
+
+    def _some(self, which: int) -> Key:
+        return sorted(self.models)[which % len(self.models)]
+
+    @rule(which=WHICH, tokens=st.sampled_from([1, 2, 100, 255, 256, 600]), first=st.integers(0, 2))
+    def append(self, which: int, tokens: int, first: int) -> None:
+        self._append(self._some(which), tokens, first)
+
+    def _append(self, key: Key, tokens: int, first: int) -> None:
+        model = self.models[key]
+        if len(set(map(len, model.layers[first:]))) > 1:
+            return
+        self.next = (self.next + tokens) % 1000
+        numbers = [(self.next + i) % 2048 for i in range(tokens)]
+        session = self.store.get(key).session
+        self.store.put(key, session.append(first, numbered(numbers, LAYERS - first), BACKEND))
+        grown = [(*layer, *numbers) if i >= first else layer for i, layer in enumerate(model.layers)]
+        self.models[key] = Model(tuple(grown), model.window)
+
+    @rule(which=WHICH, back=st.integers(0, 700))
+    def truncate(self, which: int, back: int) -> None:
+        key = self._some(which)
+        length = max(0, max(map(len, self.models[key].layers)) - back)
+        model = self.models[key]
+        allowed = all(model.held(i).start <= length for i in range(LAYERS) if len(model.layers[i]) > length)
+        try:
+            session = self.store.get(key).session.truncate(length, BACKEND)
+        except InvalidRequest:
+            assert not allowed or length > max(map(len, model.layers))
+            return
+        assert allowed
+        cut = Model(tuple(layer[:length] for layer in model.layers), model.window)
+        self.store.put(key, session)
+        self.models[key] = cut
+
+    @rule(which=WHICH, new=st.sampled_from([("", name) for name in "abcd"]), back=st.none() | st.integers(0, 400))
+    def fork(self, which: int, new: Key, back: int | None) -> None:
+        source = self._some(which)
+        model, session = self.models[source], self.store.get(source).session
+        if back is not None:
+            length = max(0, max(map(len, model.layers)) - back)
+            try:
+                session = session.truncate(length, BACKEND)
+            except InvalidRequest:
+                return
+            model = Model(tuple(layer[:length] for layer in model.layers), model.window)
+        try:
+            self.store.fork(source, new, session)
+        except SessionExists:
+            assert new in self.models
+            return
+        assert new not in self.models
+        self.models[new] = model
+
+    @precondition(lambda self: len(self.models) > 1)
+    @rule(which=WHICH)
+    def delete(self, which: int) -> None:
+        key = self._some(which)
+        self.store.remove(key)
+        del self.models[key]
+
+    @invariant()
+    def each_session_holds_its_tokens(self) -> None:
+        for key, model in self.models.items():
+            session = self.store.get(key).session
+            for layer in range(session.stored_layers):
+                held = model.held(layer)
+                # What was cut off a window may have left more of what is older than the window needs.
+                a, b, start, stop = session.range(None, None, (layer, layer + 1))
+                assert stop == held.stop
+                page = session.read(a, b, max(start, held.start), stop, BACKEND)
+                expected = np.array(model.layers[layer][held.start :], np.float16)
+                np.testing.assert_array_equal(numbers_of(page)[0], expected[-page.tokens :] if page.tokens else [])
+                assert start <= held.start or model.window is not None
+
+    @invariant()
+    def the_ledger_counts_every_page_once(self) -> None:
+        sessions = [self.store.get(key).session for key in self.models]
+        pages = {id(page): page for session in sessions for page in session.all_pages()}
+        beside = sum(SESSION_NBYTES + len(session.runs) * RUN_NBYTES for session in sessions)
+        assert self.store.ledger.used == beside + sum(page.nbytes + PAGE_NBYTES for page in pages.values())
+        assert self.store.ledger.reserved == 0
+
+
+TestSharing = Sharing.TestCase
+TestSharing.settings = settings(max_examples=120, stateful_step_count=30)
