@@ -1,5 +1,6 @@
 """Run the service: `python -m hadakv_service --help`."""
 
+import gc
 import logging
 import signal
 import socket
@@ -14,8 +15,8 @@ from hadakv_service import __version__
 from hadakv_service.allocator import keep_memory
 from hadakv_service.app import create_app
 from hadakv_service.context import Context
-from hadakv_service.direct import DirectProtocol
 from hadakv_service.settings import Settings
+from hadakv_service.whole import WholeProtocol
 
 
 class _Server(uvicorn.Server):
@@ -28,7 +29,15 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # What was made until now stays; looking through it again and again would only hold up requests.
+            gc.collect()
+            gc.freeze()
             print(startup_line(self._service, self._address()), flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Else what is frozen would never be taken apart, and extension modules report that as leaks.
+        gc.unfreeze()
+        await super().shutdown(sockets)
 
     def _address(self) -> str:
         if self._service.settings.uds:
@@ -62,7 +71,7 @@ def main() -> None:
         port=settings.port,
         uds=str(settings.uds) if settings.uds else None,
         loop="uvloop",
-        http=DirectProtocol,
+        http=WholeProtocol,
         access_log=False,
         log_level="warning",
         server_header=False,

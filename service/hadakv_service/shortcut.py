@@ -6,6 +6,8 @@ Whatever is unusual about a request, in its path, its method or its headers, goe
 import re
 from typing import Any
 
+import msgspec
+import numpy as np
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -17,7 +19,7 @@ from hadakv_service.context import Context
 from hadakv_service.errors import ServiceError
 from hadakv_service.media import MSGPACK, send_pieces
 from hadakv_service.routes import kv
-from hadakv_service.wire import encode_pieces
+from hadakv_service.whole import EXTENSION
 
 _PATH = re.compile(rb"/sessions/(?!\.{1,2}/)([A-Za-z0-9_.:-]{1,128})/kv")
 _LENGTH = re.compile(rb"\d{1,6}")
@@ -55,9 +57,15 @@ class App(FastAPI):
         except Exception as error:
             await problems.unforeseen(error)(scope, receive, send)
         else:
-            pieces = encode_pieces(kv.answer(session, appended, minimal=False))
-            headers = [(b"content-type", _MSGPACK), (b"content-length", b"%d" % sum(map(len, pieces)))]
-            await send_pieces(send, 201 if appended.created else 200, headers, pieces)
+            # Of so small an append no tensor is worth a piece of its own.
+            encoded = msgspec.msgpack.encode(kv.answer(session, appended, minimal=False), enc_hook=np.ndarray.tobytes)
+            headers = [(b"content-type", _MSGPACK), (b"content-length", b"%d" % len(encoded))]
+            status_code = 201 if appended.created else 200
+            answer = scope.get("extensions", {}).get(EXTENSION)
+            if answer is None:
+                await send_pieces(send, status_code, headers, [encoded])
+            else:
+                await answer(status_code, headers, encoded)
 
     async def _enter_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ordinary way, where an error that was logged and answered as a whole ends.
