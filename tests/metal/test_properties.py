@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from backends import flushes
 from hadakv_kernels.gpu import GpuBackend
 from kernels.test_properties import (
     test_any_bytes_and_norms_are_decoded_as_by_the_reference,
@@ -22,8 +23,12 @@ __all__ = [
 ]
 
 
-@pytest.fixture
-def backend() -> Iterator[GpuBackend]:
-    """The kernels' Metal source, executed."""
-    with executing(Executor(passes=(Pass(),))):
+@pytest.fixture(params=[False, True], ids=["denormals", "denormals flushed"])
+def backend(request: pytest.FixtureRequest) -> Iterator[GpuBackend]:
+    """The kernels' Metal source, executed, also as Apple's GPUs execute it."""
+    with executing(Executor(passes=(Pass(flush_denormals=request.param),))):
         yield GpuBackend("metal")
+
+
+def test_the_suite_sees_which_is_which(backend: GpuBackend, request: pytest.FixtureRequest) -> None:
+    assert flushes(backend) == ("flushed" in request.node.name)
