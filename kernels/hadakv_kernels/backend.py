@@ -25,17 +25,19 @@ class Backend(Protocol):
     """What the service asks of a device. Bytes are the same on every backend.
 
     Encoded arrays live wherever the backend keeps them; `concatenate` and `to_host` are the only ways to touch
-    them besides slicing.
+    them besides slicing and reshaping.
 
     Attributes:
         name: "metal", "cuda" or "cpu".
         detail: what of it was picked, for people to read.
         memory_nbytes: how much the device can hold before the machine swaps or refuses.
+        slice_nbytes: input that a call to encode should not exceed where others wait; None where all at once is best.
     """
 
     name: str
     detail: str
     memory_nbytes: int
+    slice_nbytes: int | None
 
     def limit_memory(self, stored: int, working: int) -> None:
         """Make room for so many bytes of encoded arrays, and beside them for so many that come and go with requests.

@@ -48,6 +48,8 @@ class CpuBackend:
     """
 
     name = "cpu"
+    # Two cores encode as much in a millisecond.
+    slice_nbytes: int | None = 4 << 20
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
         if threads is not None and threads < 1:

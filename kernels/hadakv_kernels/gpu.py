@@ -50,6 +50,9 @@ class GpuBackend:
         BackendUnavailable: this machine or this build of MLX has no such GPU.
     """
 
+    # A GPU encodes a whole body sooner than it launches a second kernel.
+    slice_nbytes: int | None = None
+
     def __init__(self, name: str) -> None:
         if not is_available(name):
             raise BackendUnavailable(f"the {name} backend needs a GPU that this build of MLX can use")

@@ -16,10 +16,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hadakv_kernels import Backend, Encoded, Stream
 from hadakv_service.errors import Busy, InsufficientStorage
-from hadakv_service.slices import SLICE_NBYTES, encode_in_slices
+from hadakv_service.slices import encode_in_slices
 
 # As many as are encoded in one call; more would make the first of them wait for the last.
 BATCH = 32
+# Bytes to encode from which a job goes in steps.
+LONG_NBYTES = 4 << 20
 _DONE = object()
 
 T_co = TypeVar("T_co", covariant=True)
@@ -190,10 +192,7 @@ class Device:
         if waiting.error is not None:
             return
         try:
-            encoded: list[Encoded] = []
-            for stream in streams:
-                one = yield from encode_in_slices(self.backend, stream)
-                encoded.append(one)
+            encoded = yield from encode_in_slices(self.backend, streams)
             waiting.result = yield from job.finish_in_steps(encoded)
         except Exception as error:
             waiting.error = error
@@ -254,7 +253,7 @@ def _guarded(waiting: _Waiting, step: Callable[[Any], T], argument: Any) -> T | 
 
 
 def _is_long(job: Job[Any]) -> bool:
-    return isinstance(job, LongJob) and job.nbytes > SLICE_NBYTES
+    return isinstance(job, LongJob) and job.nbytes > LONG_NBYTES
 
 
 def _independent(backlog: deque[_Waiting], under_way: _Waiting | None) -> tuple[list[_Waiting], _Waiting | None]:

@@ -120,11 +120,9 @@ class Run:
         if length >= self.length:
             return self
         full = min(self.full, (length - self.base) // PAGE_TOKENS)
-        kept = [
-            # A part would keep the memory of its page.
-            page if whole else join([page], 2, backend)
-            for page, whole in _leading(self.pages, length - self.base)
-        ]
+        pieces = _between(self.pages, 0, length - self.base)
+        # A part would keep the memory of its page.
+        kept = [p if p is whole else join([p], 2, backend) for whole, p in zip(self.pages, pieces, strict=False)]
         return replace(self, length=length, pages=tuple(kept), full=full)
 
     def forget_before(self, position: int) -> "Run":
@@ -137,17 +135,6 @@ class Run:
     def read(self, layers: slice, start: int, stop: int) -> list[Page]:
         """The pieces that hold positions `start` to `stop` of some layers, in order, sharing memory."""
         return [p.cut(layers, slice(None)) for p in _between(self.pages, start - self.base, stop - self.base)]
-
-
-def _leading(pages: Sequence[Page], stop: int) -> Iterator[tuple[Page, bool]]:
-    """The parts of consecutive pages before a token offset, and whether each is a whole page."""
-    offset = 0
-    for page in pages:
-        if offset >= stop:
-            return
-        whole = page.tokens <= stop - offset
-        yield page if whole else page.cut(slice(None), slice(0, stop - offset)), whole
-        offset += page.tokens
 
 
 def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:

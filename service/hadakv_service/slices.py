@@ -1,23 +1,31 @@
 """Long encoding in slices, so that others have their turn between two of them."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
 from hadakv_kernels import Backend, Encoded, Stream
 
-# Of input to one call of the backend. Two cores encode as much in a millisecond.
-SLICE_NBYTES = 4 << 20
-
 T = TypeVar("T")
 
 
-def encode_in_slices(backend: Backend, stream: Stream) -> Generator[None, None, Encoded]:
-    """Encode a stream, pausing after each slice."""
+def encode_in_slices(backend: Backend, streams: Sequence[Stream]) -> Generator[None, None, list[Encoded]]:
+    """Encode streams, pausing after each slice; all in one call where the backend has no use for slices."""
+    if backend.slice_nbytes is None:
+        encoded = backend.encode(streams)
+        yield
+        return encoded
+    encoded = []
+    for stream in streams:
+        encoded.append((yield from _in_slices(backend, stream, backend.slice_nbytes)))
+    return encoded
+
+
+def _in_slices(backend: Backend, stream: Stream, nbytes: int) -> Generator[None, None, Encoded]:
     x, spec = stream
     lead = x.shape[:-1]
     rows = x.reshape(math.prod(lead), spec.head_dim)
-    count = SLICE_NBYTES // (spec.head_dim * x.itemsize)
+    count = nbytes // (spec.head_dim * x.itemsize)
     if len(rows) <= count:
         (encoded,) = backend.encode([stream])
         yield

@@ -242,13 +242,14 @@ class Store:
         self._evict({key, *keep})
         return entry
 
-    def fork(self, source: Key, target: Key, session: Session) -> Entry:
+    def fork(self, source: Key, target: Key, session: Session, keep: Collection[Hashable] = ()) -> Entry:
         """Store a value of one session as a new one, which shares its pages.
 
         Args:
             source: whose value it is; it is used by that.
             target: of the new session.
             session: the source's value, or one with pages of its own beside shared ones.
+            keep: sessions that may not be evicted for it, as for `reserve`.
 
         Raises:
             SessionExists: there is a target already.
@@ -257,12 +258,12 @@ class Store:
         if self.find(target):
             raise SessionExists(f"There is a session {target[1]!r} already.", field="id")
         shared = {id(page) for page in self.get(source).session.all_pages()}
+        self.touch(source)
         own = sum(page.nbytes + PAGE_NBYTES for page in session.all_pages() if id(page) not in shared)
         nbytes = SESSION_NBYTES + len(session.runs) * RUN_NBYTES + own
-        self.reserve(nbytes, {source})
-        self.touch(source)
+        self.reserve(nbytes, {source, *keep})
         self.ledger.share(session, shared)
-        return self.put(target, session, nbytes, {source})
+        return self.put(target, session, nbytes, {source, *keep})
 
     def _evict(self, keep: Collection[Hashable]) -> None:
         """Forget the least recently used sessions until what is stored fits the budget."""

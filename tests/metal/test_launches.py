@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from backends import assert_same_encoded, on_host
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
+from hadakv_service.device import LONG_NBYTES
+from hadakv_service.slices import encode_in_slices, to_the_end
 from metal.executor import Executor, executing
 from metal.launch import Pass
 
@@ -50,3 +52,14 @@ def test_what_many_requests_bring_is_one_launch(k: Codec, v: Codec, executor: Ex
     assert len(executor.dispatches) == 1
     for encoded, (x, spec) in zip(got, streams, strict=True):
         assert_same_encoded(on_host(backend, encoded), reference.encode(x, spec))
+
+
+def test_a_body_that_others_would_wait_for_on_a_processor_is_one_launch(executor: Executor) -> None:
+    backend, spec = GpuBackend("metal"), Codec().at(64)
+    x = gaussian(1, 1, (LONG_NBYTES >> 8) + 1, 64)
+
+    k, v = to_the_end(encode_in_slices(backend, [Stream(x, spec), Stream(-x, spec)]))
+
+    assert len(executor.dispatches) == 1
+    assert_same_encoded(on_host(backend, k), reference.encode(x, spec))
+    assert_same_encoded(on_host(backend, v), reference.encode(-x, spec))

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.append import Append, AppendJob
-from hadakv_service.device import Call, Device, LongJob
+from hadakv_service.device import LONG_NBYTES, Call, Device, LongJob
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.pages import PAGE_TOKENS, Page
 from hadakv_service.session import Session, Shape
-from hadakv_service.slices import SLICE_NBYTES, encode_in_slices, to_the_end
+from hadakv_service.slices import encode_in_slices, to_the_end
 from hadakv_service.store import Store
 
 SPEC = Codec().at(64)
-ROWS = SLICE_NBYTES // (64 * 4)
+ROWS = LONG_NBYTES // (64 * 4)
 T = TypeVar("T")
 
 
@@ -100,7 +100,7 @@ async def launched(backend: Paced) -> None:
 def test_slices_are_encoded_as_the_whole_is() -> None:
     x = np.random.default_rng(1).standard_normal((3, ROWS // 2 + 1, 1, 64), np.float32)
 
-    encoded = to_the_end(encode_in_slices(CpuBackend(1), Stream(x, SPEC)))
+    encoded = to_the_end(encode_in_slices(CpuBackend(1), [Stream(x, SPEC)]))[0]
 
     whole = CpuBackend(1).encode([Stream(x, SPEC)])[0]
     assert np.array_equal(encoded.packed, whole.packed)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Encoded
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.errors import InvalidRequest, SessionExists
+from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.pages import Page
 from hadakv_service.session import Session
-from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES, Key, Store
+from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES, Key, Ledger, Store
 
 BACKEND = CpuBackend(1)
 CODEC = Codec(kind="float16")
@@ -160,3 +161,34 @@ class Sharing(RuleBasedStateMachine):
 
 TestSharing = Sharing.TestCase
 TestSharing.settings = settings(max_examples=120, stateful_step_count=30)
+
+
+def filled(*keys: Key) -> tuple[Store, int]:
+    """A store whose budget is what equal sessions of these keys take, and what one of them is counted as."""
+    empty = Session((CODEC, CODEC), kv_heads=1, head_dim=64)
+    sessions = [empty.append(0, numbered(list(range(300)), LAYERS), BACKEND) for _ in keys]
+    cost = Ledger.cost(sessions[0])
+    store = Store(len(keys) * cost)
+    for key, session in zip(keys, sessions, strict=True):
+        store.put(key, session)
+    return store, cost
+
+
+def test_a_fork_makes_room_by_evicting_the_least_recently_used() -> None:
+    store, cost = filled(("", "old"), ("", "new"))
+
+    store.fork(("", "new"), ("", "fork"), store.get(("", "new")).session)
+
+    assert store.find(("", "old")) is None
+    assert len(store) == 2
+    assert cost < store.ledger.used < 1.1 * cost
+
+
+def test_a_fork_evicts_nobody_who_is_under_way() -> None:
+    store, cost = filled(("", "old"), ("", "new"))
+
+    with pytest.raises(InsufficientStorage):
+        store.fork(("", "new"), ("", "fork"), store.get(("", "new")).session, {("", "old")})
+
+    assert store.find(("", "fork")) is None
+    assert store.ledger.used == 2 * cost

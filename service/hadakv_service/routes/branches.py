@@ -1,17 +1,22 @@
 """Cut sessions short, and make new ones of what others hold."""
 
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hadakv_kernels import Encoded, Stream
 from hadakv_service import wire
 from hadakv_service.context import check_session_id, context, session_key
 from hadakv_service.media import is_json, metadata
 from hadakv_service.routes.sessions import describe
+from hadakv_service.store import Key
 
 router = APIRouter()
+
+Beside = frozenset[Hashable]
 
 
 @router.post("/sessions/{id}/truncate", response_model=None)
@@ -21,11 +26,11 @@ async def truncate(request: Request) -> Response:
     service = context(request)
     length = (await _body(request, wire.TruncateBody)).length
 
-    def work() -> dict[str, Any]:
+    def work(beside: Beside) -> dict[str, Any]:
         session = service.store.get(key).session.truncate(length, service.backend)
-        return describe(key[1], service.store.put(key, session))
+        return describe(key[1], service.store.put(key, session, keep=beside))
 
-    return metadata(request, await service.device.call(work, key))
+    return metadata(request, await service.device.run(_Change(key, work)))
 
 
 @router.post("/sessions/{id}/fork", status_code=201, response_model=None)
@@ -36,14 +41,34 @@ async def fork(request: Request) -> Response:
     body = await _body(request, wire.ForkBody)
     target = (source[0], check_session_id(body.id))
 
-    def work() -> dict[str, Any]:
+    def work(beside: Beside) -> dict[str, Any]:
         session = service.store.get(source).session
         if body.length is not None:
             session = session.truncate(body.length, service.backend)
-        return describe(target[1], service.store.fork(source, target, session))
+        return describe(target[1], service.store.fork(source, target, session, beside))
 
     # Nobody else may make the new session meanwhile; the old one is a value.
-    return metadata(request, await service.device.call(work, target), 201)
+    return metadata(request, await service.device.run(_Change(target, work)), 201)
+
+
+class _Change:
+    """A job that stores without encoding; nothing is evicted for it that is under way beside it."""
+
+    def __init__(self, key: Key, work: Callable[[Beside], dict[str, Any]]) -> None:
+        self.key: Hashable = key
+        self._work = work
+
+    def begin(self, batch: Beside) -> Sequence[Stream]:
+        """Nothing to encode."""
+        self._beside = batch
+        return ()
+
+    def finish(self, encoded: Sequence[Encoded]) -> dict[str, Any]:  # noqa: ARG002 - nothing was encoded
+        """Do the work."""
+        return self._work(self._beside)
+
+    def abandon(self) -> None:
+        """Nothing to undo."""
 
 
 async def _body(request: Request, kind: type[wire.Body]) -> wire.Body:
