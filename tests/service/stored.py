@@ -1,0 +1,60 @@
+"""Sessions whose bytes are easily counted, for the tests of the store."""
+
+import numpy as np
+
+from hadakv_kernels import Codec, Stream
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.pages import Page
+from hadakv_service.session import Session
+from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES, Key, Store
+
+BACKEND = CpuBackend(1)
+SPEC = Codec(bits=2).at(64)
+TOKEN = 2 * SPEC.nbytes
+
+
+def cost(tokens: int, pages: int = 1, runs: int = 1) -> int:
+    """What a session is counted as."""
+    return SESSION_NBYTES + runs * RUN_NBYTES + pages * PAGE_NBYTES + tokens * TOKEN
+
+
+EMPTY = cost(0, 0, 0)
+
+
+class Clock:
+    """Time that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def grown(session: Session, tokens: int) -> Session:
+    """The session with so many tokens more, each of TOKEN bytes."""
+    stream = Stream(np.ones((1, 1, tokens, 64), np.float16), SPEC)
+    return session.append(0, Page(*BACKEND.encode([stream, stream])), BACKEND)
+
+
+def opened(ttl_seconds: float | None = None, window: int | None = None) -> Session:
+    codec = Codec(bits=2)
+    return Session((codec, codec), kv_heads=1, head_dim=64, ttl_seconds=ttl_seconds, window=window)
+
+
+def append(store: Store, key: Key, tokens: int, ttl_seconds: float | None = None) -> None:
+    """What an append does to the store."""
+    entry = store.find(key)
+    session = (entry.session if entry else opened(ttl_seconds)).opened(0, 1)
+    pages = session.new_pages(0, 1, tokens)
+    reserved = store.reserve_growth(key, session, {key}, nbytes=tokens * TOKEN, pages=pages)
+    store.put(key, grown(session, tokens), reserved)
+
+
+def create(store: Store, key: Key, ttl_seconds: float | None = None) -> None:
+    """What making a session does to the store."""
+    session = opened(ttl_seconds)
+    store.put(key, session, store.reserve_growth(key, session, {key}))
+
+
+ANN, BOB, CID, DAN = (("", name) for name in ("ann", "bob", "cid", "dan"))
