@@ -1,5 +1,6 @@
 """What all tests share: how hypothesis looks for examples, and the service, the real one in a process of its own."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,9 @@ settings.register_profile(
     ],
 )
 settings.load_profile("hadakv")
+
+# Only a test that names a directory has anything written to disk.
+os.environ["HADAKV_DISK_BUDGET"] = "0"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

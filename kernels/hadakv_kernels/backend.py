@@ -67,6 +67,10 @@ class Backend(Protocol):
         """A new array of the backend's own, joined along an axis."""
         ...
 
+    def to_device(self, array: Any) -> Any:
+        """The same values where the backend keeps encoded arrays; may share the memory of the NumPy array."""
+        ...
+
     def to_host(self, array: Any) -> Any:
         """The same values as a C-order NumPy array."""
         ...

@@ -158,6 +158,10 @@ class GpuBackend:
         mx.eval(joined)
         return joined
 
+    def to_device(self, array: NDArray[Any]) -> Any:
+        """The same values on the device, or as they are where they are small."""
+        return array if array.nbytes < SMALL_NBYTES else _on_device(array)
+
     def to_host(self, array: Any) -> NDArray[Any]:
         """The same values as a C-order NumPy array."""
         if isinstance(array, np.ndarray):

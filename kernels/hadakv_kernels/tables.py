@@ -1,5 +1,6 @@
 """The codec's constant tables: codebooks, boundaries and signs, read once from `tables.npz`."""
 
+import hashlib
 from functools import cache, lru_cache
 from importlib.resources import files
 from io import BytesIO
@@ -15,6 +16,16 @@ def _archive() -> dict[str, NDArray[np.generic]]:
     blob = files(__package__).joinpath("tables.npz").read_bytes()
     with np.load(BytesIO(blob), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+@cache
+def fingerprint() -> str:
+    """SHA-256 in hex over every table, in order of their names: what was packed with others cannot be read here."""
+    digest = hashlib.sha256()
+    for name, table in sorted(_archive().items()):
+        digest.update(f"{name} {table.dtype.str} {table.shape}\n".encode())
+        digest.update(np.ascontiguousarray(table).tobytes())
+    return digest.hexdigest()
 
 
 def _quantizer(part: str, bits: int, codebook: str) -> NDArray[np.float32]:

@@ -11,7 +11,8 @@ from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
 from hadakv_service import wire
 from hadakv_service.device import LongJob
 from hadakv_service.errors import InvalidRequest, NonFinite
-from hadakv_service.pages import PAGE_TOKENS, Page, same_bytes
+from hadakv_service.page import Page
+from hadakv_service.pages import PAGE_TOKENS, same_bytes
 from hadakv_service.session import MAX_LAYERS, Session, Shape
 from hadakv_service.slices import to_the_end
 from hadakv_service.store import Key, Store
@@ -68,16 +69,24 @@ class Append:
 
 
 class AppendJob(LongJob[Appended]):
-    """Stores an append in its session, all of it or nothing."""
+    """Stores an append in its session, all of it or nothing.
 
-    def __init__(self, key: Key, append: Append, store: Store, backend: Backend, ttl_seconds: float | None) -> None:
+    Args:
+        key: the session's.
+        append: what to store.
+        store: where.
+        backend: encodes it.
+        new: what the session is to be if there is none.
+    """
+
+    def __init__(self, key: Key, append: Append, store: Store, backend: Backend, new: Session) -> None:
         self.key: Hashable = key
         self.nbytes = append.k.nbytes + append.v.nbytes
         self._key = key
         self._append = append
         self._store = store
         self._backend = backend
-        self._ttl_seconds = ttl_seconds
+        self._new = new
         self._reserved = 0
 
     def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:
@@ -85,7 +94,7 @@ class AppendJob(LongJob[Appended]):
         shape = self._append.shape
         entry = self._store.find(self._key)
         self._created = entry is None
-        session = entry.session if entry else Session(ttl_seconds=self._ttl_seconds)
+        session = entry.session if entry else self._new
         self._session = session.accept(shape, self._append.codecs)
         self._position, self._at_end = self._session.place(shape)
         self._specs = self._session.specs
@@ -116,6 +125,7 @@ class AppendJob(LongJob[Appended]):
                 part = page if tokens == slice(0, page.tokens) else page.cut(slice(None), tokens)
                 session = session.append(self._append.shape.layer, part, self._backend)
                 yield
+            yield from self._store.room_in_steps(self._reserved, self._batch)
             self._store.put(self._key, session, self._reserved, self._batch)
             self._reserved = 0
         else:

@@ -12,6 +12,7 @@ from hadakv_service.body import BodyReader
 from hadakv_service.device import Device
 from hadakv_service.errors import InvalidRequest
 from hadakv_service.problems import from_service_error
+from hadakv_service.session import Session
 from hadakv_service.settings import Settings
 from hadakv_service.store import Key, Store
 
@@ -22,13 +23,18 @@ _SESSION_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The service's parts."""
+    """The service's parts.
+
+    Attributes:
+        new_session: what a session is before anything is known of it.
+    """
 
     settings: Settings
     backend: Backend
     store: Store
     device: Device
     bodies: BodyReader
+    new_session: Session
 
 
 def context(request: Request) -> Context:

@@ -9,7 +9,7 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
@@ -97,11 +97,11 @@ class LongJob(ABC, Generic[T]):
 
 
 class _Waiting:
-    """A job, the future its caller awaits, and what became of it."""
+    """A job, the future its caller awaits if there is one, and what became of it."""
 
     __slots__ = ("error", "future", "job", "result", "streams")
 
-    def __init__(self, job: Job[Any], future: "asyncio.Future[Any]") -> None:
+    def __init__(self, job: Job[Any], future: "asyncio.Future[Any] | None") -> None:
         self.job = job
         self.future = future
         self.streams: Sequence[Stream] = ()
@@ -115,10 +115,14 @@ class Device:
     Args:
         backend: used by that thread alone.
         limit: jobs that may wait or run at a time.
+        settle: called after each batch, before anybody is answered; gives the keys of jobs that failed after all.
     """
 
-    def __init__(self, backend: Backend, limit: int) -> None:
+    def __init__(
+        self, backend: Backend, limit: int, settle: Callable[[], Mapping[Any, Exception]] = dict[Any, Exception]
+    ) -> None:
         self.backend = backend
+        self._settle = settle
         self._limit = limit
         self._depth = 0
         self._inbox: SimpleQueue[_Waiting | None] = SimpleQueue()
@@ -130,8 +134,10 @@ class Device:
         self._events = loop
         self._thread.start()
 
-    def stop(self) -> None:
-        """Finish what waits, then end the thread."""
+    def stop(self, last: Callable[[], object] | None = None) -> None:
+        """Finish what waits, do one thing more, then end the thread."""
+        if last:
+            self._inbox.put(_Waiting(Call(last), None))
         self._inbox.put(None)
         self._thread.join()
 
@@ -171,6 +177,7 @@ class Device:
 
     def _run(self, batch: Sequence[_Waiting]) -> None:
         self._work(batch)
+        self._settle_for(batch)
         for waiting in batch:
             # Beside others it could not evict them; alone it can.
             if (len(batch) > 1 or self._long) and isinstance(waiting.error, InsufficientStorage):
@@ -178,14 +185,26 @@ class Device:
                     self._step()
                 waiting.error = None
                 self._work([waiting])
+                self._settle_for([waiting])
         if batch:
             self._events.call_soon_threadsafe(self._answer, batch)
 
     def _step(self) -> None:
         assert self._long is not None
         if next(self._steps, _DONE) is _DONE:
+            self._settle_for([self._long])
             self._events.call_soon_threadsafe(self._answer, [self._long])
             self._long = None
+
+    def _settle_for(self, done: Sequence[_Waiting]) -> None:
+        """Settle what these jobs have stored; some may have failed after all."""
+        try:
+            failed = self._settle()
+        except Exception as error:
+            failed = {waiting.job.key: error for waiting in done}
+        for waiting in done:
+            if waiting.error is None:
+                waiting.error = failed.get(waiting.job.key)
 
     def _in_steps(self, waiting: _Waiting, job: LongJob[Any]) -> Generator[None, None, None]:
         streams = _guarded(waiting, job.begin, frozenset([job.key])) or ()
@@ -234,9 +253,9 @@ class Device:
             return chain.from_iterable([list(self._encode([waiting])) for waiting in alive])
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
-        self._depth -= len(batch)
+        self._depth -= sum(waiting.future is not None for waiting in batch)
         for waiting in batch:
-            if waiting.future.done():
+            if waiting.future is None or waiting.future.done():
                 continue
             if waiting.error is not None:
                 waiting.future.set_exception(waiting.error)

@@ -4,6 +4,7 @@ ServiceError
 ├── MalformedBody          400  not msgpack, cut short, trailing bytes, nested too deep
 ├── Unauthorized           401  missing or wrong token
 ├── SessionNotFound        404  also for a session of another tenant
+├── SessionDamaged         410  what is stored of it is not what was written
 ├── Conflict               409
 │   ├── ShapeMismatch           tensors disagree with the session
 │   ├── CodecMismatch           the codec asked for is not the session's
@@ -15,7 +16,8 @@ ServiceError
 │   ├── AnswerTooLarge          what is asked for would not fit one answer
 │   └── NonFinite               NaN, infinity or overflow in k or v
 ├── Busy                   503  the queue in front of the device is full
-└── InsufficientStorage    507  does not fit the memory budget
+├── TierUnavailable        503  the tier below memory cannot be used now
+└── InsufficientStorage    507  does not fit the budgets, or the disk
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,6 +69,15 @@ class SessionNotFound(ServiceError):
 
     def __init__(self, session: str) -> None:
         super().__init__(f"There is no session {session!r}.", session=session)
+
+
+class SessionDamaged(ServiceError):
+    """What is stored of the session is not what was written; only deleting it helps."""
+
+    status, slug, title = 410, "session-damaged", "The session is damaged"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"{detail} Delete the session and send it again.")
 
 
 class Conflict(ServiceError):
@@ -163,7 +174,16 @@ class Busy(ServiceError):
         super().__init__(detail, headers={"Retry-After": "1"})
 
 
+class TierUnavailable(ServiceError):
+    """The tier below memory cannot be read or written now; nothing was changed."""
+
+    status, slug, title = 503, "tier-unavailable", "The tier below memory is not available"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "5"})
+
+
 class InsufficientStorage(ServiceError):
-    """The session does not fit, even with everything else evicted."""
+    """The session does not fit, even with everything else evicted, or the disk is full."""
 
     status, slug, title = 507, "insufficient-storage", "There is no room"

@@ -1,4 +1,4 @@
-"""Where tokens lie: immutable pages, and runs of layers that share one history of them.
+"""How tokens are ordered: runs of layers that share one history of pages.
 
 Nothing here is ever changed in place. An append gives a new run that shares all full pages with the old one, so
 a reader needs no lock and a copy of a session is a copy of a tuple.
@@ -11,41 +11,10 @@ from itertools import pairwise
 import numpy as np
 
 from hadakv_kernels import Backend, CodecSpec, Encoded
+from hadakv_service.page import Page
 
 # Tokens of a full page. At 8 heads, head_dim 128 and 4 bits a page of one layer is 272 KiB of K and V.
 PAGE_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Stored K and V of some consecutive layers and tokens.
-
-    Attributes:
-        k: packed uint8 `[layers, kv_heads, tokens, row_bytes]` and norms float32 `[layers, kv_heads, tokens, norms]`.
-        v: likewise.
-    """
-
-    k: Encoded
-    v: Encoded
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per layer."""
-        return int(self.k.packed.shape[2])
-
-    @property
-    def layers(self) -> int:
-        """Layers."""
-        return int(self.k.packed.shape[0])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of packed vectors and norms."""
-        return sum(int(stream.packed.nbytes + stream.norms.nbytes) for stream in (self.k, self.v))
-
-    def cut(self, layers: slice, tokens: slice) -> "Page":
-        """A part of the page, sharing its memory."""
-        return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in (self.k, self.v)))
 
 
 def empty(layers: int, kv_heads: int, specs: tuple[CodecSpec, CodecSpec]) -> Page:
@@ -67,7 +36,8 @@ def join(pages: Sequence[Page], axis: int, backend: Backend) -> Page:
             backend.concatenate([s.norms for s in streams], axis),
         )
 
-    return Page(joined([page.k for page in pages]), joined([page.v for page in pages]))
+    k, v = zip(*(page.streams for page in pages), strict=True)
+    return Page(joined(k), joined(v))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,5 +119,6 @@ def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:
 
 def same_bytes(a: Page, b: Page, backend: Backend) -> bool:
     """Whether two pages hold the same packed bytes and the same norms, bit for bit."""
-    pairs = [(x, y) for s, t in ((a.k, b.k), (a.v, b.v)) for x, y in ((s.packed, t.packed), (s.norms, t.norms))]
+    streams = zip(a.streams, b.streams, strict=True)
+    pairs = [pair for s, t in streams for pair in ((s.packed, t.packed), (s.norms, t.norms))]
     return all(np.array_equal(backend.to_host(x).view(np.uint8), backend.to_host(y).view(np.uint8)) for x, y in pairs)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
+from typing import Literal
 
 from hadakv_kernels import Backend, Codec, CodecSpec
 from hadakv_service.errors import (
@@ -11,9 +12,13 @@ from hadakv_service.errors import (
     PositionConflict,
     ShapeMismatch,
 )
-from hadakv_service.pages import Page, Run, empty, join
+from hadakv_service.page import Page
+from hadakv_service.pages import Run, empty, join
 
 MAX_LAYERS = 1024
+# What of a session outlives the process: nothing; what had no room in memory, and all of it after an orderly end; or
+# whatever was ever answered.
+Durability = Literal["memory", "spill", "ack"]
 FLOAT16_NBYTES = 2
 
 
@@ -43,6 +48,7 @@ class Session:
         layers: the declared number of layers; an append may not go beyond.
         window: how many tokens each layer keeps; None keeps all.
         ttl_seconds: how long it lives unused; None lives on.
+        durability: what of it outlives the process, see `Durability`.
         runs: its layers, in order.
     """
 
@@ -52,6 +58,7 @@ class Session:
     head_dim: int | None = None
     window: int | None = None
     ttl_seconds: float | None = None
+    durability: Durability = "memory"
     runs: tuple[Run, ...] = ()
 
     @property
@@ -254,7 +261,7 @@ class Session:
 
 
 def _one(pages: list[Page], axis: int, backend: Backend) -> Page:
-    return pages[0] if len(pages) == 1 else join(pages, axis, backend)
+    return pages[0].here() if len(pages) == 1 else join(pages, axis, backend)
 
 
 def _split(runs: tuple[Run, ...], layer: int) -> tuple[Run, ...]:

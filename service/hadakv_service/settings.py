@@ -4,6 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from platformdirs import user_data_path
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -41,6 +42,19 @@ class Settings(BaseSettings):
     ttl_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] | None = Field(
         None, description="Forget sessions unused for so long, unless they say otherwise; default: never."
     )
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("hadakv", appauthor=False),
+        description="Directory for what has no room in memory and for what outlives the process.",
+    )
+    disk_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(
+        None, description="Bytes that sessions may take there; 0 keeps nothing on disk; default: half of what is free."
+    )
+    durability: Literal["memory", "spill", "ack"] = Field(
+        "spill",
+        description="What outlives the process of sessions that do not say: nothing; what had no room in memory, and "
+        "all after an orderly end; or all that was ever answered.",
+    )
+    grace: Annotated[float, Field(gt=0, description="Seconds to end in when told to.")] = 30.0
     token_file: Path | None = Field(
         None, description="Lines 'tenant:sha256 of token in hex'; when given, every call needs a token."
     )
@@ -53,6 +67,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"refusing to bind {self.host} without a token: give --token-file, or --insecure to let everyone in"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_ack_without_disk(self) -> Self:
+        if self.durability == "ack" and self.disk_budget == 0:
+            raise ValueError("durability ack needs a disk budget")
         return self
 
 

@@ -30,13 +30,14 @@ def running_service(*flags: str, program: Sequence[str] = ("-m", "hadakv_service
     """Start the service on a free loopback port, and stop it at the end of the block.
 
     Args:
-        flags: further flags of `python -m hadakv_service`.
+        flags: further flags of `python -m hadakv_service`; without `--data-dir` it keeps nothing on disk.
         program: what Python is to run with them.
 
     Raises:
         RuntimeError: it did not start; what it said is in the message or on stderr.
     """
-    command = [sys.executable, *program, "--port", "0", *flags]
+    nothing_on_disk = () if "--data-dir" in flags else ("--disk-budget", "0")
+    command = [sys.executable, *program, "--port", "0", *nothing_on_disk, *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

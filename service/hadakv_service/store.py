@@ -1,114 +1,22 @@
-"""Sessions by owner and id: the byte ledger, the budget, eviction and expiry. No HTTP, and one writer: the device."""
+"""Sessions by owner and id: what is stored, reserved, forgotten. No HTTP, and one writer: the device."""
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Collection, Generator, Hashable
+from contextlib import suppress
 
-from hadakv_service.errors import InsufficientStorage, SessionExists, SessionNotFound
-from hadakv_service.pages import Page
+from hadakv_kernels import Backend
+from hadakv_service.entries import Clock, Entries, Entry, changes
+from hadakv_service.errors import InsufficientStorage, ServiceError, SessionExists, SessionNotFound, TierUnavailable
+from hadakv_service.ledger import PAGE_NBYTES, Ledger, beside, cost, least_cost, page_cost
+from hadakv_service.residence import Residence, outline
+from hadakv_service.room import Room
 from hadakv_service.session import Session
+from hadakv_service.settling import Settling
+from hadakv_service.slices import to_the_end
+from hadakv_service.tiers import Key, Tier, TierFailed
+from hadakv_service.tiers.none import NoTier
 
-Key = tuple[str, str]
-Clock = Callable[[], float]
-
-
-# What Python keeps beside packed bytes. Measured with tracemalloc on CPython 3.11, and rounded up: 1022 bytes for a
-# session with its entry, a long id and codecs of its own, 94 for a run of layers, 1290 for a page with its four arrays.
-SESSION_NBYTES = 1024
-RUN_NBYTES = 128
-PAGE_NBYTES = 1536
-
-
-class Ledger:
-    """The only place that counts bytes.
-
-    Attributes:
-        budget: what may be stored.
-        stored: what sessions hold.
-        reserved: what work under way will store. Room for it is known to be there, but nobody is evicted before it is
-            stored: until then both together may be more than the budget.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.stored = 0
-        self.reserved = 0
-        # Pages that several sessions hold: by identity, the page, which keeps its identity taken, and how many.
-        self._shared: dict[int, tuple[Page, int]] = {}
-
-    @property
-    def used(self) -> int:
-        """Bytes stored and reserved."""
-        return self.stored + self.reserved
-
-    @property
-    def free(self) -> int:
-        """Bytes that can be reserved with nobody evicted."""
-        return self.budget - self.used
-
-    def remove(self, entry: "Entry") -> None:
-        """Count a session out, but for the pages that others hold too."""
-        self.stored -= entry.cost
-        if self._shared:
-            for page in entry.session.all_pages():
-                self._let_go(page)
-
-    def share(self, session: Session, shared: Collection[int]) -> None:
-        """Note that one more session holds those of its pages that have one of these identities; count them once."""
-        for page in session.all_pages():
-            if id(page) in shared:
-                _, holders = self._shared.get(id(page), (page, 1))
-                self._shared[id(page)] = page, holders + 1
-                self.stored -= page.nbytes + PAGE_NBYTES
-
-    def replaced(self, old: Session, new: Session) -> None:
-        """Note which shared pages a session no longer holds."""
-        if self._shared:
-            kept = {id(page) for page in new.all_pages()}
-            for page in old.all_pages():
-                if id(page) not in kept:
-                    self._let_go(page)
-
-    def _let_go(self, page: Page) -> None:
-        _, holders = self._shared.get(id(page), (page, 1))
-        if holders == 1:
-            return
-        # Until now it was counted once for all of them; the cost of whoever lets go had it as well.
-        self.stored += page.nbytes + PAGE_NBYTES
-        if holders == 2:
-            del self._shared[id(page)]
-        else:
-            self._shared[id(page)] = page, holders - 1
-
-    @staticmethod
-    def cost(session: Session) -> int:
-        """Bytes a session is counted as: the packed ones, and what is kept beside them."""
-        return session.nbytes + SESSION_NBYTES + len(session.runs) * RUN_NBYTES + session.pages * PAGE_NBYTES
-
-
-@dataclass(slots=True)
-class Entry:
-    """A session in the store.
-
-    Attributes:
-        session: a value that an append replaces.
-        created: in unix seconds.
-        last_used: likewise.
-        cost: bytes it is counted as.
-    """
-
-    session: Session
-    created: float
-    last_used: float
-    cost: int
-
-    @property
-    def expires(self) -> float | None:
-        """When it is forgotten unless used, in unix seconds."""
-        ttl = self.session.ttl_seconds
-        return None if ttl is None else self.last_used + ttl
+__all__ = ["Clock", "Entry", "Key", "Store"]
 
 
 class Store:
@@ -117,32 +25,62 @@ class Store:
     Only the device's thread touches it, so that nothing here needs a lock.
 
     Args:
-        budget: bytes that sessions may take, stored or reserved.
+        budget: bytes that sessions may take in memory, stored or reserved.
         clock: gives unix seconds.
+        tier: takes what has no room in memory, and what is to outlive the process.
+        backend: whose memory pages lie in; needed with a tier.
     """
 
-    def __init__(self, budget: int, clock: Clock = time.time) -> None:
+    def __init__(
+        self, budget: int, clock: Clock = time.time, tier: Tier | None = None, backend: Backend | None = None
+    ) -> None:
         self.ledger = Ledger(budget)
-        self.evictions = 0
-        self._clock = clock
-        # Least recently used first.
-        self._entries: OrderedDict[Key, Entry] = OrderedDict()
-        # The same order for each time to live: who expires first is first.
-        self._mortal: dict[float, OrderedDict[Key, None]] = {}
+        self.tier: Tier = tier or NoTier()
+        self.residence = Residence(self.ledger, self.tier, backend)
+        self._entries = Entries(self.ledger, clock)
+        self._room = Room(self.ledger, self._entries, self.residence)
+        self._settling = Settling(self.ledger, self._entries, self.residence, self._room)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + self.tier.sessions - self._entries.saved
+
+    @property
+    def evictions(self) -> int:
+        """Sessions that were ended to make room."""
+        return self._room.evictions
 
     def find(self, key: Key) -> Entry | None:
-        """The entry, unless absent or expired."""
-        entry = self._entries.get(key)
-        return None if entry is None or self._expired(entry) else entry
+        """The entry, unless absent or expired.
+
+        Raises:
+            SessionDamaged, TierUnavailable: the tier has it and cannot give it.
+        """
+        entry = self._entries.get(key) or self._revive(key)
+        return None if entry is None or self._entries.expired(entry) else entry
+
+    def _revive(self, key: Key) -> Entry | None:
+        """Take a session that only the tier has into memory again; its pages follow when they are needed."""
+        if self.tier.sessions == self._entries.saved:
+            return None
+        found = self.residence.find(key)
+        if found is None:
+            return None
+        session, manifest = found
+        entry = Entry(session, manifest.created, manifest.last_used, manifest, clean=True)
+        if self._entries.expired(entry):
+            self.remove(key)
+            return None
+        self._room.spill_for(least_cost(session))
+        self._entries.enter(key, entry)
+        self.ledger.hold(session.all_pages())
+        return entry
 
     def get(self, key: Key) -> Entry:
         """The entry.
 
         Raises:
             SessionNotFound: absent or expired.
+            SessionDamaged, TierUnavailable: the tier has it and cannot give it.
         """
         entry = self.find(key)
         if entry is None:
@@ -151,21 +89,25 @@ class Store:
 
     def page(self, owner: str, prefix: str, after: str, limit: int) -> tuple[list[tuple[str, Entry]], str | None]:
         """Up to `limit` sessions of an owner in order of id, and the id to go on after, if there are more."""
-        mine = [
-            (id_, entry)
+        found = {
+            id_: entry
             for (tenant, id_), entry in self._entries.items()
-            if tenant == owner and id_.startswith(prefix) and id_ > after and not self._expired(entry)
-        ]
-        found = sorted(mine, key=lambda item: item[0])
-        return found[:limit], found[limit - 1][0] if len(found) > limit else None
+            if tenant == owner and id_.startswith(prefix) and id_ > after and not self._entries.expired(entry)
+        }
+        below = self.tier.page(owner, prefix, after, limit + 1)
+        for id_, manifest in below:
+            entry = Entry(outline(manifest), manifest.created, manifest.last_used, manifest, clean=True)
+            if (owner, id_) not in self._entries and not self._entries.expired(entry):
+                found[id_] = entry
+        # Beyond the last of a full page from the tier it may have more between those in memory.
+        horizon = below[limit][0] if len(below) > limit else None
+        listed = sorted(id_ for id_ in found if horizon is None or id_ <= horizon)
+        last = listed[limit - 1] if len(listed) > limit else horizon
+        return [(id_, found[id_]) for id_ in listed[:limit]], last
 
     def touch(self, key: Key) -> None:
         """Note that a session was used."""
-        entry = self._entries[key]
-        entry.last_used = self._clock()
-        self._entries.move_to_end(key)
-        if entry.session.ttl_seconds is not None:
-            self._mortal[entry.session.ttl_seconds].move_to_end(key)
+        self._entries.touch(key)
 
     def reserve_growth(
         self, key: Key, session: Session, keep: Collection[Hashable], *, nbytes: int = 0, pages: int = 0
@@ -183,25 +125,25 @@ class Store:
             InsufficientStorage: it would not fit.
         """
         entry = self.find(key)
-        growth = self.ledger.cost(session) + nbytes + pages * PAGE_NBYTES - (entry.cost if entry else 0)
+        growth = cost(session) + nbytes + pages * PAGE_NBYTES - (entry.cost if entry else 0)
         # Small pages that become one free some bytes, but only once they have.
         growth = max(growth, 0)
         self.reserve(growth, keep)
         return growth
 
     def reserve(self, nbytes: int, keep: Collection[Hashable]) -> None:
-        """Count bytes in before they are allocated, if evicting the least recently used sessions would make room.
+        """Count bytes in before they are allocated, if others could make room for them.
 
         Args:
             nbytes: what the work under way will store.
-            keep: sessions that may not be evicted for it.
+            keep: sessions that may not be ended for it; what they have may leave memory where there is a tier.
 
         Raises:
             InsufficientStorage: they would not fit even then.
         """
         # Before anybody is evicted the expired go.
         self.sweep()
-        kept = sum(entry.cost for key in keep if (entry := self._entries.get(cast(Key, key))))
+        kept = sum(self._room.least_cost(entry) for key in keep if (entry := self._entries.get(key)))
         missing = nbytes + self.ledger.reserved + kept - self.ledger.budget
         if missing > 0:
             raise InsufficientStorage(
@@ -216,30 +158,40 @@ class Store:
         """Give back what was reserved: the work under way stores nothing."""
         self.ledger.reserved -= nbytes
 
+    def room_in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
+        """Make room ahead of `put`, which otherwise does it in one go; see `Room.in_steps`."""
+        if self.tier.budget:
+            yield from self._room.in_steps(nbytes, keep)
+
     def put(self, key: Key, session: Session, reserved: int = 0, keep: Collection[Hashable] = ()) -> Entry:
         """Store a session's new value in place of its old one and of what was reserved for it.
 
         Args:
             key: whose.
             session: the new value.
-            reserved: what `reserve` counted in for it.
-            keep: sessions that may not be evicted for it, as for `reserve`.
+            reserved: what `reserve` counted in for it; if this fails it still is.
+            keep: sessions that may not be ended for it, as for `reserve`.
+
+        Raises:
+            InsufficientStorage: the tier cannot take what would have to leave memory. Nothing was stored.
         """
         old = self.find(key)
-        now = self._clock()
-        entry = Entry(session, old.created if old else now, now, self.ledger.cost(session))
-        if old:
-            self.ledger.replaced(old.session, session)
-            self.ledger.stored -= old.cost
-            self._forget(key)
-        else:
+        if old is None and key in self._entries:
             self.remove(key)
-        self._entries[key] = entry
-        if session.ttl_seconds is not None:
-            self._mortal.setdefault(session.ttl_seconds, OrderedDict())[key] = None
-        self.ledger.stored += entry.cost
+        gained, lost = changes(old.session if old else None, session)
+        more = beside(session) - (beside(old.session) if old else 0)
+        more += sum(page_cost(page) for page in gained if not page.holders)
+        more -= sum(page_cost(page) for page in lost if page.holders == 1)
+        to_the_end(self._room.in_steps(more, {key, *keep}))
+        now = self._entries.clock()
+        entry = Entry(session, old.created if old else now, now, old.saved if old else None)
+        if old:
+            self._entries.forget(key)
+        self._entries.enter(key, entry)
+        self.ledger.hold(gained)
+        self.residence.let_go(lost)
         self.ledger.reserved -= reserved
-        self._evict({key, *keep})
+        self._settling.note(key, old, entry)
         return entry
 
     def fork(self, source: Key, target: Key, session: Session, keep: Collection[Hashable] = ()) -> Entry:
@@ -257,42 +209,51 @@ class Store:
         """
         if self.find(target):
             raise SessionExists(f"There is a session {target[1]!r} already.", field="id")
-        shared = {id(page) for page in self.get(source).session.all_pages()}
         self.touch(source)
-        own = sum(page.nbytes + PAGE_NBYTES for page in session.all_pages() if id(page) not in shared)
-        nbytes = SESSION_NBYTES + len(session.runs) * RUN_NBYTES + own
+        nbytes = beside(session) + sum(page_cost(page) for page in session.all_pages() if not page.holders)
         self.reserve(nbytes, {source, *keep})
-        self.ledger.share(session, shared)
-        return self.put(target, session, nbytes, {source, *keep})
+        try:
+            return self.put(target, session, nbytes, {source, *keep})
+        except ServiceError:
+            self.release(nbytes)
+            raise
 
-    def _evict(self, keep: Collection[Hashable]) -> None:
-        """Forget the least recently used sessions until what is stored fits the budget."""
-        while self.ledger.stored > self.ledger.budget:
-            victim = next((key for key in self._entries if key not in keep), None)
-            if victim is None:
-                return
-            self.remove(victim)
-            self.evictions += 1
+    def remove(self, key: Key) -> bool:
+        """Forget a session; whether there was one, damaged or expired ones included.
 
-    def remove(self, key: Key) -> None:
-        """Forget a session; nothing happens if there is none."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            self.ledger.remove(entry)
-            self._forget(key)
-
-    def _forget(self, key: Key) -> None:
-        entry = self._entries.pop(key)
-        if (ttl := entry.session.ttl_seconds) is not None:
-            del self._mortal[ttl][key]
-            if not self._mortal[ttl]:
-                del self._mortal[ttl]
+        Raises:
+            TierUnavailable: the tier keeps it; nothing happened.
+        """
+        before = len(self)
+        self._room.end(key)
+        return len(self) < before
 
     def sweep(self) -> None:
-        """Forget every expired session."""
-        for keys in list(self._mortal.values()):
-            while keys and self._expired(self._entries[first := next(iter(keys))]):
-                self.remove(first)
+        """Forget every session in memory that has expired."""
+        with suppress(TierUnavailable):
+            for key in self._entries.all_expired():
+                self._room.end(key)
 
-    def _expired(self, entry: Entry) -> bool:
-        return entry.expires is not None and entry.expires <= self._clock()
+    def tend(self) -> None:
+        """What has to be done now and then: forget who has expired, tell the tier who was used, let it shrink."""
+        self.sweep()
+        with suppress(TierUnavailable, TierFailed):
+            for key in self.tier.expired(self._entries.clock()):
+                if key not in self._entries:
+                    self._room.end(key)
+            used = [(key, entry) for key, entry in self._entries.mortal() if entry.saved]
+            late = [(key, entry) for key, entry in used if entry.saved and entry.saved.last_used != entry.last_used]
+            if late:
+                self.residence.touch([(key, self._entries.note_used(entry)) for key, entry in late])
+            self.residence.drop_loose()
+            self.tier.tidy()
+
+    def settle(self) -> dict[Key, ServiceError]:
+        """Bring the tier up to date with what was stored since; whom that failed for, and why."""
+        return self._settling.settle()
+
+    def close(self, until: float) -> int:
+        """Write what may outlive the process until a moment of `time.monotonic`; how many sessions were not."""
+        left = self._settling.flush(until)
+        self.tier.close()
+        return left

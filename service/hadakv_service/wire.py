@@ -109,6 +109,7 @@ class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
     head_dim: int | None = None
     window: Annotated[int, msgspec.Meta(ge=1)] | None = None
     ttl_seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)] | None = None
+    durability: Literal["memory", "spill", "ack"] | None = None
 
 
 class TruncateBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ def active_nbytes() -> int:
 
 async def growth_and_packed(sessions: int) -> tuple[int, int]:
     """Append to so many sessions; bytes the device holds more than before, and those of the ledger."""
-    app = create_app(Settings(backend=GPUS_HERE[0], memory_budget="4GiB"))
+    app = create_app(Settings(backend=GPUS_HERE[0], memory_budget="4GiB", disk_budget=0))
     x = np.random.default_rng(0).standard_normal((8, 8, 1024, 128)).astype(np.float16)
     codec = {"k": Codec().to_mapping(), "v": Codec(8).to_mapping()}
     body = msgpack.packb(append_body(x, x, codec=codec))

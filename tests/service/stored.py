@@ -4,9 +4,10 @@ import numpy as np
 
 from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.pages import Page
+from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.page import Page
 from hadakv_service.session import Session
-from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES, Key, Store
+from hadakv_service.store import Key, Store
 
 BACKEND = CpuBackend(1)
 SPEC = Codec(bits=2).at(64)

@@ -12,7 +12,9 @@ from hadakv_service import wire
 from hadakv_service.append import Append, Appended, AppendJob
 from hadakv_service.device import Device
 from hadakv_service.errors import NonFinite
-from hadakv_service.store import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES, Key, Store
+from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.session import Session
+from hadakv_service.store import Key, Store
 
 BACKEND = CpuBackend(1)
 SPEC = Codec().at(64)
@@ -25,7 +27,7 @@ ANN, BOB, CID = (("", name) for name in ("ann", "bob", "cid"))
 def job(store: Store, key: Key, tokens: int, value: float = 1.0) -> AppendJob:
     x = np.full((1, 1, tokens, 64), value, np.float32)
     tensor = wire.Tensor("float32", list(x.shape), x.reshape(-1).view(np.uint8).data)
-    return AppendJob(key, Append.from_body(wire.AppendBody(tensor, tensor)), store, BACKEND, None)
+    return AppendJob(key, Append.from_body(wire.AppendBody(tensor, tensor)), store, BACKEND, Session())
 
 
 def together(*jobs: AppendJob) -> list[Any]:

@@ -15,7 +15,8 @@ from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.append import Append, AppendJob
 from hadakv_service.device import LONG_NBYTES, Call, Device, LongJob
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.pages import PAGE_TOKENS, Page
+from hadakv_service.page import Page
+from hadakv_service.pages import PAGE_TOKENS
 from hadakv_service.session import Session, Shape
 from hadakv_service.slices import encode_in_slices, to_the_end
 from hadakv_service.store import Store
@@ -247,7 +248,7 @@ def test_an_append_in_steps_is_stored_as_one_in_one_step(lengths: list[int], win
         expected = expected.accept(shape, None)
         page = Page(*backend.encode([Stream(k, SPEC), Stream(v, SPEC)]))
         expected = expected.append(0, page, backend)
-        job = AppendJob(key, Append(k, v, shape, None), store, backend, None)
+        job = AppendJob(key, Append(k, v, shape, None), store, backend, Session())
         to_the_end(job.finish_in_steps(backend.encode(job.begin(frozenset([key])))))
 
     run, wanted = store.get(key).session.runs[0], expected.runs[0]

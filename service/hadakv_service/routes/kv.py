@@ -40,7 +40,7 @@ async def append(request: Request) -> Response:
 async def store(service: Context, key: Key, body: wire.Buffer) -> Appended:
     """Do what an append's body asks for; the body must last until then."""
     checked = Append.from_body(wire.decode_body(wire.AppendBody, body))
-    job = AppendJob(key, checked, service.store, service.backend, service.settings.ttl_seconds)
+    job = AppendJob(key, checked, service.store, service.backend, service.new_session)
     return await service.device.run(job)
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from hadakv_kernels import HEAD_DIMS, Encoded, Stream
 from hadakv_service import wire
 from hadakv_service.context import context, owner, session_key
-from hadakv_service.errors import InvalidRequest, SessionExists
+from hadakv_service.errors import InvalidRequest, SessionExists, SessionNotFound
 from hadakv_service.media import is_json, metadata
 from hadakv_service.session import MAX_LAYERS, Session
 from hadakv_service.store import Entry, Key, Store
@@ -26,7 +26,7 @@ async def create(request: Request) -> Response:
     """Create a session; the same again changes nothing, another shape is refused."""
     key = session_key(request)
     service = context(request)
-    job = _Creation(key, await _asked(request), service.store, service.settings.ttl_seconds)
+    job = _Creation(key, await _asked(request), service.store, service.new_session)
     answer = await service.device.run(job)
     return metadata(request, answer, 201 if job.created else 200)
 
@@ -38,19 +38,19 @@ class _Creation:
         created: whether there was none, once it began.
     """
 
-    def __init__(self, key: Key, asked: dict[str, Any], store: Store, ttl_seconds: float | None) -> None:
+    def __init__(self, key: Key, asked: dict[str, Any], store: Store, new: Session) -> None:
         self.key: Hashable = key
         self._key = key
         self._asked = asked
         self._store = store
-        self._ttl_seconds = ttl_seconds
+        self._new = new
         self._reserved = 0
 
     def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         """Check against what there is, and reserve the bytes; there is nothing to encode."""
         entry = self._store.find(self._key)
         self.created = entry is None
-        old = entry.session if entry else Session(ttl_seconds=self._ttl_seconds)
+        old = entry.session if entry else self._new
         self._session = _agreed(old, self._asked, new=self.created)
         self._reserved = self._store.reserve_growth(self._key, self._session, batch)
         self._batch = batch
@@ -75,6 +75,8 @@ async def _asked(request: Request) -> dict[str, Any]:
         body = wire.decode_body(wire.SessionBody, raw, json=json) if raw else wire.SessionBody()
     if body.head_dim is not None and body.head_dim not in HEAD_DIMS:
         raise InvalidRequest([("head_dim", f"must be one of {HEAD_DIMS}, not {body.head_dim}")])
+    if body.durability not in (None, "memory") and not context(request).store.tier.budget:
+        raise InvalidRequest([("durability", f"cannot be {body.durability}: this service keeps nothing on disk")])
     if body.layers is not None and body.layers > MAX_LAYERS:
         raise InvalidRequest([("layers", f"must be at most {MAX_LAYERS}, not {body.layers}")])
     asked = {name: getattr(body, name) for name in body.__struct_fields__ if name != "codec"}
@@ -131,8 +133,8 @@ async def delete(request: Request) -> Response:
     store = context(request).store
 
     def work() -> None:
-        store.get(key)
-        store.remove(key)
+        if not store.remove(key):
+            raise SessionNotFound(key[1])
 
     await _on_device(request, work)
     return Response(status_code=204)
@@ -158,13 +160,23 @@ def describe(session_id: str, entry: Entry) -> dict[str, Any]:
         "length": min((length for _, _, length in spans), default=0),
         "nbytes": session.nbytes,
         "raw_nbytes": session.raw_nbytes,
-        "tier": "memory",
+        "tier": _tier(entry),
+        "durability": session.durability,
         "window": session.window,
         "ttl_seconds": session.ttl_seconds,
         "created": _moment(entry.created),
         "last_used": _moment(entry.last_used),
         "expires": None if entry.expires is None else _moment(entry.expires),
     }
+
+
+def _tier(entry: Entry) -> str:
+    """Where a session's tokens are."""
+    pages = list(entry.session.all_pages())
+    here = sum(page.is_here for page in pages)
+    if here == len(pages) and (pages or not entry.session.rows):
+        return "memory"
+    return "mixed" if here else "disk"
 
 
 def _moment(unix_seconds: float) -> str:

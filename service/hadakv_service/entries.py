@@ -1,0 +1,152 @@
+"""The sessions in memory by key, least recently used first, and who of them expires when."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from hadakv_service.ledger import Ledger, beside, cost
+from hadakv_service.page import Page
+from hadakv_service.session import Session
+from hadakv_service.tiers import Key, Manifest
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A session in memory, though its pages may be elsewhere.
+
+    Attributes:
+        session: a value that an append replaces.
+        created: in unix seconds.
+        last_used: likewise.
+        saved: what the tier has of it, always a beginning of it; None if nothing.
+        clean: whether that is all of it.
+    """
+
+    session: Session
+    created: float
+    last_used: float
+    saved: Manifest | None = None
+    clean: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Bytes it is counted as with all pages in memory."""
+        return cost(self.session)
+
+    @property
+    def expires(self) -> float | None:
+        """When it is forgotten unless used, in unix seconds."""
+        ttl = self.session.ttl_seconds
+        return None if ttl is None else self.last_used + ttl
+
+
+class Entries:
+    """Sessions in memory. What they take beside their pages is counted here.
+
+    Args:
+        ledger: counts it.
+        clock: gives unix seconds.
+
+    Attributes:
+        saved: how many of them the tier has a manifest of.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self.saved = 0
+        self.clock = clock
+        self._ledger = ledger
+        # Least recently used first.
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()
+        # The same order for each time to live: who expires first is first.
+        self._mortal: dict[float, OrderedDict[Key, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def get(self, key: Hashable) -> Entry | None:
+        """The entry, expired or not."""
+        return self._entries.get(key)  # type: ignore[call-overload, no-any-return]  # other jobs' keys are nobody's here
+
+    def items(self) -> Iterable[tuple[Key, Entry]]:
+        """All of them, least recently used first."""
+        return self._entries.items()
+
+    def latest_first(self) -> list[tuple[Key, Entry]]:
+        """All of them as they are now, most recently used first."""
+        return list(reversed(self._entries.items()))
+
+    def first(self, skip: Collection[Hashable]) -> Key | None:
+        """Who was used least recently."""
+        return next((key for key in self._entries if key not in skip), None)
+
+    def ordered(self, keys: Collection[Hashable]) -> Iterator[tuple[Key, Entry]]:
+        """Those of the keys that are here, least recently used first."""
+        here = [(key, entry) for key in keys if (entry := self.get(key))]
+        return iter(sorted(here, key=lambda item: item[1].last_used))  # type: ignore[arg-type]  # they are keys, being here
+
+    def enter(self, key: Key, entry: Entry) -> None:
+        """Add an entry, as the one used last."""
+        self._entries[key] = entry
+        self.saved += entry.saved is not None
+        if (ttl := entry.session.ttl_seconds) is not None:
+            self._mortal.setdefault(ttl, OrderedDict())[key] = None
+        self._ledger.stored += beside(entry.session)
+
+    def forget(self, key: Key) -> Entry:
+        """Take an entry out."""
+        entry = self._entries.pop(key)
+        self.saved -= entry.saved is not None
+        if (ttl := entry.session.ttl_seconds) is not None:
+            del self._mortal[ttl][key]
+            if not self._mortal[ttl]:
+                del self._mortal[ttl]
+        self._ledger.stored -= beside(entry.session)
+        return entry
+
+    def touch(self, key: Key) -> None:
+        """Note that a session was used."""
+        entry = self._entries[key]
+        entry.last_used = self.clock()
+        self._entries.move_to_end(key)
+        if entry.session.ttl_seconds is not None:
+            self._mortal[entry.session.ttl_seconds].move_to_end(key)
+
+    def note_saved(self, entry: Entry, manifest: Manifest | None, *, clean: bool) -> None:
+        """Note what the tier has of an entry that is here."""
+        self.saved += (manifest is not None) - (entry.saved is not None)
+        entry.saved, entry.clean = manifest, clean
+
+    def note_used(self, entry: Entry) -> Manifest:
+        """Its manifest as of its last use, which the tier is to be told."""
+        assert entry.saved is not None
+        entry.saved = replace(entry.saved, last_used=entry.last_used, expires=entry.expires)
+        return entry.saved
+
+    def expired(self, entry: Entry) -> bool:
+        """Whether it has not been used for too long."""
+        return entry.expires is not None and entry.expires <= self.clock()
+
+    def all_expired(self) -> Iterator[Key]:
+        """Everybody who has expired, one after the other; each must be taken out before the next is asked for."""
+        for keys in list(self._mortal.values()):
+            while keys and self.expired(self._entries[first := next(iter(keys))]):
+                yield first
+
+    def mortal(self) -> Iterator[tuple[Key, Entry]]:
+        """Everybody who may expire."""
+        return ((key, self._entries[key]) for keys in self._mortal.values() for key in keys)
+
+
+def changes(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
+    """The pages that a new value of a session has more than the old one, and those that it no longer has."""
+    if old is None:
+        return set(new.all_pages()), set()
+    same = {id(run) for run in old.runs} & {id(run) for run in new.runs}
+    before = {page for run in old.runs if id(run) not in same for page in run.pages}
+    after = {page for run in new.runs if id(run) not in same for page in run.pages}
+    return after - before, before - after

@@ -1,0 +1,205 @@
+"""Where pages are: in memory, in the tier below it, or both. Moves them, and what ties them together."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+from hadakv_kernels import Backend, Codec, Encoded
+from hadakv_service.errors import SessionDamaged, TierUnavailable
+from hadakv_service.ledger import AWAY_NBYTES, PAGE_NBYTES, Ledger
+from hadakv_service.page import Page
+from hadakv_service.pages import PAGE_TOKENS, Run
+from hadakv_service.session import Session
+from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, Tier, TierFailed
+
+log = logging.getLogger(__name__)
+_OPTIONS = ("layers", "kv_heads", "head_dim", "window", "ttl_seconds", "durability")
+
+
+class Saving(NamedTuple):
+    """A session to write.
+
+    Attributes:
+        old: what the tier has of it; None if nothing.
+    """
+
+    key: Key
+    session: Session
+    created: float
+    last_used: float
+    old: Manifest | None
+
+
+class Residence:
+    """Moves pages between memory and a tier.
+
+    Args:
+        ledger: counts memory.
+        tier: takes what has no room there.
+        backend: whose memory it is; needed with a tier that takes anything.
+
+    Attributes:
+        spills: pages that were written to make room.
+        restores: pages that were read back.
+        make_room: tries to make so many bytes of memory free without ending any session.
+    """
+
+    def __init__(self, ledger: Ledger, tier: Tier, backend: Backend | None) -> None:
+        self.ledger = ledger
+        self.tier = tier
+        self.spills = 0
+        self.restores = 0
+        self.make_room: Callable[[int], object] = lambda nbytes: nbytes
+        self._backend = backend
+        # Every page that has a row, so that sessions read back share pages as they did.
+        self._known: WeakValueDictionary[int, Page] = WeakValueDictionary()
+        # Rows that nobody may need any longer.
+        self._loose: set[int] = set()
+
+    def fetch(self, page: Page) -> tuple[Encoded, Encoded]:
+        """K and V of a page that is not in memory; it stays there from now on, if there is room."""
+        content = self._content(page)
+        assert self._backend is not None
+        to_device = self._backend.to_device
+        k, v = (Encoded(to_device(stream.packed), to_device(stream.norms)) for stream in content)
+        self.restores += 1
+        more = page.nbytes + PAGE_NBYTES - AWAY_NBYTES
+        if page.holders:
+            if self.ledger.free < more:
+                self.make_room(more)
+            if self.ledger.free >= more:
+                page.come(k, v)
+                self.ledger.stored += more
+        return k, v
+
+    def _content(self, page: Page) -> Content:
+        assert page.row is not None
+        try:
+            return self.tier.content(page.row)
+        except Damaged as error:
+            log.error("%s; delete the session that has it and send it again", error)
+            raise SessionDamaged(f"Stored tokens are damaged: {error}.") from error
+        except TierFailed as error:
+            raise TierUnavailable(f"Stored tokens cannot be read now: {error}.") from error
+
+    def let_go(self, pages: Iterable[Page]) -> None:
+        """Count pages out; rows that nobody holds any longer go with the next `drop_loose`."""
+        self._loose.update(page.row for page in self.ledger.let_go(pages) if page.row is not None)
+
+    def drop_loose(self) -> None:
+        """Remove the rows that neither a manifest nor a session in memory needs.
+
+        Raises:
+            TierFailed: they are still there.
+        """
+        if self._loose:
+            needed = {row for row in self._loose if (page := self._known.get(row)) is not None and page.holders}
+            with self.tier.transaction() as change:
+                change.remove_pages(self._loose - needed)
+            self._loose.clear()
+
+    def write(
+        self, savings: Sequence[Saving], pages: Iterable[Page] = (), removed: Iterable[Key] = (), *, sync: bool = False
+    ) -> list[Manifest]:
+        """Write sessions, and of their pages and of some more those that have no row yet; all together.
+
+        Args:
+            savings: the sessions.
+            pages: further pages, which no manifest holds for now.
+            removed: sessions whose manifests go; rows of theirs go with the next `drop_loose`.
+            sync: whether they are to outlive a loss of power from then on.
+
+        Raises:
+            TierFailed: nothing was written.
+        """
+        rows: dict[Page, int] = {}
+        manifests: list[Manifest] = []
+        gone: list[int] = []
+        with self.tier.transaction(sync=sync) as change:
+            for page in chain(pages, *(saving.session.all_pages() for saving in savings)):
+                if page.row is None and page not in rows:
+                    rows[page] = change.add_page(self._on_host(page))
+            for saving in savings:
+                manifests.append(_manifest(saving, rows))
+                gone += change.put(saving.key, manifests[-1], saving.old)
+            for key in removed:
+                gone += change.remove(key)
+        for page, row in rows.items():
+            page.stay_at(self, row)
+            self._known[row] = page
+        self._loose.update(gone)
+        return manifests
+
+    def _on_host(self, page: Page) -> Content:
+        assert self._backend is not None
+        to_host = self._backend.to_host
+        return Content(*(Encoded(to_host(stream.packed), to_host(stream.norms)) for stream in page.streams))
+
+    def touch(self, used: Iterable[tuple[Key, Manifest]]) -> None:
+        """Note when sessions were used.
+
+        Raises:
+            TierFailed: nothing was noted.
+        """
+        with self.tier.transaction() as change:
+            for key, manifest in used:
+                change.touch(key, manifest.last_used, manifest.expires)
+
+    def find(self, key: Key) -> tuple[Session, Manifest] | None:
+        """A session that the tier has, none of whose pages need be in memory.
+
+        Raises:
+            SessionDamaged: its manifest is.
+            TierUnavailable: it cannot be read now.
+        """
+        try:
+            found = self.tier.find(key)
+        except Damaged as error:
+            log.error("session %s: %s; delete it and send it again", key[1], error)
+            raise SessionDamaged(f"The session is damaged: {error}.") from error
+        except TierFailed as error:
+            raise TierUnavailable(f"The session cannot be read now: {error}.") from error
+        if found is None:
+            return None
+        manifest, known = found
+        pages = [tuple(self._page(row, known[row]) for row in run.pages) for run in manifest.runs]
+        runs = zip(outline(manifest).runs, pages, strict=True)
+        session = replace(outline(manifest), runs=tuple(replace(run, pages=held) for run, held in runs))
+        return session, manifest
+
+    def _page(self, row: int, known: PageRow) -> Page:
+        page = self._known.get(row)
+        if page is None:
+            page = self._known[row] = Page.at(self, row, *known)
+        return page
+
+
+def outline(manifest: Manifest) -> Session:
+    """A session as its manifest has it, without pages."""
+    options = dict(manifest.options)
+    codecs = options.pop("codecs")
+    both = None if codecs is None else (Codec.from_mapping(codecs[0]), Codec.from_mapping(codecs[1]))
+    runs = tuple(Run(run.layers, run.base, run.length, (), run.full) for run in manifest.runs)
+    return Session(codecs=both, runs=runs, **options)
+
+
+def _manifest(saving: Saving, rows: dict[Page, int]) -> Manifest:
+    session = saving.session
+    options: dict[str, Any] = {name: getattr(session, name) for name in _OPTIONS}
+    options["codecs"] = None if session.codecs is None else [codec.to_mapping() for codec in session.codecs]
+
+    def row(page: Page) -> int:
+        number = page.row if page.row is not None else rows[page]
+        assert number is not None
+        return number
+
+    runs = tuple(
+        RunRows(run.layers, run.base, run.length, run.full, run.base // PAGE_TOKENS, tuple(map(row, run.pages)))
+        for run in session.runs
+    )
+    expires = None if session.ttl_seconds is None else saving.last_used + session.ttl_seconds
+    permanent = session.durability == "ack"
+    return Manifest(options, runs, session.nbytes, saving.created, saving.last_used, expires, permanent)

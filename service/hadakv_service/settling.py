@@ -1,0 +1,135 @@
+"""What has to be in the tier, or out of it, before anybody is told: written for a whole batch at once."""
+
+import logging
+import time
+from collections.abc import Generator
+
+from hadakv_service.entries import Entries, Entry, changes
+from hadakv_service.errors import InsufficientStorage, ServiceError
+from hadakv_service.ledger import Ledger
+from hadakv_service.page import Page
+from hadakv_service.residence import Residence, Saving
+from hadakv_service.room import SPILL_NBYTES, Room
+from hadakv_service.session import Session
+from hadakv_service.tiers import Key, Manifest, TierFailed
+
+log = logging.getLogger(__name__)
+
+
+class Settling:
+    """Brings the tier up to date.
+
+    Args:
+        ledger: counts memory.
+        entries: the sessions in memory.
+        residence: moves their pages.
+        room: makes room.
+    """
+
+    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, room: Room) -> None:
+        self._ledger = ledger
+        self._entries = entries
+        self._residence = residence
+        self._room = room
+        # Who has changed so that the tier must know, as they were before.
+        self._before: dict[Key, Entry | None] = {}
+
+    def note(self, key: Key, old: Entry | None, new: Entry) -> None:
+        """Note that a session has changed, if the tier must know before anybody is told."""
+        if new.session.durability == "ack" or (new.saved is not None and not begins(new.saved, new.session)):
+            self._before.setdefault(key, old)
+
+    def settle(self) -> dict[Key, ServiceError]:
+        """Write what was noted; whom that failed for, and why. Those are as they were before."""
+        failed: dict[Key, ServiceError] = {}
+        if self._before:
+            noted, self._before = self._before, {}
+            try:
+                self._write(noted)
+            except (TierFailed, InsufficientStorage) as error:
+                reason = (
+                    error
+                    if isinstance(error, ServiceError)
+                    else InsufficientStorage(
+                        f"What is acknowledged must be on disk, which cannot be written: {error}. Nothing was stored."
+                    )
+                )
+                failed = dict.fromkeys(noted, reason)
+                for key, old in noted.items():
+                    self._revert(key, old)
+        try:
+            self._residence.drop_loose()
+        except TierFailed as error:
+            log.warning("rows that nobody needs stay for now: %s", error)
+        return failed
+
+    def _write(self, noted: dict[Key, Entry | None]) -> None:
+        alive = {key: entry for key in noted if (entry := self._entries.get(key))}
+        stale = [key for key, entry in alive.items() if entry.session.durability != "ack"]
+        savings = [_saving(key, entry) for key, entry in alive.items() if entry.session.durability == "ack"]
+        new = {page for saving in savings for page in saving.session.all_pages() if page.row is None}
+        self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), alive)
+        manifests = self._residence.write(savings, removed=stale, sync=bool(savings))
+        for saving, manifest in zip(savings, manifests, strict=True):
+            self._entries.note_saved(alive[saving.key], manifest, clean=True)
+        for key in stale:
+            self._entries.note_saved(alive[key], None, clean=False)
+
+    def _revert(self, key: Key, old: Entry | None) -> None:
+        new = self._entries.get(key)
+        if new is None:
+            return
+        gained, lost = changes(new.session, old.session) if old else (set(), set(new.session.all_pages()))
+        self._entries.forget(key)
+        if old:
+            self._entries.enter(key, old)
+        self._ledger.hold(gained)
+        self._residence.let_go(lost)
+
+    def flush(self, until: float) -> int:
+        """Write every session that may outlive the process, most recently used first; how many were not.
+
+        Args:
+            until: when to stop, by `time.monotonic`.
+        """
+        left = 0
+        for key, entry in self._entries.latest_first():
+            if self._room.can_leave(entry) and not entry.clean:
+                try:
+                    written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
+                except (TierFailed, InsufficientStorage) as error:
+                    log.error("session %s was not written: %s", key[1], error)
+                    written = False
+                left += not written
+        return left
+
+    def _save_in_steps(self, key: Key, entry: Entry) -> Generator[None, None, None]:
+        for pages in _portions([page for page in entry.session.all_pages() if page.row is None]):
+            yield
+            self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in pages), {key})
+            self._residence.write([], pages)
+        yield
+        (manifest,) = self._residence.write([_saving(key, entry)])
+        self._entries.note_saved(entry, manifest, clean=True)
+
+
+def _saving(key: Key, entry: Entry) -> Saving:
+    return Saving(key, entry.session, entry.created, entry.last_used, entry.saved)
+
+
+def _portions(pages: list[Page]) -> Generator[list[Page], None, None]:
+    portion: list[Page] = []
+    for page in pages:
+        portion.append(page)
+        if sum(each.nbytes for each in portion) >= SPILL_NBYTES:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
+
+
+def begins(saved: Manifest, session: Session) -> bool:
+    """Whether what the tier has of a session still is a beginning of it: layer by layer no longer than that."""
+    lengths = [length for _, _, length in session.spans()]
+    stored = [run.length for run in saved.runs for _ in range(run.layers)]
+    return len(stored) <= len(lengths) and all(a <= b for a, b in zip(stored, lengths, strict=False))

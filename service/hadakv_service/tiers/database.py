@@ -1,0 +1,131 @@
+"""The file of the embedded tier: opened, checked, made. SQLite in WAL mode, used by one process at a time."""
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+from hadakv_kernels import tables
+from hadakv_service import __version__
+from hadakv_service.tiers import TierRefused
+
+FILE = "sessions.hadakv"
+# "hdkv"
+APPLICATION_ID = 0x68646B76
+# Of the tables below and of what is in their columns.
+FORMAT = 1
+_SCHEMA = """
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, nbytes INTEGER NOT NULL, created REAL NOT NULL,
+    last_used REAL NOT NULL, expires REAL, permanent INTEGER NOT NULL, checksum BLOB NOT NULL, header BLOB NOT NULL,
+    UNIQUE (owner, name));
+CREATE INDEX by_use ON sessions (last_used) WHERE NOT permanent;
+CREATE INDEX by_end ON sessions (expires) WHERE expires IS NOT NULL;
+CREATE TABLE pages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, layers INTEGER NOT NULL, tokens INTEGER NOT NULL, nbytes INTEGER NOT NULL,
+    checksum BLOB NOT NULL, header BLOB NOT NULL, content BLOB NOT NULL);
+CREATE TABLE holds (
+    session INTEGER NOT NULL, run INTEGER NOT NULL, place INTEGER NOT NULL, page INTEGER NOT NULL,
+    PRIMARY KEY (session, run, place)) WITHOUT ROWID;
+CREATE INDEX by_page ON holds (page);
+"""
+# In blocks of 4 KiB large blobs are read and written at half the speed; in blocks of 64 KiB small ones cost more. The
+# log is brought into the file every 64 MiB, and the fsync that takes is shared by as much.
+_PAGE_NBYTES = 32 << 10
+_LOG_NBYTES = 64 << 20
+_BUSY_SECONDS = 2.0
+
+
+def open_database(directory: Path) -> sqlite3.Connection:
+    """The database in a directory, which is made if it is missing; nobody else can open it until it is closed.
+
+    Raises:
+        TierRefused: it is in use, another version's, no database, a link, or the directory is open to others.
+        OSError: the directory cannot be made or written.
+    """
+    path = _place(directory)
+    new = path.stat().st_size == 0
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _configure(connection, new=new)
+        if new:
+            _create(connection)
+        _check(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise TierRefused(f"{path}: {_reason(error)}") from error
+    except TierRefused:
+        connection.close()
+        raise
+    return connection
+
+
+def _reason(error: sqlite3.Error) -> str:
+    if "locked" in str(error):
+        return "in use by another process; stop that, or choose another --data-dir"
+    if "not a database" in str(error):
+        return "not a file of this service; move it away, or choose another --data-dir"
+    return f"{error}; move it away, or choose another --data-dir"
+
+
+def _place(directory: Path) -> Path:
+    """The file, which exists from then on, readable by this user alone."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise TierRefused(f"{directory}: others may write there, and put in what they like; chmod it to 700")
+    path = directory / FILE
+    for each in (path, *(path.with_name(FILE + suffix) for suffix in ("-wal", "-shm", "-journal"))):
+        if each.is_symlink():
+            raise TierRefused(f"{each}: a symbolic link; what it points to is none of this service's business")
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    return path
+
+
+def _configure(connection: sqlite3.Connection, *, new: bool) -> None:
+    if new:
+        connection.execute(f"PRAGMA page_size = {_PAGE_NBYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    for setting in (
+        "locking_mode = EXCLUSIVE",
+        "journal_mode = WAL",
+        "synchronous = NORMAL",
+        f"wal_autocheckpoint = {_LOG_NBYTES // _PAGE_NBYTES}",
+        f"journal_size_limit = {_LOG_NBYTES}",
+        "cache_size = -8192",
+        "temp_store = MEMORY",
+        "cell_size_check = ON",
+        "trusted_schema = OFF",
+        # On a Mac fsync alone does not reach the disk.
+        "fullfsync = ON",
+        "checkpoint_fullfsync = ON",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+    # Takes the lock, which is kept.
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("COMMIT")
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    about = {"tables": tables.fingerprint(), "made by": __version__}
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA.split(";\n"):
+        connection.execute(statement)
+    connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+    connection.execute("COMMIT")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    def number(pragma: str) -> int:
+        return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+
+    if number("application_id") != APPLICATION_ID:
+        raise TierRefused(f"{path}: not a file of this service; move it away, or choose another --data-dir")
+    about = dict(connection.execute("SELECT name, value FROM about")) if number("user_version") == FORMAT else {}
+    if about.get("tables") != tables.fingerprint():
+        raise TierRefused(
+            f"{path}: written by another version (format {number('user_version')}, this one has {FORMAT}, or another "
+            "codec); use that version, move the file away, or choose another --data-dir"
+        )

@@ -1,0 +1,319 @@
+"""The embedded tier: one SQLite file, pages as blobs with a checksum each, a manifest for each session."""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from hadakv_kernels import Encoded
+from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed
+from hadakv_service.tiers.database import open_database
+
+log = logging.getLogger(__name__)
+
+# What a page and a manifest take beside their bytes, about: columns, indices, what is left over of a block.
+PAGE_NBYTES = 256
+SESSION_NBYTES = 512
+# Enough at a time that none of it holds up others for long.
+_SOME = 256
+_COLUMNS = "owner, name, nbytes, created, last_used, expires, permanent, checksum, header"
+
+
+class SqliteTier:
+    """Sessions in a file.
+
+    Args:
+        directory: where that lies; made if it is missing.
+        budget: bytes that pages and manifests may take. The file has its log of 64 MiB besides.
+
+    Raises:
+        TierRefused: what is there is not for this version, or in use.
+        OSError: the directory cannot be used.
+    """
+
+    name = "disk"
+
+    def __init__(self, directory: Path, budget: int) -> None:
+        self.budget = budget
+        self._sql = open_database(directory)
+        # Pages of sessions that were never written as a whole are nobody's once the process has ended.
+        self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
+        count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
+        self.sessions = int(self._one("SELECT COUNT(*) FROM sessions")[0])
+        self.used = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
+
+    def cost(self, nbytes: int) -> int:
+        """What a page of so many bytes is counted as."""
+        return nbytes + PAGE_NBYTES
+
+    def _one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
+        row: tuple[Any, ...] = self._sql.execute(query, values).fetchone()
+        return row
+
+    @contextmanager
+    def transaction(self, *, sync: bool = False) -> Iterator["_Transaction"]:
+        """Changes, made at the end of the block."""
+        change = _Transaction(self._sql)
+        try:
+            self._sql.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+            self._sql.execute("BEGIN IMMEDIATE")
+            yield change
+            self._sql.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            log.error("the disk tier could not be written: %s; make room or mend the disk, the service goes on", error)
+            raise TierFailed(str(error)) from error
+        except BaseException:
+            self._roll_back()
+            raise
+        self.used += change.used
+        self.sessions += change.sessions
+
+    def _roll_back(self) -> None:
+        if self._sql.in_transaction:
+            try:
+                self._sql.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                log.warning("rolling back: %s", error)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise TierFailed(str(error)) from error
+        except sqlite3.DatabaseError as error:
+            raise Damaged(str(error)) from error
+
+    def content(self, row: int) -> Content:
+        """Read a page."""
+        with self._reading():
+            found = self._sql.execute("SELECT header, checksum, content FROM pages WHERE id = ?", (row,)).fetchone()
+        if found is None:
+            raise Damaged(f"page {row} is missing")
+        header, checksum, blob = found
+        if not _is_sound(checksum, header, blob):
+            raise Damaged(f"page {row} has another checksum than when it was written")
+        return _unpacked(header, blob)
+
+    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageRow]] | None:
+        """A session's manifest, and what is known of its pages."""
+        with self._reading():
+            query = f"SELECT {_COLUMNS}, id FROM sessions WHERE owner = ? AND name = ?"
+            found = self._sql.execute(query, key).fetchone()
+            if found is None:
+                return None
+            query = (
+                "SELECT run, page, layers, tokens, pages.nbytes FROM holds LEFT JOIN pages ON pages.id = page "
+                "WHERE session = ? ORDER BY run, place"
+            )
+            held = self._sql.execute(query, found[-1:]).fetchall()
+        pages: dict[int, list[int]] = {}
+        for run, page, *_ in held:
+            pages.setdefault(run, []).append(page)
+        known = {page: PageRow(*known) for _, page, *known in held if known[0] is not None}
+        manifest = _manifest(found, pages)
+        _check(manifest, known)
+        return manifest, known
+
+    def page(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
+        """Up to `limit` manifests of an owner in order of id, without their pages."""
+        query = f"SELECT {_COLUMNS} FROM sessions WHERE owner = ? AND name > ? AND name >= ? AND name < ? ORDER BY name"
+        with self._reading():
+            found: list[tuple[str, Manifest]] = []
+            for row in self._sql.execute(query, (owner, after, prefix, prefix + "\x7f")):
+                try:
+                    found.append((row[1], _manifest(row, {})))
+                except Damaged as error:
+                    log.error("session %s: %s; delete it", row[1], error)
+                if len(found) == limit:
+                    break
+            return found
+
+    def has(self, key: Key) -> bool:
+        """Whether there is a manifest."""
+        with self._reading():
+            return bool(self._one("SELECT COUNT(*) FROM sessions WHERE owner = ? AND name = ?", key)[0])
+
+    def coldest(self, skip: Collection[Key]) -> Key | None:
+        """Who was used least recently among those that are not permanent."""
+        query = "SELECT owner, name FROM sessions WHERE NOT permanent ORDER BY last_used LIMIT ?"
+        with self._reading():
+            found = self._sql.execute(query, (len(skip) + 1,)).fetchall()
+        return next((key for key in found if key not in skip), None)
+
+    def kept_nbytes(self, keep: Collection[Key]) -> int:
+        """Bytes counted for pages of permanent sessions and of these."""
+        which = " OR ".join(["permanent", *["(owner = ? AND name = ?)"] * len(keep)])
+        query = (
+            f"SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages WHERE id IN (SELECT page FROM holds "
+            f"WHERE session IN (SELECT id FROM sessions WHERE {which}))"
+        )
+        with self._reading():
+            count, nbytes = self._one(query, [part for key in keep for part in key])
+        return int(nbytes) + int(count) * PAGE_NBYTES
+
+    def expired(self, now: float) -> list[Key]:
+        """Some of those who have expired."""
+        query = "SELECT owner, name FROM sessions WHERE expires <= ? LIMIT ?"
+        with self._reading():
+            return self._sql.execute(query, (now, _SOME)).fetchall()
+
+    def owners(self) -> dict[str, tuple[int, int]]:
+        """Of each owner the packed bytes and the number of sessions."""
+        with self._reading():
+            found = self._sql.execute("SELECT owner, SUM(nbytes), COUNT(*) FROM sessions GROUP BY owner")
+            return {owner: (nbytes, count) for owner, nbytes, count in found}
+
+    def tidy(self) -> None:
+        """Let the file shrink, a part at a time, once much of it lies idle."""
+        with self._reading():
+            (idle,), (blocks,) = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
+            if idle > 4096 and idle * 4 > blocks:
+                self._sql.execute(f"PRAGMA incremental_vacuum({_SOME})").fetchall()
+
+    def close(self) -> None:
+        """Bring the log into the file, and give up the lock."""
+        self._sql.close()
+
+
+class _Transaction:
+    """Changes to the file, and what they come to."""
+
+    def __init__(self, sql: sqlite3.Connection) -> None:
+        self._sql = sql
+        self.used = 0
+        self.sessions = 0
+
+    def add_page(self, content: Content) -> int:
+        """Write a page."""
+        header, blob = _packed(content)
+        layers, _, tokens, _ = content.k.packed.shape
+        values = (layers, tokens, len(blob), _checksum(header, blob), header, blob)
+        done = self._sql.execute(
+            "INSERT INTO pages (layers, tokens, nbytes, checksum, header, content) VALUES (?, ?, ?, ?, ?, ?)", values
+        )
+        self.used += len(blob) + PAGE_NBYTES
+        assert done.lastrowid is not None
+        return done.lastrowid
+
+    def put(self, key: Key, manifest: Manifest, old: Manifest | None) -> list[int]:
+        """Write a session's manifest."""
+        header = json.dumps({"options": dict(manifest.options), "runs": [_numbers(run) for run in manifest.runs]})
+        blob = header.encode()
+        times = (manifest.created, manifest.last_used, manifest.expires)
+        values = (*key, manifest.nbytes, *times, manifest.permanent, _checksum(blob), blob)
+        places = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS.split(", ")[2:])
+        ((session,),) = self._sql.execute(
+            f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            f"ON CONFLICT (owner, name) DO UPDATE SET {places} RETURNING id",
+            values,
+        ).fetchall()
+        if old is None:
+            self.sessions += 1
+            self.used += SESSION_NBYTES
+        before, after = _places(old) if old else {}, _places(manifest)
+        gone, come = before.items() - after.items(), after.items() - before.items()
+        self._sql.executemany(
+            "DELETE FROM holds WHERE session = ? AND run = ? AND place = ?", [(session, *place) for place, _ in gone]
+        )
+        self._sql.executemany(
+            "INSERT INTO holds VALUES (?, ?, ?, ?)", [(session, *place, page) for place, page in come]
+        )
+        return [page for _, page in gone]
+
+    def remove(self, key: Key) -> list[int]:
+        """Remove a session's manifest."""
+        found = self._sql.execute("DELETE FROM sessions WHERE owner = ? AND name = ? RETURNING id", key).fetchall()
+        if not found:
+            return []
+        self.sessions -= 1
+        self.used -= SESSION_NBYTES
+        pages = self._sql.execute("DELETE FROM holds WHERE session = ? RETURNING page", found[0]).fetchall()
+        return [page for (page,) in pages]
+
+    def touch(self, key: Key, last_used: float, expires: float | None) -> None:
+        """Note when a session was used."""
+        query = "UPDATE sessions SET last_used = ?, expires = ? WHERE owner = ? AND name = ?"
+        self._sql.execute(query, (last_used, expires, *key))
+
+    def remove_pages(self, rows: Collection[int]) -> None:
+        """Remove those of the pages that no manifest holds."""
+        query = "DELETE FROM pages WHERE id = ? AND NOT EXISTS (SELECT 1 FROM holds WHERE page = id) RETURNING nbytes"
+        for row in rows:
+            for (nbytes,) in self._sql.execute(query, (row,)).fetchall():
+                self.used -= nbytes + PAGE_NBYTES
+
+
+def _checksum(*parts: bytes) -> bytes:
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def _is_sound(checksum: object, *parts: object) -> bool:
+    """Whether columns are what was written; SQLite itself lets them be of any type."""
+    return all(isinstance(part, bytes) for part in parts) and _checksum(*parts) == checksum  # type: ignore[arg-type]  # just seen to be
+
+
+def _numbers(run: RunRows) -> list[int]:
+    return [run.layers, run.base, run.length, run.full, run.place]
+
+
+def _run(numbers: Sequence[int], pages: Iterable[int]) -> RunRows:
+    layers, base, length, full, place = numbers
+    return RunRows(layers, base, length, full, place, tuple(pages))
+
+
+def _places(manifest: Manifest) -> dict[tuple[int, int], int]:
+    runs = enumerate(manifest.runs)
+    return {(i, place): page for i, run in runs for place, page in enumerate(run.pages, run.place)}
+
+
+def _manifest(row: Sequence[Any], pages: Mapping[int, list[int]]) -> Manifest:
+    """What a row says, checked against its checksum."""
+    _, _, nbytes, created, last_used, expires, permanent, checksum, header = row[:9]
+    if not _is_sound(checksum, header):
+        raise Damaged("its manifest has another checksum than when it was written")
+    content = json.loads(header)
+    runs = tuple(_run(numbers, pages.get(i, ())) for i, numbers in enumerate(content["runs"]))
+    return Manifest(content["options"], runs, nbytes, created, last_used, expires, bool(permanent))
+
+
+def _check(manifest: Manifest, known: Mapping[int, PageRow]) -> None:
+    """Whether the pages are those of the manifest.
+
+    Raises:
+        Damaged: one is missing, or together they are not its tokens.
+    """
+    for run in manifest.runs:
+        rows = [known.get(page) for page in run.pages]
+        if None in rows or sum(row.tokens for row in rows if row) != run.length - run.base:
+            raise Damaged("it lacks pages that its manifest names")
+
+
+def _packed(content: Content) -> tuple[bytes, bytes]:
+    arrays = [array for stream in content for array in (stream.packed, stream.norms)]
+    header = json.dumps([array.shape for array in arrays]).encode()
+    return header, b"".join(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
+
+
+def _unpacked(header: bytes, blob: bytes) -> Content:
+    shapes = json.loads(header)
+    dtypes: tuple[np.dtype[Any], ...] = (np.dtype(np.uint8), np.dtype(np.float32)) * 2
+    sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
+    starts = accumulate(sizes, initial=0)
+    parts = [
+        np.frombuffer(blob, dtype, prod(shape), start).reshape(shape)
+        for shape, dtype, start in zip(shapes, dtypes, starts, strict=False)
+    ]
+    return Content(Encoded(parts[0], parts[1]), Encoded(parts[2], parts[3]))

@@ -1,0 +1,200 @@
+"""When the disk or what is on it is not as it should be: who is told what, and that the others go on."""
+
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contract import Caller, stream
+from hadakv_kernels import Codec
+from hadakv_service.spawn import running_service
+from hadakv_service.tiers.database import FILE
+from service.samples import pair
+from service.test_restart_http import K, V, holds, service
+
+
+def refusal(directory: Path) -> str:
+    """Why the program does not start on a directory."""
+    command = [sys.executable, "-m", "hadakv_service", "--port", "0", "--data-dir", str(directory)]
+    done = subprocess.run([*command, "--disk-budget", "1GiB"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("hadakv: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def change(directory: Path, statement: str) -> None:
+    """Change a stopped service's file."""
+    connection = sqlite3.connect(directory / FILE)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE pages SET content = zeroblob(length(content)) WHERE id = 1",
+        "UPDATE pages SET content = substr(content, 1, 1000) WHERE id = 1",
+        "UPDATE pages SET header = '[]' WHERE id = 1",
+        "DELETE FROM pages WHERE id = 1",
+        "UPDATE sessions SET header = '{}' WHERE name = 'a'",
+        "DELETE FROM holds WHERE page = 1",
+    ],
+)
+def test_a_damaged_session_says_so_and_the_others_go_on(tmp_path: Path, statement: str) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+        caller.append("b", K, V)
+    connection = sqlite3.connect(tmp_path / FILE)
+    (first,) = connection.execute(
+        "SELECT MIN(page) FROM holds JOIN sessions ON id = session WHERE name = 'a'"
+    ).fetchone()
+    connection.close()
+    change(tmp_path, statement.replace("1", str(first)) if "= 1" in statement else statement)
+
+    with service(tmp_path) as caller:
+        problem = caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        assert "Delete the session" in problem["detail"]
+        assert holds(caller, "b")
+        assert caller.append("c", K, V).status == 201
+        assert caller.delete("/sessions/a").status == 204
+        assert caller.append("a", K, V).status == 201
+        assert holds(caller, "a")
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("PRAGMA user_version = 99", "written by another version (format 99"),
+        ("UPDATE about SET value = 'other' WHERE name = 'tables'", "another codec"),
+        ("PRAGMA application_id = 1", "not a file of this service"),
+    ],
+)
+def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Path, statement: str, reason: str) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+    change(tmp_path, statement)
+    before = (tmp_path / FILE).read_bytes()
+
+    assert reason in refusal(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"dear diary" * 1000)
+
+    assert "not a file of this service" in refusal(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == b"dear diary" * 1000
+
+
+def test_two_services_never_share_a_directory(tmp_path: Path) -> None:
+    with service(tmp_path) as caller:
+        assert "in use by another process" in refusal(tmp_path)
+        assert caller.append("a", K, V).status == 201
+
+
+@pytest.mark.parametrize("name", [FILE, FILE + "-wal", FILE + "-journal"])
+def test_a_link_in_the_directory_is_not_followed(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    (directory / name).symlink_to(victim)
+
+    assert "symbolic link" in refusal(directory)
+    assert victim.read_bytes() == b"mine"
+
+
+def test_a_directory_where_others_may_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+
+    assert "others may write there" in refusal(tmp_path)
+
+
+def test_nobody_else_can_read_what_is_kept(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "data"
+    with service(directory) as caller:
+        caller.append("a", K, V)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+    assert FILE in modes
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    assert "file" in refusal(tmp_path / "file")
+
+
+@pytest.fixture
+def little_disk(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Files of this process's children may have so many bytes: what is beyond fails as on a disk that is full."""
+    nbytes = 1 << 20
+    popen = subprocess.Popen
+
+    def limited(*args: object, **options: object) -> object:
+        return popen(*args, preexec_fn=limit, **options)  # type: ignore[call-overload]  # passed on as they are
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    return nbytes
+
+
+def test_when_the_disk_is_full_what_is_stored_stays_and_the_rest_is_refused(tmp_path: Path, little_disk: int) -> None:
+    k, v = pair(2, 4, 256)
+    codec = Codec()
+    stored: list[str] = []
+
+    with (
+        running_service("--data-dir", str(tmp_path), "--disk-budget", "1GiB", "--memory-budget", "1MiB") as running,
+        Caller(running.url) as caller,
+    ):
+        for i in range(40):
+            answer = caller.append(f"s{i}", k, v)
+            if answer.status == 507:
+                answer.problem(507, "insufficient-storage")
+                break
+            stored.append(f"s{i}")
+        refused = len(stored) < 40
+        wanted = [stream(k, codec), stream(v, codec)]
+        found = [[body["k"], body["v"]] for body in map(caller.read, stored)]
+        again = caller.append("more", k, v).status
+        freed = [caller.delete(f"/sessions/{name}").status for name in stored]
+
+    assert little_disk
+    assert refused
+    assert again == 507
+    assert found == [wanted] * len(stored)
+    assert set(freed) <= {204, 503}
+
+
+def test_what_cannot_be_acknowledged_is_not_stored(tmp_path: Path, little_disk: int) -> None:
+    k, v = pair(2, 4, 256)
+    flags = ("--data-dir", str(tmp_path), "--disk-budget", "1GiB", "--durability", "ack")
+
+    with running_service(*flags) as running, Caller(running.url) as caller:
+        lengths = [0]
+        for _ in range(20):
+            answer = caller.append("a", k, v, position=lengths[-1])
+            if answer.status == 507:
+                break
+            lengths.append(answer.body["length"])
+        length = caller.info("a")["length"]
+        running.process.kill()
+
+    assert little_disk
+    assert answer.status == 507
+    assert length == lengths[-1] > 0
+    with service(tmp_path) as caller:
+        assert caller.info("a")["length"] == length
+        assert caller.read("a", start=0, stop=256)["k"] == stream(k, Codec())
+    assert os.listdir(tmp_path)
