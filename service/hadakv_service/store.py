@@ -241,10 +241,7 @@ class Store:
             for key in self.tier.expired(self._entries.clock()):
                 if key not in self._entries:
                     self._room.end(key)
-            used = [(key, entry) for key, entry in self._entries.mortal() if entry.saved]
-            late = [(key, entry) for key, entry in used if entry.saved and entry.saved.last_used != entry.last_used]
-            if late:
-                self.residence.touch([(key, self._entries.note_used(entry)) for key, entry in late])
+            self._settling.note_uses(self._entries.mortal())
             self.residence.drop_loose()
             self.tier.tidy()
 
