@@ -245,6 +245,17 @@ class Store:
             self.residence.drop_loose()
             self.tier.tidy()
 
+    def check(self) -> None:
+        """See whether the tier can be written.
+
+        Raises:
+            TierUnavailable: it cannot.
+        """
+        try:
+            self.tier.check()
+        except TierFailed as error:
+            raise TierUnavailable(f"The disk cannot be written: {error}.") from error
+
     def settle(self) -> dict[Key, ServiceError]:
         """Bring the tier up to date with what was stored since; whom that failed for, and why."""
         return self._settling.settle()
