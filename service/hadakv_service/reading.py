@@ -56,7 +56,6 @@ class ReadJob(LongJob[dict[str, object]]):
         self._store = store
         self._backend = backend
         self._limit = limit
-        self._held: list[Page] = []
 
     @property
     def nbytes(self) -> int:  # type: ignore[override]  # known only once it is asked for
@@ -77,15 +76,13 @@ class ReadJob(LongJob[dict[str, object]]):
         return rows, rows * sum(row_nbytes(spec, self._wanted.form) for spec in session.specs)
 
     def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is stored
-        """Check the range, and have its pages kept until they are read."""
+        """Check the range. Pages of the value that is read stay wherever they are until that is done."""
         session = self._store.get(self._key).session
         self._store.touch(self._key)
         if self._wanted.ring and session.window is None:
             raise InvalidRequest([("layout", "the session has no window to make a ring of")])
         check_answer("layout" if self._wanted.ring else "stop", self._size(session)[1], self._limit)
         self._session = session
-        self._held = list(session.all_pages())
-        self._store.ledger.hold(self._held)
         return ()
 
     def finish(self, encoded: Sequence[Encoded]) -> dict[str, object]:
@@ -108,16 +105,10 @@ class ReadJob(LongJob[dict[str, object]]):
                 target.take(layer - a, rows, page)
                 yield
             answer |= target.answer()
-        self._let_go()
         return answer
 
     def abandon(self) -> None:
-        """Let go of the pages."""
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self._store.residence.let_go(self._held)
-        self._held = []
+        """Nothing to undo."""
 
 
 class _Target:

@@ -11,7 +11,7 @@ from hadakv_service.page import Page
 from hadakv_service.residence import Residence, Saving
 from hadakv_service.room import SPILL_NBYTES, Room
 from hadakv_service.session import Session
-from hadakv_service.tiers import Key, Manifest, TierFailed
+from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Settling:
             noted, self._before = self._before, {}
             try:
                 self._write(noted)
-            except (TierFailed, InsufficientStorage) as error:
+            except (TierError, InsufficientStorage) as error:
                 reason = (
                     error
                     if isinstance(error, ServiceError)
@@ -98,7 +98,7 @@ class Settling:
             if self._room.can_leave(entry) and not entry.clean:
                 try:
                     written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
-                except (TierFailed, InsufficientStorage) as error:
+                except (TierError, InsufficientStorage) as error:
                     log.error("session %s was not written: %s", key[1], error)
                     written = False
                 left += not written
