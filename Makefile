@@ -41,6 +41,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(RUN) tests/bench/codec.py $(ARGS)
 	@$(RUN) tests/bench/http.py $(ARGS)
+	@$(RUN) tests/bench/sessions.py $(ARGS)
 
 bench-gpu: $(INSTALLED)
 	@$(RUN) tests/bench/gpu.py $(ARGS)
