@@ -51,11 +51,13 @@ def _milliseconds(caller: Caller, name: str, kv: Any) -> float:
 def _rate(url: str, durability: str, connections: int, seconds: float, name: str) -> float:
     """Appends of one token a second, each connection to a session of its own."""
     counts = [0] * connections
-    until = time.perf_counter() + seconds
+    ready = threading.Barrier(connections)
 
     def append(i: int) -> None:
         with Caller(url) as caller:
             caller.put(f"/sessions/{name}-{i}", {"durability": durability})
+            ready.wait()
+            until = time.perf_counter() + seconds
             while time.perf_counter() < until:
                 assert caller.append(f"{name}-{i}", *STEP).status in (200, 201)
                 counts[i] += 1
