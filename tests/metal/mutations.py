@@ -22,7 +22,7 @@ class Mutation:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kernels that are asked to show it."""
-        if self.file == "launch.py":
+        if self.file in ("launch.py", "prelude_cuda.msl"):
             return "encode", "decode"
         return ("decode",) if self.file == "decode.msl" else ("encode",)
 
@@ -147,3 +147,38 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
 }
 
 MUTATIONS = {name: Mutation(file, *fault) for file, faults in _FAULTS.items() for name, fault in faults.items()}
+
+# Only a CUDA device can show these: nothing else takes the text. A missing barrier is not among them, as a device may
+# be quick enough to hide it.
+_IN_THE_CUDA_PRELUDE = {
+    "products fused into sums": (
+        "return __fmul_rn(a, b); }\nHK_FN float add(float a, float b) { return __fadd_rn(a, b); }",
+        "return a * b; }\nHK_FN float add(float a, float b) { return a + b; }",
+    ),
+    "a fast division": ("__fdiv_rn(a, b)", "__fdividef(a, b)"),
+    "a root rounded down": ("__fsqrt_rn", "__fsqrt_rd"),
+    "a value that is not clamped": ("__saturatef(a)", "a"),
+    "bits converted as a number": ("__float_as_uint(a)", "__float2uint_rn(a)"),
+    "a shuffle from the lane above": ("__shfl_xor_sync", "__shfl_down_sync"),
+    "a simdgroup of 16 lanes": ("(threadIdx.x & 31u)", "(threadIdx.x & 15u)"),
+    "simdgroups of 64 threads": ("(threadIdx.x >> 5)", "(threadIdx.x >> 6)"),
+    "half as many simdgroups": ("(blockDim.x >> 5)", "(blockDim.x >> 6)"),
+    "the thread for the threadgroup": (
+        "threadgroup_position_in_grid blockIdx",
+        "threadgroup_position_in_grid threadIdx",
+    ),
+    "threads for threadgroups": ("threadgroups_per_grid gridDim", "threadgroups_per_grid blockDim"),
+    "the words of float32 swapped": ("y[0] = float_of(words.x)", "y[0] = float_of(words.y)"),
+    "the halves of float16 swapped": ("y[2 * i] = pair.x", "y[2 * i] = pair.y"),
+    "the halves of bfloat16 swapped": ("float_of(pairs[i] << 16)", "float_of(pairs[i] & 0xffff0000u)"),
+    "float32 stored in the wrong place": ("reinterpret_cast<float4*>(p)[1]", "reinterpret_cast<float4*>(p)[0]"),
+    "float16 cut off": (
+        "__floats2half2_rn(y[2 * i], y[2 * i + 1])",
+        "__halves2half2(__float2half_rz(y[2 * i]), __float2half_rz(y[2 * i + 1]))",
+    ),
+    "bfloat16 cut off": (
+        "__floats2bfloat162_rn(y[2 * i], y[2 * i + 1])",
+        "__halves2bfloat162(__float2bfloat16_rz(y[2 * i]), __float2bfloat16_rz(y[2 * i + 1]))",
+    ),
+}
+CUDA_MUTATIONS = {name: Mutation("prelude_cuda.msl", *fault, "cuda") for name, fault in _IN_THE_CUDA_PRELUDE.items()}
