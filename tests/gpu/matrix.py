@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence, Set
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing.connection import wait
@@ -38,7 +38,7 @@ from hadakv_kernels import launch
 from hadakv_kernels.gpu import GpuBackend
 from metal import calls
 from metal.calls import Call, Encoding
-from metal.checks import every_way
+from metal.checks import Output, every_way
 from metal.executor import Executor, executing
 from metal.launch import Pass
 from metal.vectors import hard_vectors
@@ -121,7 +121,7 @@ class Worker:
     def run_suite(self, task: Task) -> None:
         """Run pytest in this process; its tests go into the journal one by one."""
         only = ["-k", self.platform] if self.platform else []
-        with redirect_stdout(io.StringIO()) as said:
+        with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
             status = pytest.main([*task.suite, *only, "-q", "-p", "no:cacheprovider"], [Recorder(self.journal)])
         good = status == pytest.ExitCode.OK
         why = "" if good else f" {said.getvalue()[-2000:]}"
@@ -134,9 +134,15 @@ def compared(kind: str, call: Call, backend: GpuBackend) -> Record:
     try:
         for outputs in every_way(launch, call, rows(call, backend), backend.name):
             record.add(outputs)
+            overwrite_freed_memory(outputs)
     except Exception as error:
         record.outcome, record.why = FAILED, f" {error!r}"[:2000]
     return record
+
+
+def overwrite_freed_memory(outputs: Sequence[Output]) -> None:
+    """See to it that the next run does not get memory that already holds what it should write."""
+    mx.eval([mx.full((output.got.nbytes,), 0xA5, mx.uint8) for output in outputs])
 
 
 @cache

@@ -55,10 +55,10 @@ def test_every_call_there_is_belongs_to_a_task() -> None:
 
 
 @pytest.mark.parametrize("suite", matrix.SUITES, ids=" ".join)
-def test_a_suite_has_tests(suite: tuple[str, ...]) -> None:
-    collected = pytest.main([*suite, "--collect-only", "-q", "-k", "cpu"])
-
-    assert collected == pytest.ExitCode.OK
+def test_a_suite_and_what_is_left_out_of_it_are_there(suite: tuple[str, ...]) -> None:
+    for argument in suite:
+        path, _, start = argument.removeprefix("--deselect=").partition("::")
+        assert f"def {start or 'test_'}" in (matrix.ROOT / path).read_text()
 
 
 def output(name: str, got: list[float], expected: list[float]) -> Output:

@@ -2,20 +2,19 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from backends import GPUS_HERE
-from metal import mutants
+from gpu import cuda_mutants
 from metal.mutations import CUDA_MUTATIONS
+from metal.planted import changed
 
 on_cuda = pytest.mark.skipif("cuda" not in GPUS_HERE, reason="needs a GPU that has CUDA")
 
 
 def seen(name: str) -> str:
-    # A fault can leave a process without its device.
-    program = [sys.executable, str(Path(mutants.__file__)), "cuda", name]
+    program = [sys.executable, cuda_mutants.__file__, name]
     return subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -32,7 +31,9 @@ def test_a_fault_is_seen(name: str) -> None:
 
 @pytest.mark.parametrize("name", CUDA_MUTATIONS)
 def test_every_fault_has_its_place_in_the_sources(name: str) -> None:
-    right = mutants.changed(None).header("cuda", "encode")
-    wrong = mutants.changed(CUDA_MUTATIONS[name]).header("cuda", "encode")
+    mutation = CUDA_MUTATIONS[name]
 
-    assert right.replace(CUDA_MUTATIONS[name].right, CUDA_MUTATIONS[name].wrong) == wrong != right
+    right, wrong = changed(None).header("cuda", "encode"), changed(mutation).header("cuda", "encode")
+
+    assert right.replace(mutation.right, mutation.wrong) == wrong
+    assert right != wrong
