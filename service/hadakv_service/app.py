@@ -12,10 +12,13 @@ from hadakv_service import __version__, openapi, problems
 from hadakv_service.auth import Gate, TokenFile
 from hadakv_service.body import BodyReader
 from hadakv_service.context import Context, WholeIds
+from hadakv_service.crowd import Crowd
 from hadakv_service.device import Device
+from hadakv_service.quota import Quota, Quotas
 from hadakv_service.routes import branches, codec, health, kv, sessions
 from hadakv_service.settings import Settings
 from hadakv_service.shortcut import App
+from hadakv_service.sites import Sites, with_permission
 from hadakv_service.store import Store
 
 
@@ -34,6 +37,8 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
     # A body copied to the device, what becomes of it, and as much again for an answer; little machines have less.
     backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
+    tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
+    quotas = Quotas(Quota(tenant_nbytes, settings.tenant_sessions))
     store = Store(budget)
     device = Device(backend, settings.queue)
 
@@ -50,13 +55,25 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.context = Context(settings, backend, store, device, BodyReader(int(settings.max_body)))
+    bodies = BodyReader(int(settings.max_body), settings.max_receiving)
+    app.state.context = Context(settings, backend, store, device, bodies)
     app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
     for router in (kv.router, sessions.router, branches.router, codec.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)
     app.add_middleware(WholeIds)
-    if settings.token_file:
-        app.entrance = Gate(app.entrance, TokenFile(settings.token_file))
+    _guard(app, settings, quotas)
     return app
+
+
+def _guard(app: App, settings: Settings, quotas: Quotas) -> None:
+    """Put before the app whoever turns strangers away, the last one outermost."""
+    app.entrance = Crowd(app.entrance, settings.max_requests)
+    app.state.tokens = TokenFile(settings.token_file, quotas) if settings.token_file else None
+    if app.state.tokens:
+        app.entrance = Gate(app.entrance, app.state.tokens)
+    if settings.allowed_origins:
+        app.entrance = with_permission(app.entrance, settings.allowed_origins)
+    hosts = None if settings.uds else (settings.host, *settings.allowed_hosts)
+    app.entrance = Sites(app.entrance, hosts, settings.allowed_origins)
