@@ -56,7 +56,9 @@ _ANSWERS: dict[str, Any] = {
         },
     },
 }
-# (path, method) -> body, answer, statuses of the problems it may answer besides 401 and 422.
+# What any call may be refused with, before it is looked at.
+_ALWAYS = (401, 403, 408, 421, 422, 431, 503)
+# (path, method) -> body, answer, statuses of the problems it may answer besides those.
 _OPERATIONS: dict[tuple[str, str], tuple[str | None, str | None, tuple[int, ...]]] = {
     ("/sessions/{id}/kv", "post"): ("AppendBody", "Appended", (400, 409, 413, 415, 503, 507)),
     ("/sessions/{id}/kv", "get"): (None, "Range", (404, 503)),
@@ -121,7 +123,7 @@ def _complete(
         operation["responses"]["200"] = {"description": "Done", "content": content}
     if body in ("AppendBody", "SessionBody"):
         operation["responses"]["201"] = operation["responses"].get("200", {}) | {"description": "Created"}
-    for status in (*statuses, 401, 422):
+    for status in (*statuses, *_ALWAYS):
         content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
         operation["responses"][str(status)] = {"description": _titles(status), "content": content}
 

@@ -8,6 +8,7 @@ from hadakv_service.entries import Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError
 from hadakv_service.ledger import Ledger
 from hadakv_service.page import Page
+from hadakv_service.quota import Owners
 from hadakv_service.residence import Residence, Saving
 from hadakv_service.room import SPILL_NBYTES, Room
 from hadakv_service.session import Session
@@ -24,13 +25,15 @@ class Settling:
         entries: the sessions in memory.
         residence: moves their pages.
         room: makes room.
+        owners: whom sessions belong to.
     """
 
-    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, room: Room) -> None:
+    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, room: Room, owners: Owners) -> None:
         self._ledger = ledger
         self._entries = entries
         self._residence = residence
         self._room = room
+        self._owners = owners
         # Who has changed so that the tier must know, as they were before.
         self._before: dict[Key, Entry | None] = {}
 
@@ -83,6 +86,7 @@ class Settling:
         self._entries.forget(key)
         if old:
             self._entries.enter(key, old)
+        self._owners.add(key[0], (old.session.nbytes if old else 0) - new.session.nbytes, 0 if old else -1)
         self._ledger.hold(gained)
         self._residence.let_go(lost)
 
