@@ -24,8 +24,8 @@ class Stream(NamedTuple):
 class Backend(Protocol):
     """What the service asks of a device. Bytes are the same on every backend.
 
-    Encoded arrays live wherever the backend keeps them; `concatenate` and `to_host` are the only ways to touch
-    them besides slicing and reshaping.
+    Encoded arrays live wherever the backend keeps them; `concatenate`, `to_device` and `to_host` are the only ways to
+    touch them besides slicing and reshaping.
 
     Attributes:
         name: "metal", "cuda" or "cpu".
@@ -65,6 +65,10 @@ class Backend(Protocol):
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """A new array of the backend's own, joined along an axis."""
+        ...
+
+    def to_device(self, array: Any) -> Any:
+        """The values of a NumPy array as a C-order array of the backend's own, which shares no memory with it."""
         ...
 
     def to_host(self, array: Any) -> Any:

@@ -91,6 +91,10 @@ class CpuBackend:
         """A new array, joined along an axis."""
         return np.concatenate(arrays, axis)
 
+    def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A copy, in C order."""
+        return np.array(array, order="C")
+
     def to_host(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself, in C order."""
         return np.ascontiguousarray(array)

@@ -158,6 +158,13 @@ class GpuBackend:
         mx.eval(joined)
         return joined
 
+    def to_device(self, array: NDArray[Any]) -> mx.array:
+        """A copy on the device, however small."""
+        # MLX copies, but keeps the order of axes in memory.
+        copy = _on_device(np.ascontiguousarray(array))
+        mx.eval(copy)
+        return copy
+
     def to_host(self, array: Any) -> NDArray[Any]:
         """The same values as a C-order NumPy array."""
         if isinstance(array, np.ndarray):
