@@ -13,7 +13,7 @@ from hadakv_service.auth import Gate, TokenFile
 from hadakv_service.body import BodyReader
 from hadakv_service.context import Context, WholeIds
 from hadakv_service.device import Device
-from hadakv_service.routes import branches, codec, health, kv, sessions
+from hadakv_service.routes import branches, codec, files, health, kv, sessions
 from hadakv_service.settings import Settings
 from hadakv_service.shortcut import App
 from hadakv_service.store import Store
@@ -52,7 +52,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     )
     app.state.context = Context(settings, backend, store, device, BodyReader(int(settings.max_body)))
     app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
-    for router in (kv.router, sessions.router, branches.router, codec.router, health.router):
+    for router in (kv.router, sessions.router, branches.router, files.router, codec.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)
