@@ -1,7 +1,8 @@
 """The Python client of the hadakv service."""
 
 from hadakv_client.answers import Appended, Codecs, LayerSpan, Placed, Range, SessionInfo
-from hadakv_client.async_client import AsyncClient, AsyncSession
+from hadakv_client.async_client import AsyncClient
+from hadakv_client.async_session import AsyncSession
 from hadakv_client.client import Client
 from hadakv_client.errors import (
     AnswerTooLarge,

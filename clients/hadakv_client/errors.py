@@ -16,7 +16,7 @@ HadakvError
     ├── Conflict                 409
     │   ├── ShapeMismatch             the tensors disagree with the session
     │   ├── CodecMismatch             the codec asked for is not the session's
-    │   ├── SessionExists             `create` of a session that has another shape
+    │   ├── SessionExists             `create` of one of another shape, or an id that is taken
     │   └── PositionConflict          the append is not at the end: `length`
     ├── TooSlow                  408  the request took too long to arrive
     ├── BodyTooLarge             413  more than `limit` bytes
@@ -173,7 +173,7 @@ class CodecMismatch(Conflict):
 
 
 class SessionExists(Conflict):
-    """The session to be created exists with another shape."""
+    """The session to be created exists with another shape, or the id to fork or import to is taken."""
 
     slug = "session-exists"
 

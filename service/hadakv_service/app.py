@@ -16,7 +16,7 @@ from hadakv_service.context import Context, WholeIds
 from hadakv_service.crowd import Crowd
 from hadakv_service.device import Device
 from hadakv_service.quota import Quota, Quotas
-from hadakv_service.routes import branches, codec, health, kv, sessions
+from hadakv_service.routes import branches, codec, files, health, kv, sessions
 from hadakv_service.session import Session
 from hadakv_service.settings import Settings
 from hadakv_service.shortcut import App
@@ -68,7 +68,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     bodies = BodyReader(int(settings.max_body), settings.max_receiving)
     app.state.context = Context(settings, backend, store, device, bodies, new)
     app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
-    for router in (kv.router, sessions.router, branches.router, codec.router, health.router):
+    for router in (kv.router, sessions.router, branches.router, files.router, codec.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)

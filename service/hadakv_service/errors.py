@@ -10,7 +10,7 @@ ServiceError
 ├── Conflict               409
 │   ├── ShapeMismatch           tensors disagree with the session
 │   ├── CodecMismatch           the codec asked for is not the session's
-│   ├── SessionExists           PUT of a session that has another shape
+│   ├── SessionExists           PUT of a session of another shape, or an id that is taken
 │   └── PositionConflict        the append is not at the end
 ├── TooSlow                408  a head or a body took too long to come
 ├── BodyTooLarge           413
@@ -117,9 +117,9 @@ class CodecMismatch(Conflict):
 
 
 class SessionExists(Conflict):
-    """PUT of a session that exists with another shape."""
+    """PUT of a session that exists with another shape, or a fork or an import to an id that is taken."""
 
-    slug, title = "session-exists", "The session exists with another shape"
+    slug, title = "session-exists", "The session exists already"
 
 
 class PositionConflict(Conflict):

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from hadakv_service import wire
 from hadakv_service.errors import ServiceError
-from hadakv_service.media import JSON, MSGPACK
+from hadakv_service.media import JSON, MSGPACK, OCTETS
 
 SUMMARY = "Keeps the KV caches of language models compressed, keyed by session."
 DESCRIPTION = """
@@ -45,6 +45,7 @@ _ANSWERS: dict[str, Any] = {
         | {"k": {"$ref": "#/components/schemas/Stream"}, "v": {"$ref": "#/components/schemas/Stream"}},
     },
     "Stream": _STREAM,
+    "File": {"type": "string", "format": "binary", "description": "A session as one safetensors file."},
     "Problem": {
         "type": "object",
         "description": "RFC 9457, with further members for some kinds.",
@@ -58,6 +59,8 @@ _ANSWERS: dict[str, Any] = {
 }
 # What any call may be refused with, before it is looked at.
 _ALWAYS = (401, 403, 408, 421, 422, 431, 503)
+# A session as a safetensors file, as body or answer.
+_FILE = "File"
 # (path, method) -> body, answer, statuses of the problems it may answer besides those.
 _OPERATIONS: dict[tuple[str, str], tuple[str | None, str | None, tuple[int, ...]]] = {
     ("/sessions/{id}/kv", "post"): ("AppendBody", "Appended", (400, 409, 413, 415, 503, 507)),
@@ -68,6 +71,8 @@ _OPERATIONS: dict[tuple[str, str], tuple[str | None, str | None, tuple[int, ...]
     ("/sessions/{id}", "delete"): (None, None, (404, 503)),
     ("/sessions/{id}/truncate", "post"): ("TruncateBody", None, (400, 404, 413, 415, 503)),
     ("/sessions/{id}/fork", "post"): ("ForkBody", None, (400, 404, 409, 413, 415, 503, 507)),
+    ("/sessions/{id}/export", "get"): (None, _FILE, (404, 503)),
+    ("/sessions/{id}/import", "post"): (_FILE, None, (400, 409, 413, 415, 503, 507)),
     ("/encode", "post"): ("EncodeBody", "Stream", (400, 413, 415, 503)),
     ("/decode", "post"): ("DecodeBody", "Stream", (400, 413, 415, 503)),
 }
@@ -114,18 +119,24 @@ def _complete(
         others = [p for p in operation.get("parameters", []) if p["name"] != "id"]
         operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": pattern}, *others]
     if body:
-        media = {"schema": {"$ref": f"#/components/schemas/{body}"}, "examples": _examples(body)}
-        operation["requestBody"] = {"required": body != "SessionBody", "content": {MSGPACK: media}}
+        operation["requestBody"] = {"required": body != "SessionBody", "content": _content(body)}
         if body in ("SessionBody", "TruncateBody", "ForkBody"):
-            operation["requestBody"]["content"][JSON] = {"schema": media["schema"]}
+            operation["requestBody"]["content"][JSON] = {"schema": {"$ref": f"#/components/schemas/{body}"}}
     if answer:
-        content = {MSGPACK: {"schema": {"$ref": f"#/components/schemas/{answer}"}}}
-        operation["responses"]["200"] = {"description": "Done", "content": content}
+        operation["responses"]["200"] = {"description": "Done", "content": _content(answer)}
     if body in ("AppendBody", "SessionBody"):
         operation["responses"]["201"] = operation["responses"].get("200", {}) | {"description": "Created"}
     for status in (*statuses, *_ALWAYS):
         content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
         operation["responses"][str(status)] = {"description": _titles(status), "content": content}
+
+
+def _content(name: str) -> dict[str, Any]:
+    """A body or an answer in its content type."""
+    schema = {"$ref": f"#/components/schemas/{name}"}
+    if name == _FILE:
+        return {OCTETS: {"schema": schema}}
+    return {MSGPACK: {"schema": schema} | ({"examples": _examples(name)} if name in _BODIES else {})}
 
 
 def _titles(status: int) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from contract import MSGPACK, Caller, Json
 from hadakv_service.spawn import RunningService
+from service.files import OCTETS
 from service.samples import pair
 
 
@@ -56,6 +57,8 @@ def test_the_document_has_every_call(document: Json) -> None:
         ("POST", "/decode"),
         ("POST", "/sessions/{id}/truncate"),
         ("POST", "/sessions/{id}/fork"),
+        ("GET", "/sessions/{id}/export"),
+        ("POST", "/sessions/{id}/import"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
     }
@@ -92,6 +95,8 @@ def test_the_document_tells_of_every_problem_a_call_may_answer(document: Json) -
     assert told["GET", "/sessions"] >= {200, 401, 422, 503}
     assert told["POST", "/sessions/{id}/truncate"] >= {200, 400, 401, 404, 413, 415, 422, 503}
     assert told["POST", "/sessions/{id}/fork"] >= {201, 400, 401, 404, 409, 413, 415, 422, 503, 507}
+    assert told["GET", "/sessions/{id}/export"] >= {200, 401, 404, 422, 503}
+    assert told["POST", "/sessions/{id}/import"] == {201, 400, 401, 409, 413, 415, 422, 503, 507}
     assert told["POST", "/encode"] >= {200, 400, 401, 413, 415, 422, 503}
     assert told["POST", "/decode"] >= {200, 400, 401, 413, 415, 422, 503}
 
@@ -111,6 +116,15 @@ def test_the_documents_examples_are_accepted_as_they_stand(caller: Caller, docum
             tried += 1
 
     assert tried >= 4
+
+
+def test_the_document_tells_that_files_are_bytes(document: Json) -> None:
+    found = operations(document)
+
+    answer = found["GET", "/sessions/{id}/export"]["responses"]["200"]["content"]
+    body = found["POST", "/sessions/{id}/import"]["requestBody"]["content"]
+
+    assert answer == body == {OCTETS: {"schema": {"$ref": "#/components/schemas/File"}}}
 
 
 def test_the_document_for_people_is_served(caller: Caller) -> None:
