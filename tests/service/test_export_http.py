@@ -176,7 +176,7 @@ def test_whoever_does_not_read_on_keeps_nobody_waiting(server: RunningService, c
     large(caller, session)
 
     with connect(server.url) as connection:
-        connection.sendall(f"GET /sessions/{session}/export HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"GET /sessions/{session}/export HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         line = status_line(connection)
         # A file of its own comes through while the other one is stuck.
         file = exported(caller, session)
