@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from attacks.attack import ATTACKS, Attack, Outcome, Target, target
 
-MODULES = ("callers", "ids", "claims", "pace", "pages", "framing")
+MODULES = ("callers", "ids", "claims", "pace", "pages", "framing", "files")
 FILES = 2048
 
 
