@@ -159,12 +159,9 @@ class PatientProtocol(WholeProtocol):
 
     def is_free(self) -> bool:
         """Whether it has no request under way, and nothing to send."""
-        if self.transport.is_closing() or self.transport.get_write_buffer_size():
-            return False
-        doing = self.doing()
-        # What was answered before its end is no request any more.
-        drained = doing is Doing.SENDING_BODY and self.cycle.response_complete
-        return drained or doing in (Doing.NOTHING, Doing.SENDING_HEAD)
+        # A request that was answered before its end is under way no more, though its body still comes.
+        unanswered = any(not cycle.response_complete for cycle in self._cycles)
+        return not (unanswered or self.transport.is_closing() or self.transport.get_write_buffer_size())
 
     def end(self) -> None:
         """End the connection, of which nobody expects anything now."""

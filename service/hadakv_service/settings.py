@@ -90,7 +90,7 @@ class Settings(BaseSettings):
         20, description="How far a body or an answer may fall behind --min-rate, in seconds."
     )
     min_rate: Annotated[ByteSize, Field(ge=1)] = Field(
-        ByteSize(64 << 10), description="Bytes a second that a body must come with, and an answer be taken."
+        ByteSize(256 << 10), description="Bytes a second that a body must come with, and an answer be taken."
     )
     ttl_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] | None = Field(
         None, description="Forget sessions unused for so long, unless they say otherwise; default: never."
