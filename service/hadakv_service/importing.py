@@ -74,8 +74,10 @@ class ImportJob(LongJob[Entry]):
                 yield
             runs.append(run)
             first = layers.stop
+        session = replace(self._session, runs=tuple(runs))
+        yield from self._store.ahead_in_steps(self._key, session)
         yield from self._store.room_in_steps(self._reserved, self._batch)
-        entry = self._store.put(self._key, replace(self._session, runs=tuple(runs)), self._reserved, self._batch)
+        entry = self._store.put(self._key, session, self._reserved, self._batch)
         self._reserved = 0
         return entry
 

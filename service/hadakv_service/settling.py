@@ -122,6 +122,25 @@ class Settling:
         if late:
             self._residence.touch([(key, self._entries.note_used(entry)) for key, entry in late])
 
+    def write_ahead(self, key: Key, session: Session) -> Generator[None, None, None]:
+        """Of what `settle` will have to write, write most before, if it is so much that others should have their turn.
+
+        Raises:
+            InsufficientStorage: the disk takes it not.
+        """
+        new = [page for page in session.all_pages() if page.row is None]
+        if session.durability != "ack" or sum(page.nbytes for page in new) <= SPILL_NBYTES:
+            return
+        for pages in _portions(new):
+            self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in pages), {key})
+            try:
+                self._residence.write([], pages)
+            except TierFailed as error:
+                raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
+            # If they are not stored after all, nobody else says that they can go.
+            self._residence.loosen(pages)
+            yield
+
     def _save_in_steps(self, key: Key, entry: Entry) -> Generator[None, None, None]:
         for pages in _portions([page for page in entry.session.all_pages() if page.row is None]):
             yield
