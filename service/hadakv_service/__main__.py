@@ -1,7 +1,6 @@
 """Run the service: `python -m hadakv_service --help`."""
 
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -11,7 +10,7 @@ from pydantic import ByteSize, ValidationError
 from pydantic_settings import CliApp
 
 from hadakv_kernels import BackendUnavailable
-from hadakv_service import __version__
+from hadakv_service import __version__, logs
 from hadakv_service.allocator import keep_memory
 from hadakv_service.app import create_app
 from hadakv_service.context import Context
@@ -57,7 +56,7 @@ def main() -> None:
     """Read the settings, make the app, serve until told to stop."""
     try:
         settings = CliApp.run(Settings)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        logs.configure(settings.log_level, settings.log_form)
         keep_memory()
         app = create_app(settings)
     except ValidationError as error:
@@ -72,6 +71,8 @@ def main() -> None:
         uds=str(settings.uds) if settings.uds else None,
         loop="uvloop",
         http=WholeProtocol,
+        # Its loggers hand on to ours.
+        log_config=None,
         access_log=False,
         log_level="warning",
         server_header=False,

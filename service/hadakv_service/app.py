@@ -1,8 +1,10 @@
 """Puts the parts together into an ASGI app."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.routing import Route
@@ -13,10 +15,17 @@ from hadakv_service.auth import Gate, TokenFile
 from hadakv_service.body import BodyReader
 from hadakv_service.context import Context, WholeIds
 from hadakv_service.device import Device
-from hadakv_service.routes import branches, codec, health, kv, sessions
+from hadakv_service.exchange import UNREAD
+from hadakv_service.logs import RequestLog
+from hadakv_service.metrics import Memory, Metrics, Service
+from hadakv_service.routes import branches, codec, health, kv, metrics, sessions
 from hadakv_service.settings import Settings
 from hadakv_service.shortcut import App
 from hadakv_service.store import Store
+from hadakv_service.tallies import DeviceTally, RequestTally
+from hadakv_service.watch import Templates, Watch
+
+ROUTERS = (kv.router, sessions.router, branches.router, codec.router, health.router, metrics.router)
 
 
 def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
@@ -35,13 +44,16 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     # A body copied to the device, what becomes of it, and as much again for an answer; little machines have less.
     backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
     store = Store(budget)
-    device = Device(backend, settings.queue)
+    tally, work = RequestTally(), DeviceTally()
+    device = Device(backend, settings.queue, work)
+    told = Metrics(Service(tally, work, device, store, [Memory(store)]))
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         device.start(asyncio.get_running_loop())
-        yield
+        yield {UNREAD: watch.unread}
         device.stop()
+        watch.flush()
 
     app = App(
         title="hadakv",
@@ -50,13 +62,22 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.context = Context(settings, backend, store, device, BodyReader(int(settings.max_body)))
+    app.state.context = Context(settings, backend, store, device, BodyReader(int(settings.max_body)), tally, told)
     app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
-    for router in (kv.router, sessions.router, branches.router, codec.router, health.router):
+    for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
     openapi.install(app)
     app.add_middleware(WholeIds)
     if settings.token_file:
         app.entrance = Gate(app.entrance, TokenFile(settings.token_file))
+    app.entrance = watch = _watched(app, settings, tally)
     return app
+
+
+def _watched(app: App, settings: Settings, tally: RequestTally) -> Watch:
+    """What comes before everything else."""
+    paths = [route.path for part in (app, *ROUTERS) for route in part.routes if isinstance(route, Route)]
+    templates = Templates(paths)
+    log = RequestLog(settings.log_form, settings.log_level, sys.stderr.buffer) if settings.access_log else None
+    return Watch(app.entrance, templates, tally, log)

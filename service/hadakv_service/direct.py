@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from hadakv_service.body import EXTENSION
+from hadakv_service.exchange import GONE, HEADER, UNREAD
 
 # As much as is read before other connections have their turn.
 STRIDE = 1 << 20
+_UNREADABLE = "Invalid HTTP request received."
 
 
 class DirectProtocol(HttpToolsProtocol):
@@ -43,8 +45,25 @@ class DirectProtocol(HttpToolsProtocol):
                 self._renew_parser()
                 self._parse(head)
         except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("Invalid HTTP request received.")
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Answer what cannot be read: a head, or the rest of the request under way."""
+        scope = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            scope = self.cycle.scope
+            # Whatever the app answers now is too late.
+            self.cycle.disconnected = self.cycle.response_complete = True
+            self.cycle.message_event.set()
+        unread = self.app_state.get(UNREAD)
+        request_id = unread(self.client, scope) if unread else b""
+        self.logger.warning(_UNREADABLE, extra={"request_id": request_id.decode()})
+        headers = [*self.server_state.default_headers, (b"content-type", b"text/plain; charset=utf-8")]
+        headers += [(b"content-length", b"%d" % len(_UNREADABLE)), (b"connection", b"close")]
+        headers += [(HEADER, request_id)] if request_id else []
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[400], *lines, b"\r\n", _UNREADABLE.encode()]))
+        self.transport.close()
 
     def _parse(self, data: bytes | memoryview) -> int | None:
         """Feed the parser, up to the end of a head that offers another protocol; where that is, if there is one."""
@@ -72,7 +91,11 @@ class DirectProtocol(HttpToolsProtocol):
                 raise httptools.HttpParserError("there is nothing to connect to")
             return
         super().on_headers_complete()
-        self.scope["extensions"] = {EXTENSION: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]  # a call, not settings
+        calls: dict[str, Any] = {
+            EXTENSION: partial(self._receive_into, self.cycle),
+            GONE: partial(_is_gone, self.cycle),
+        }
+        self.scope["extensions"] = calls
         while self._cycles and self._cycles[0].response_complete:
             self._cycles.popleft()
         self._cycles.append(self.cycle)
@@ -114,6 +137,10 @@ class DirectProtocol(HttpToolsProtocol):
         self.cycle.more_body = False
         self.cycle.message_event.set()
         self.transport.set_protocol(self)
+
+
+def _is_gone(cycle: RequestResponseCycle) -> bool:
+    return cycle.disconnected and not cycle.response_complete
 
 
 class _Filling(asyncio.BufferedProtocol):

@@ -1,6 +1,7 @@
 """What can be set, from flags (`--memory-budget 4GiB`) and the environment (`HADAKV_MEMORY_BUDGET=4GiB`)."""
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -46,6 +47,10 @@ class Settings(BaseSettings):
     )
     insecure: bool = Field(False, description="Allow binding beyond loopback without tokens.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    log_format: Literal["json", "console"] | None = Field(
+        None, description="Form of the log on stderr; default: console at a terminal, json elsewhere."
+    )
+    access_log: bool = Field(False, description="Log each request.")
 
     @model_validator(mode="after")
     def _refuse_open_bind(self) -> Self:
@@ -54,6 +59,11 @@ class Settings(BaseSettings):
                 f"refusing to bind {self.host} without a token: give --token-file, or --insecure to let everyone in"
             )
         return self
+
+    @property
+    def log_form(self) -> Literal["json", "console"]:
+        """The form that was asked for, or the one that suits where stderr goes."""
+        return self.log_format or ("console" if sys.stderr.isatty() else "json")
 
 
 def is_loopback(host: str) -> bool:

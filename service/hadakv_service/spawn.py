@@ -26,18 +26,21 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*flags: str, program: Sequence[str] = ("-m", "hadakv_service")) -> Iterator[RunningService]:
+def running_service(
+    *flags: str, program: Sequence[str] = ("-m", "hadakv_service"), stderr: int | None = None
+) -> Iterator[RunningService]:
     """Start the service on a free loopback port, and stop it at the end of the block.
 
     Args:
         flags: further flags of `python -m hadakv_service`.
         program: what Python is to run with them.
+        stderr: a file descriptor for its log; by default this process's own.
 
     Raises:
         RuntimeError: it did not start; what it said is in the message or on stderr.
     """
     command = [sys.executable, *program, "--port", "0", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline().strip()

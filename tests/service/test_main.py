@@ -98,6 +98,7 @@ BAD_VALUES = {
     "an endless ttl": (("--ttl-seconds", "inf"), "ttl_seconds"),
     "an unknown backend": (("--backend", "abacus"), "backend"),
     "an unknown log level": (("--log-level", "loud"), "log_level"),
+    "an unknown form of the log": (("--log-format", "xml"), "log_format"),
 }
 
 

@@ -58,6 +58,7 @@ def test_the_document_has_every_call(document: Json) -> None:
         ("POST", "/sessions/{id}/fork"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        ("GET", "/metrics"),
     }
 
 

@@ -41,7 +41,9 @@ async def store(service: Context, key: Key, body: wire.Buffer) -> Appended:
     """Do what an append's body asks for; the body must last until then."""
     checked = Append.from_body(wire.decode_body(wire.AppendBody, body))
     job = AppendJob(key, checked, service.store, service.backend, service.settings.ttl_seconds)
-    return await service.device.run(job)
+    appended = await service.device.run(job)
+    service.tally.appended += job.added_tokens
+    return appended
 
 
 def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, object]:
@@ -74,14 +76,16 @@ async def read(
     if layout == "ring" and (start, stop) != (None, None):
         raise InvalidRequest([("layout", "a ring is the whole window: it takes no start or stop")])
 
-    def work() -> dict[str, object]:
+    def work() -> dict[str, Any]:
         session = service.store.get(key).session
         service.store.touch(key)
         if layout == "ring" and session.window is None:
             raise InvalidRequest([("layout", "the session has no window to make a ring of")])
         return _read(service, session, (start, stop, chosen), form, session.window if layout == "ring" else None)
 
-    return MsgpackResponse(await service.device.call(work, key))
+    found = await service.device.call(work, key)
+    service.tally.read += found["stop"] - found["start"]
+    return MsgpackResponse(found)
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:
@@ -99,11 +103,11 @@ def _read(
     wanted: tuple[int | None, int | None, tuple[int, int] | None],
     form: Form,
     ring: int | None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The answer to a read, as a ring of so many rows or in order: runs on the device's thread."""
     a, b, start, stop = session.range(*wanted)
     _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
-    answer: dict[str, object] = {"start": start, "stop": stop, "length": length}
+    answer: dict[str, Any] = {"start": start, "stop": stop, "length": length}
     if not session.has_shape:
         return answer | {"k": None, "v": None}
     rows = (b - a) * (session.kv_heads or 0) * (ring or stop - start)
