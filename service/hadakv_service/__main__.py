@@ -15,6 +15,7 @@ from hadakv_service.allocator import keep_memory
 from hadakv_service.app import create_app
 from hadakv_service.context import Context
 from hadakv_service.settings import Settings
+from hadakv_service.tracing import provider_from_environment
 from hadakv_service.whole import WholeProtocol
 
 
@@ -58,7 +59,7 @@ def main() -> None:
         settings = CliApp.run(Settings)
         logs.configure(settings.log_level, settings.log_form)
         keep_memory()
-        app = create_app(settings)
+        app = create_app(settings, traces=provider_from_environment())
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
         sys.exit(f"hadakv: {reasons}")

@@ -4,13 +4,13 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.routing import Route
 
 from hadakv_kernels import Backend, open_backend
-from hadakv_service import __version__, openapi, problems
+from hadakv_service import __version__, openapi, problems, tracing
 from hadakv_service.auth import Gate, TokenFile
 from hadakv_service.body import BodyReader
 from hadakv_service.context import Context, WholeIds
@@ -25,15 +25,19 @@ from hadakv_service.store import Store
 from hadakv_service.tallies import DeviceTally, RequestTally
 from hadakv_service.watch import Templates, Watch
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
 ROUTERS = (kv.router, sessions.router, branches.router, codec.router, health.router, metrics.router)
 
 
-def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
+def create_app(settings: Settings, backend: Backend | None = None, traces: "TracerProvider | None" = None) -> FastAPI:
     """The service as an app.
 
     Args:
         settings: how it behaves.
         backend: where the codec runs; by default the one the settings name.
+        traces: makes the spans of requests, if there are to be any.
 
     Raises:
         BackendUnavailable: the settings name a backend that cannot run here, or a budget that it cannot hold.
@@ -45,7 +49,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
     store = Store(budget)
     tally, work = RequestTally(), DeviceTally()
-    device = Device(backend, settings.queue, work)
+    device = Device(backend, settings.queue, tracing.device(work, traces))
     told = Metrics(Service(tally, work, device, store, [Memory(store)]))
 
     @asynccontextmanager
@@ -54,6 +58,8 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         yield {UNREAD: watch.unread}
         device.stop()
         watch.flush()
+        if traces:
+            await tracing.close(traces)
 
     app = App(
         title="hadakv",
@@ -71,13 +77,13 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     app.add_middleware(WholeIds)
     if settings.token_file:
         app.entrance = Gate(app.entrance, TokenFile(settings.token_file))
-    app.entrance = watch = _watched(app, settings, tally)
+    app.entrance = watch = _watched(app, settings, tally, traces)
     return app
 
 
-def _watched(app: App, settings: Settings, tally: RequestTally) -> Watch:
+def _watched(app: App, settings: Settings, tally: RequestTally, traces: "TracerProvider | None") -> Watch:
     """What comes before everything else."""
     paths = [route.path for part in (app, *ROUTERS) for route in part.routes if isinstance(route, Route)]
     templates = Templates(paths)
     log = RequestLog(settings.log_form, settings.log_level, sys.stderr.buffer) if settings.access_log else None
-    return Watch(app.entrance, templates, tally, log)
+    return Watch(tracing.middleware(app.entrance, templates, traces), templates, tally, log)
