@@ -54,6 +54,7 @@ _ANSWERS: dict[str, Any] = {
             "title": {"type": "string"},
             "status": _INT,
             "detail": {"type": "string"},
+            "request_id": {"type": "string", "description": "Also the header X-Request-Id, which each answer has."},
         },
     },
 }

@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     ring: bool = False
 
 
-class ReadJob(LongJob[dict[str, object]]):
+class ReadJob(LongJob[dict[str, Any]]):
     """Reads a range of a session.
 
     Args:
@@ -85,16 +85,16 @@ class ReadJob(LongJob[dict[str, object]]):
         self._session = session
         return ()
 
-    def finish(self, encoded: Sequence[Encoded]) -> dict[str, object]:
+    def finish(self, encoded: Sequence[Encoded]) -> dict[str, Any]:
         """Read all of it at once."""
         return to_the_end(self.finish_in_steps(encoded))
 
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, dict[str, object]]:  # noqa: ARG002 - none was
+    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, dict[str, Any]]:  # noqa: ARG002 - none was
         """The same, pausing after each piece."""
         session, ring = self._session, self._wanted.ring
         a, b, start, stop = session.range(*self._wanted[:3])
         _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
-        answer: dict[str, object] = {"start": start, "stop": stop, "length": length, "k": None, "v": None}
+        answer: dict[str, Any] = {"start": start, "stop": stop, "length": length, "k": None, "v": None}
         if session.has_shape:
             tokens = session.window or 0 if ring else stop - start
             target = _Target(session, (b - a, tokens), self._wanted.form, self._backend)

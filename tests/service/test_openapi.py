@@ -61,6 +61,7 @@ def test_the_document_has_every_call(document: Json) -> None:
         ("POST", "/sessions/{id}/import"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        ("GET", "/metrics"),
     }
 
 

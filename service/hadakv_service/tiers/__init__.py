@@ -126,12 +126,14 @@ class Tier(Protocol):
         budget: bytes it may take; 0 for a tier that takes nothing.
         used: bytes counted against that.
         sessions: how many manifests there are.
+        failures: how often something could not be done.
     """
 
     name: str
     budget: int
     used: int
     sessions: int
+    failures: int
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""

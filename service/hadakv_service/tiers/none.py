@@ -13,6 +13,7 @@ class NoTier:
     budget = 0
     used = 0
     sessions = 0
+    failures = 0
 
     def cost(self, nbytes: int) -> int:
         """Pages are counted as what they are."""

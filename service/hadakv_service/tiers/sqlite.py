@@ -43,6 +43,7 @@ class SqliteTier:
 
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
+        self.failures = 0
         self._sql = open_database(directory)
         # Pages of sessions that were never written as a whole are nobody's once the process has ended.
         self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
@@ -68,6 +69,7 @@ class SqliteTier:
             yield change
             self._sql.execute("COMMIT")
         except sqlite3.Error as error:
+            self.failures += 1
             self._roll_back()
             log.error("the disk tier could not be written: %s; make room or mend the disk, the service goes on", error)
             raise TierFailed(str(error)) from error
@@ -89,8 +91,10 @@ class SqliteTier:
         try:
             yield
         except sqlite3.OperationalError as error:
+            self.failures += 1
             raise TierFailed(str(error)) from error
         except sqlite3.DatabaseError as error:
+            self.failures += 1
             raise Damaged(str(error)) from error
 
     def content(self, row: int) -> Content:
@@ -101,6 +105,7 @@ class SqliteTier:
             raise Damaged(f"page {row} is missing")
         header, checksum, blob = found
         if not _is_sound(checksum, header, blob):
+            self.failures += 1
             raise Damaged(f"page {row} has another checksum than when it was written")
         return _unpacked(header, blob)
 
