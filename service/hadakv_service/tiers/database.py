@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from hadakv_kernels import tables
@@ -35,6 +36,8 @@ CREATE INDEX by_page ON holds (page);
 _PAGE_NBYTES = 32 << 10
 _LOG_NBYTES = 64 << 20
 _BUSY_SECONDS = 2.0
+# Writes something. Always something else, as SQLite does not write what is there already.
+TOUCH = "REPLACE INTO about VALUES ('touched', hex(randomblob(8)))"
 
 
 def open_database(directory: Path) -> sqlite3.Connection:
@@ -60,6 +63,25 @@ def open_database(directory: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def strike_out(connection: sqlite3.Connection) -> bool:
+    """See to it that a transaction whose commit failed never comes back.
+
+    The log may have all of it, if only the sync has failed, and who opens the file next would take it for made.
+
+    Returns:
+        whether it is certain that what comes after will outlive a loss of power.
+    """
+    with suppress(sqlite3.Error):
+        # What was made before goes into the file, and the log is empty.
+        ((busy, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return not busy
+    with suppress(sqlite3.Error):
+        # Where that is not possible now, something else is written in its place, so that the log ends there.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(TOUCH)
+    return False
 
 
 def _reason(error: sqlite3.Error) -> str:

@@ -15,7 +15,7 @@ import xxhash
 
 from hadakv_kernels import Encoded
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed
-from hadakv_service.tiers.database import open_database
+from hadakv_service.tiers.database import TOUCH, open_database, strike_out
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class SqliteTier:
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
         self._sql = open_database(directory)
+        # Whether the log is known to have nothing that failed.
+        self._certain = True
         # Pages of sessions that were never written as a whole are nobody's once the process has ended.
         self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
         count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
@@ -62,13 +64,21 @@ class SqliteTier:
     def transaction(self, *, sync: bool = False) -> Iterator["_Transaction"]:
         """Changes, made at the end of the block."""
         change = _Transaction(self._sql)
+        if sync and not self._certain:
+            self._certain = strike_out(self._sql)
+            if not self._certain:
+                raise TierFailed("the disk has failed to sync, and still does")
+        committing = False
         try:
             self._sql.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
             self._sql.execute("BEGIN IMMEDIATE")
             yield change
+            committing = True
             self._sql.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
+            if committing and getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
+                self._certain = strike_out(self._sql)
             log.error("the disk tier could not be written: %s; make room or mend the disk, the service goes on", error)
             raise TierFailed(str(error)) from error
         except BaseException:
@@ -147,7 +157,7 @@ class SqliteTier:
     def check(self) -> None:
         """See whether it can be written."""
         with self.transaction():
-            self._sql.execute("REPLACE INTO about VALUES ('checked', datetime())")
+            self._sql.execute(TOUCH)
 
     def coldest(self, skip: Collection[Key]) -> Key | None:
         """Who was used least recently among those that are not permanent."""
