@@ -60,8 +60,12 @@ class Room:
         except TierError:
             return False
 
-    def end(self, key: Key) -> None:
+    def end(self, key: Key, *, sync: bool = True) -> None:
         """Forget a session wherever it is; nothing happens if there is none.
+
+        Args:
+            key: whose.
+            sync: whether it must not come back after a loss of power, which others of its name would be taken for.
 
         Raises:
             TierUnavailable: the tier keeps it; nothing happened.
@@ -74,7 +78,6 @@ class Room:
             if nbytes is None:
                 return
             if entry is None or entry.saved:
-                sync = entry is not None and entry.session.durability == "ack"
                 self._residence.write([], removed=[key], sync=sync)
         except TierError as error:
             raise TierUnavailable(f"The session cannot be removed from disk: {error}.") from error
@@ -86,8 +89,8 @@ class Room:
         self._entries.forget(key)
         self._residence.let_go(entry.session.all_pages())
 
-    def _evict(self, key: Key) -> None:
-        self.end(key)
+    def _evict(self, key: Key, *, sync: bool = True) -> None:
+        self.end(key, sync=sync)
         self.evictions += 1
 
     def in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
@@ -203,9 +206,11 @@ class Room:
             kept = _keys(keep)
             if tier.kept_nbytes(kept) + nbytes > tier.budget:
                 raise NoRoomBelow(f"The disk budget of {tier.budget} bytes has no room for {nbytes} more.")
-            while tier.used + nbytes > tier.budget:
-                self._evict(self._coldest(kept))
-                self._residence.drop_loose()
+            if tier.used + nbytes > tier.budget:
+                while tier.used + nbytes > tier.budget:
+                    self._evict(self._coldest(kept), sync=False)
+                    self._residence.drop_loose()
+                tier.sync()
         except TierError as error:
             raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
 

@@ -127,3 +127,44 @@ def test_once_the_disk_syncs_again_all_goes_on(place: Place) -> None:
 
     with place.service() as caller:
         assert tokens(caller, "a") == 400
+
+
+def test_what_is_acknowledged_outlives_a_loss_of_power(place: Place) -> None:
+    with place.service("--durability", "ack", power=True) as caller:
+        for start, stop in ((0, 1), (1, 257), (257, 400)):
+            append(caller, "a", start, stop)
+        caller.post("/sessions/a/fork", {"id": "b", "length": 300})
+        caller.post("/sessions/a/truncate", {"length": 7})
+
+    with place.service() as caller:
+        assert (tokens(caller, "a"), tokens(caller, "b")) == (7, 300)
+
+
+@pytest.mark.parametrize("durability", ["ack", "spill"])
+def test_what_was_deleted_or_cut_does_not_come_back_after_a_loss_of_power(place: Place, durability: str) -> None:
+    with place.orderly("--durability", durability) as caller:
+        for name in "abc":
+            append(caller, name, 0, 400)
+
+    with place.service("--durability", durability, power=True) as caller:
+        assert caller.post("/sessions/b/truncate", {"length": 3}).status == 200
+        assert caller.delete("/sessions/a").status == 204
+
+    with place.service() as caller:
+        assert tokens(caller, "a") == 0
+        assert tokens(caller, "b") == (3 if durability == "ack" else 0)
+        assert tokens(caller, "c") == 400
+
+
+def test_who_had_to_go_does_not_come_back_after_a_loss_of_power(place: Place) -> None:
+    with place.orderly() as caller:
+        for name in "abc":
+            append(caller, name, 0, 400)
+
+    with place.service("--disk-budget", "200KiB", "--memory-budget", "48KiB", power=True) as caller:
+        append_in_parts(caller, "d")
+        gone = [name for name in "abc" if not tokens(caller, name)]
+
+    assert gone
+    with place.service() as caller:
+        assert [tokens(caller, name) for name in gone] == [0] * len(gone)

@@ -145,6 +145,14 @@ class Tier(Protocol):
         """
         ...
 
+    def sync(self) -> None:
+        """Let all that was changed outlive a loss of power.
+
+        Raises:
+            TierFailed: it may not.
+        """
+        ...
+
     def content(self, row: int) -> Content:
         """Read a page.
 

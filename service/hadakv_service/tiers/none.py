@@ -22,6 +22,9 @@ class NoTier:
         """There can be none."""
         raise TierFailed("there is nothing below memory" + (" to keep this in" if sync else ""))
 
+    def sync(self) -> None:
+        """There is nothing to be lost."""
+
     def content(self, row: int) -> Content:
         """There is no page."""
         raise Damaged(f"there is no page {row}")

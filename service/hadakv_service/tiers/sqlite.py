@@ -87,6 +87,12 @@ class SqliteTier:
         self.used += change.used
         self.sessions += change.sessions
 
+    def sync(self) -> None:
+        """Let all that was changed outlive a loss of power."""
+        # What has nothing to write would not sync either.
+        with self.transaction(sync=True):
+            self._sql.execute(TOUCH)
+
     def _roll_back(self) -> None:
         if self._sql.in_transaction:
             try:
