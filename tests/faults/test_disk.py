@@ -3,6 +3,8 @@
 import errno
 import random
 import shutil
+import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,3 +170,36 @@ def test_who_had_to_go_does_not_come_back_after_a_loss_of_power(place: Place) ->
     assert gone
     with place.service() as caller:
         assert [tokens(caller, name) for name in gone] == [0] * len(gone)
+
+
+def orphans(data: Path) -> int:
+    """Pages in the file that no session holds."""
+    connection = sqlite3.connect(data / "sessions.hadakv")
+    (count,) = connection.execute("SELECT COUNT(*) FROM pages WHERE id NOT IN (SELECT page FROM holds)").fetchone()
+    connection.close()
+    return int(count)
+
+
+def test_a_start_on_a_full_disk_gives_what_there_is(place: Place) -> None:
+    with place.service("--memory-budget", "48KiB") as caller:
+        caller.put("/sessions/a", {"durability": "ack"})
+        append(caller, "a", 0, 100)
+        append_in_parts(caller, "b")
+    assert orphans(place.data)
+
+    place.interposed.arm(Action.FULL, {Call.WRITE}, times=ALWAYS)
+    with place.service("--durability", "ack") as caller:
+        assert tokens(caller, "a") == 100
+        assert append(caller, "a", 100, 400) == 507
+        place.interposed.disarm()
+        assert append(caller, "a", 100, 400) == 200
+
+
+def test_a_disk_too_full_for_anything_is_no_riddle(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    place.interposed.arm(Action.FULL, {Call.WRITE}, times=ALWAYS)
+
+    with pytest.raises(AssertionError, match="database or disk is full"), place.service():
+        pass
+
+    assert sys.platform == "linux"
+    assert capfd.readouterr().err == ""

@@ -46,8 +46,11 @@ class SqliteTier:
         self._sql = open_database(directory)
         # Whether the log is known to have nothing that failed.
         self._certain = True
-        # Pages of sessions that were never written as a whole are nobody's once the process has ended.
-        self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
+        try:
+            # Pages of sessions that were never written as a whole are nobody's once the process has ended.
+            self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
+        except sqlite3.Error as error:
+            log.error("%s: pages that nobody needs stay, as they cannot be removed: %s", directory, error)
         count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
         self.sessions = int(self._one("SELECT COUNT(*) FROM sessions")[0])
         self.used = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
