@@ -56,7 +56,7 @@ class Room:
     def _fits_below(self, nbytes: int, keep: Collection[Hashable]) -> bool:
         tier = self._tier
         try:
-            return tier.used + nbytes <= tier.budget or tier.kept_nbytes(_keys(keep)) + nbytes <= tier.budget
+            return nbytes <= tier.room or tier.kept_nbytes(_keys(keep)) + nbytes <= tier.used + tier.room
         except TierError:
             return False
 
@@ -117,7 +117,7 @@ class Room:
             for key, entry in self._entries.oldest(_SOME):
                 while (excess := nbytes - self._ledger.free) > 0:
                     pages = self._to_leave(entry, excess) if self.can_leave(entry) else []
-                    if not pages or self._tier.used + self._new_nbytes(pages) > self._tier.budget:
+                    if not pages or self._new_nbytes(pages) > self._tier.room:
                         break
                     self._spill(pages, [])
                 if excess <= 0:
@@ -199,15 +199,15 @@ class Room:
             NoRoomBelow: they do not fit even then. Nobody was ended.
         """
         tier = self._tier
-        if tier.used + nbytes <= tier.budget:
-            return
         try:
+            if nbytes <= tier.room:
+                return
             self._residence.drop_loose()
-            kept = _keys(keep)
-            if tier.kept_nbytes(kept) + nbytes > tier.budget:
-                raise NoRoomBelow(f"The disk budget of {tier.budget} bytes has no room for {nbytes} more.")
-            if tier.used + nbytes > tier.budget:
-                while tier.used + nbytes > tier.budget:
+            kept, limit = _keys(keep), tier.used + tier.room
+            if tier.kept_nbytes(kept) + nbytes > limit:
+                raise NoRoomBelow(f"On disk there is room for {limit} bytes, not for {nbytes} more.")
+            if nbytes > tier.room:
+                while nbytes > tier.room:
                     self._evict(self._coldest(kept), sync=False)
                     self._residence.drop_loose()
                 tier.sync()

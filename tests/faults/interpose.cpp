@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -28,6 +29,7 @@ struct Control {
     volatile int32_t acted;
     volatile int64_t after;  // so many of those calls go through first
     volatile int64_t times;  // then so many do not
+    volatile int64_t taken;  // whether the disk says that it has nothing free
 };
 
 struct Record {
@@ -162,6 +164,15 @@ int truncate_to(int fd, off64_t length) {
     return real(fd, length);
 }
 
+template <typename About>
+int about_disk(const char* path, About* about, const char* symbol) {
+    int result = next<int (*)(const char*, About*)>(symbol)(path, about);
+    size_t length = strlen(directory);
+    if (result == 0 && control->taken && length && strncmp(path, directory, length - 1) == 0)
+        about->f_bavail = about->f_bfree = 0;
+    return result;
+}
+
 }  // namespace
 
 extern "C" {
@@ -180,6 +191,9 @@ int fdatasync(int fd) {
     static auto real = next<int (*)(int)>("fdatasync");
     return sync(fd, real);
 }
+
+int statvfs(const char* path, struct statvfs* about) { return about_disk(path, about, "statvfs"); }
+int statvfs64(const char* path, struct statvfs64* about) { return about_disk(path, about, "statvfs64"); }
 
 int unlink(const char* path) {
     static auto real = next<int (*)(const char*)>("unlink");

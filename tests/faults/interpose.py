@@ -42,6 +42,7 @@ class _Control(ctypes.Structure):
         ("acted", ctypes.c_int32),
         ("after", ctypes.c_int64),
         ("times", ctypes.c_int64),
+        ("taken", ctypes.c_int64),
     )
 
 
@@ -84,6 +85,11 @@ class Interposed:
     def disarm(self) -> None:
         """Let every call go through again."""
         self._control.action = Action.NOTHING
+        self._control.taken = False
+
+    def take_all_room(self) -> None:
+        """Let the disk say that it has nothing free, though it takes what is written."""
+        self._control.taken = True
 
     @property
     def acted(self) -> int:

@@ -195,6 +195,18 @@ def test_a_start_on_a_full_disk_gives_what_there_is(place: Place) -> None:
         assert append(caller, "a", 100, 400) == 200
 
 
+def test_where_the_disk_has_no_room_left_deleting_makes_some(place: Place) -> None:
+    with place.service("--durability", "ack") as caller:
+        assert [append(caller, name, 0, 400) for name in "ab"] == [201, 201]
+        place.interposed.take_all_room()
+        caller.append("c", K, V).problem(507, "insufficient-storage")
+        assert caller.delete("/sessions/a").status == 204
+        assert append(caller, "c", 0, 400) == 201
+
+    with place.service() as caller:
+        assert [tokens(caller, name) for name in "abc"] == [0, 400, 400]
+
+
 def test_a_disk_too_full_for_anything_is_no_riddle(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     place.interposed.arm(Action.FULL, {Call.WRITE}, times=ALWAYS)
 

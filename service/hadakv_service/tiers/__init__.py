@@ -133,6 +133,15 @@ class Tier(Protocol):
     used: int
     sessions: int
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be added now.
+
+        Raises:
+            TierFailed: nobody knows.
+        """
+        ...
+
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
         ...

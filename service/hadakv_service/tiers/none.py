@@ -12,6 +12,7 @@ class NoTier:
     name = "none"
     budget = 0
     used = 0
+    room = 0
     sessions = 0
 
     def cost(self, nbytes: int) -> int:

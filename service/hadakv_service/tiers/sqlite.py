@@ -15,7 +15,7 @@ import xxhash
 
 from hadakv_kernels import Encoded
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed
-from hadakv_service.tiers.database import TOUCH, open_database, strike_out
+from hadakv_service.tiers.database import BLOCK_NBYTES, TOUCH, free_nbytes, open_database, strike_out
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class SqliteTier:
 
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
+        self._directory = directory
         self._sql = open_database(directory)
         # Whether the log is known to have nothing that failed.
         self._certain = True
@@ -54,6 +55,14 @@ class SqliteTier:
         count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
         self.sessions = int(self._one("SELECT COUNT(*) FROM sessions")[0])
         self.used = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be added now: of what the budget allows as much as the disk has."""
+        with self._reading():
+            (idle,) = self._one("PRAGMA freelist_count")
+        # What is added to the file is in its log before.
+        return min(self.budget - self.used, idle * BLOCK_NBYTES + free_nbytes(self._directory) // 2)
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
