@@ -260,7 +260,8 @@ class Store:
         """Forget every session in memory that has expired."""
         with suppress(TierUnavailable):
             for key in self._entries.all_expired():
-                self._room.end(key)
+                # Who comes back after a loss of power has expired then, too.
+                self._room.end(key, sync=False)
 
     def tend(self) -> None:
         """What has to be done now and then: forget who has expired, tell the tier who was used, let it shrink."""
@@ -269,7 +270,7 @@ class Store:
             self._settling.note_uses(self._entries.mortal())
             for key in self.tier.expired(self._entries.clock()):
                 if key not in self._entries:
-                    self._room.end(key)
+                    self._room.end(key, sync=False)
             self.residence.drop_loose()
             self.tier.tidy()
 

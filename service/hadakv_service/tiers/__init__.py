@@ -135,6 +135,15 @@ class Tier(Protocol):
     sessions: int
     failures: int
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be added now.
+
+        Raises:
+            TierFailed: nobody knows.
+        """
+        ...
+
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
         ...
@@ -144,6 +153,14 @@ class Tier(Protocol):
 
         Raises:
             TierFailed: they could not be made.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Let all that was changed outlive a loss of power.
+
+        Raises:
+            TierFailed: it may not.
         """
         ...
 
