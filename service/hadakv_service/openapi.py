@@ -1,6 +1,7 @@
-"""The OpenAPI document: what FastAPI derives from the routes, and what only we know: msgpack bodies and answers."""
+"""The OpenAPI document: what FastAPI derives from the routes, and what only we know: bodies, answers and problems."""
 
 import base64
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -8,66 +9,115 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hadakv_service import wire
-from hadakv_service.errors import ServiceError
+from hadakv_kernels import BITS, HEAD_DIMS
+from hadakv_kernels.codec import CHOICES
+from hadakv_service import answers, problem_schemas, wire
+from hadakv_service.errors import (
+    AnswerTooLarge,
+    BodyTooLarge,
+    Busy,
+    CodecMismatch,
+    InsufficientStorage,
+    InvalidRequest,
+    MalformedBody,
+    NonFinite,
+    PositionConflict,
+    SessionDamaged,
+    SessionExists,
+    SessionNotFound,
+    ShapeMismatch,
+    TierUnavailable,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 from hadakv_service.media import JSON, MSGPACK
+from hadakv_service.session import MAX_LAYERS
 
 SUMMARY = "Keeps the KV caches of language models compressed, keyed by session."
 DESCRIPTION = """
 Bodies are msgpack. A tensor is `{"dtype", "shape", "data"}`, C order, little-endian, `data` a msgpack bin. In this
 document's examples bins are shown as base64; each example also stands as `x-msgpack-base64`, the very bytes to send.
+
+Every call but the probes needs a token where the service runs with a token file, and none where it does not.
 """
 
-_TENSOR = {"$ref": "#/components/schemas/Tensor"}
-_BODIES = {
-    "AppendBody": wire.AppendBody,
-    "SessionBody": wire.SessionBody,
-    "TruncateBody": wire.TruncateBody,
-    "ForkBody": wire.ForkBody,
-    "EncodeBody": wire.EncodeBody,
-    "DecodeBody": wire.DecodeBody,
+Schema = dict[str, Any]
+_SESSION_ID = {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}$"}
+_REF = "#/components/schemas/{name}"
+_BODIES = (wire.AppendBody, wire.SessionBody, wire.TruncateBody, wire.ForkBody, wire.EncodeBody, wire.DecodeBody)
+_ANSWERS = (
+    *(answers.Appended, answers.Range, answers.SessionInfo, answers.SessionList, answers.Codecs),
+    *(answers.Packed, answers.Values, answers.Encoded, answers.Health, answers.Readiness),
+)
+_ANY = (Unauthorized, InvalidRequest, Busy)
+_BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType)
+_STORED = (SessionDamaged, TierUnavailable)
+_CONFLICTS = (ShapeMismatch, CodecMismatch, PositionConflict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call reads and answers.
+
+    Attributes:
+        name: the operationId, from which programs that write clients make a function's name.
+        answers: the answer's schema by status; None for an answer without a body.
+        problems: the kinds of problem it may answer.
+        body: the schema of the request's body.
+        json: whether the body may be JSON, and the answer is unless msgpack is asked for.
+    """
+
+    name: str
+    answers: dict[int, str | None]
+    problems: tuple[problem_schemas.Kind, ...]
+    body: str | None = None
+    json: bool = True
+    parameters: list[Schema] = field(default_factory=list)
+
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "With `return=minimal` the answer has neither `k` nor `v`.",
+    "schema": {"type": "string", "examples": ["return=minimal"]},
 }
-_STREAM = {
-    "type": "object",
-    "description": "`packed` and `norms`, or `values` where the kind is float16 or a decoded form was asked for.",
-    "properties": {"packed": _TENSOR, "norms": _TENSOR, "values": _TENSOR},
-}
-_INT = {"type": "integer"}
-_ANSWERS: dict[str, Any] = {
-    "Appended": {
-        "type": "object",
-        "properties": {"session": {"type": "string"}, "position": _INT, "tokens": _INT, "length": _INT}
-        | {"k": {"$ref": "#/components/schemas/Stream"}, "v": {"$ref": "#/components/schemas/Stream"}},
-    },
-    "Range": {
-        "type": "object",
-        "properties": {"start": _INT, "stop": _INT, "length": _INT}
-        | {"k": {"$ref": "#/components/schemas/Stream"}, "v": {"$ref": "#/components/schemas/Stream"}},
-    },
-    "Stream": _STREAM,
-    "Problem": {
-        "type": "object",
-        "description": "RFC 9457, with further members for some kinds.",
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": _INT,
-            "detail": {"type": "string"},
-        },
-    },
-}
-# (path, method) -> body, answer, statuses of the problems it may answer besides 401 and 422.
-_OPERATIONS: dict[tuple[str, str], tuple[str | None, str | None, tuple[int, ...]]] = {
-    ("/sessions/{id}/kv", "post"): ("AppendBody", "Appended", (400, 409, 413, 415, 503, 507)),
-    ("/sessions/{id}/kv", "get"): (None, "Range", (404, 503)),
-    ("/sessions/{id}", "put"): ("SessionBody", None, (400, 409, 413, 415, 503, 507)),
-    ("/sessions/{id}", "get"): (None, None, (404, 503)),
-    ("/sessions", "get"): (None, None, (503,)),
-    ("/sessions/{id}", "delete"): (None, None, (404, 503)),
-    ("/sessions/{id}/truncate", "post"): ("TruncateBody", None, (400, 404, 413, 415, 503)),
-    ("/sessions/{id}/fork", "post"): ("ForkBody", None, (400, 404, 409, 413, 415, 503, 507)),
-    ("/encode", "post"): ("EncodeBody", "Stream", (400, 413, 415, 503)),
-    ("/decode", "post"): ("DecodeBody", "Stream", (400, 413, 415, 503)),
+CALLS = {
+    ("/sessions/{id}/kv", "post"): Call(
+        "append",
+        {200: "Appended", 201: "Appended"},
+        (*_ANY, *_BODY, *_STORED, *_CONFLICTS, NonFinite, InsufficientStorage),
+        "AppendBody",
+        json=False,
+        parameters=[_PREFER],
+    ),
+    ("/sessions/{id}/kv", "get"): Call(
+        "read", {200: "Range"}, (*_ANY, *_STORED, SessionNotFound, AnswerTooLarge), json=False
+    ),
+    ("/sessions/{id}", "put"): Call(
+        "create",
+        {200: "SessionInfo", 201: "SessionInfo"},
+        (*_ANY, *_BODY, *_STORED, SessionExists, InsufficientStorage),
+        "SessionBody",
+    ),
+    ("/sessions/{id}", "get"): Call("show", {200: "SessionInfo"}, (*_ANY, *_STORED, SessionNotFound)),
+    ("/sessions/{id}", "delete"): Call("delete", {204: None}, (*_ANY, TierUnavailable, SessionNotFound)),
+    ("/sessions", "get"): Call("list", {200: "SessionList"}, (*_ANY, TierUnavailable)),
+    ("/sessions/{id}/truncate", "post"): Call(
+        "truncate",
+        {200: "SessionInfo"},
+        (*_ANY, *_BODY, *_STORED, SessionNotFound, InsufficientStorage),
+        "TruncateBody",
+    ),
+    ("/sessions/{id}/fork", "post"): Call(
+        "fork",
+        {201: "SessionInfo"},
+        (*_ANY, *_BODY, *_STORED, SessionNotFound, SessionExists, InsufficientStorage),
+        "ForkBody",
+    ),
+    ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
+    ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, AnswerTooLarge), "DecodeBody", json=False),
+    ("/healthz", "get"): Call("healthz", {200: "Health"}, ()),
+    ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (Busy,)),
 }
 
 
@@ -86,11 +136,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
     base = get_openapi(
         title=app.title, version=app.version, summary=SUMMARY, description=DESCRIPTION, routes=app.routes
     )
-    components = base.setdefault("components", {}).setdefault("schemas", {})
-    components.update(_schemas())
-    for (path, method), (body, answer, statuses) in _OPERATIONS.items():
+    base["components"] = {
+        "schemas": _schemas(),
+        "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+    }
+    for (path, method), call in CALLS.items():
         operation = base["paths"].setdefault(path, {}).setdefault(method, _append_operation())
-        _complete(operation, path, body, answer, statuses)
+        _complete(operation, path, call)
     return base
 
 
@@ -99,53 +151,75 @@ def _append_operation() -> dict[str, Any]:
     return {
         "summary": "Append",
         "description": "Encode K and V and keep them at the end of the session, creating it if need be.",
-        "operationId": "append",
-        "responses": {},
     }
 
 
-def _complete(
-    operation: dict[str, Any], path: str, body: str | None, answer: str | None, statuses: tuple[int, ...]
-) -> None:
+def _complete(operation: dict[str, Any], path: str, call: Call) -> None:
+    operation["operationId"] = call.name
+    parameters = [p for p in operation.get("parameters", []) if p["name"] != "id"] + call.parameters
     if "{id}" in path:
-        pattern = {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}$"}
-        others = [p for p in operation.get("parameters", []) if p["name"] != "id"]
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": pattern}, *others]
-    if body:
-        media = {"schema": {"$ref": f"#/components/schemas/{body}"}, "examples": _examples(body)}
-        operation["requestBody"] = {"required": body != "SessionBody", "content": {MSGPACK: media}}
-        if body in ("SessionBody", "TruncateBody", "ForkBody"):
-            operation["requestBody"]["content"][JSON] = {"schema": media["schema"]}
-    if answer:
-        content = {MSGPACK: {"schema": {"$ref": f"#/components/schemas/{answer}"}}}
-        operation["responses"]["200"] = {"description": "Done", "content": content}
-    if body in ("AppendBody", "SessionBody"):
-        operation["responses"]["201"] = operation["responses"].get("200", {}) | {"description": "Created"}
-    for status in (*statuses, 401, 422):
-        content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        operation["responses"][str(status)] = {"description": _titles(status), "content": content}
+        parameters.insert(0, {"name": "id", "in": "path", "required": True, "schema": _SESSION_ID})
+    if parameters:
+        operation["parameters"] = parameters
+    if call.body:
+        content = {MSGPACK: {"schema": _reference(call.body), "examples": _examples(call.body)}}
+        if call.json:
+            content[JSON] = {"schema": _reference(call.body)}
+        operation["requestBody"] = {"required": call.body != "SessionBody", "content": content}
+    told = {str(status): _answer(status, answer, json=call.json) for status, answer in call.answers.items()}
+    operation["responses"] = told | problem_schemas.responses(call.problems)
+    # Nothing, or a token: which of the two is up to the service's settings.
+    operation["security"] = [{}, {"token": []}] if Unauthorized in call.problems else []
 
 
-def _titles(status: int) -> str:
-    kinds, titles = [ServiceError], []
-    while kinds:
-        kind = kinds.pop(0)
-        kinds += kind.__subclasses__()
-        if kind.status == status and "slug" in vars(kind):
-            titles.append(f"{kind.title} (`{kind.slug}`)")
-    return "; ".join(titles)
+def _answer(status: int, answer: str | None, *, json: bool) -> dict[str, Any]:
+    description = "Created" if status == 201 else "Done"
+    if answer is None:
+        return {"description": description}
+    kinds = (JSON, MSGPACK) if json else (MSGPACK,)
+    return {"description": description, "content": {kind: {"schema": _reference(answer)} for kind in kinds}}
 
 
-def _schemas() -> dict[str, Any]:
-    def schema_of(kind: type) -> dict[str, Any]:
-        if kind is memoryview:
-            return {"type": "string", "format": "binary", "description": "msgpack bin"}
-        raise NotImplementedError(kind)
+def _reference(name: str) -> Schema:
+    return {"$ref": _REF.format(name=name)}
 
-    _, components = msgspec.json.schema_components(
-        tuple(_BODIES.values()), schema_hook=schema_of, ref_template="#/components/schemas/{name}"
-    )
-    return components | _ANSWERS
+
+def _schemas() -> dict[str, Schema]:
+    _, made = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template=_REF)
+    made["ForkBody"]["properties"]["id"] = _SESSION_ID
+    made["SessionBody"]["properties"]["layers"]["anyOf"][0]["maximum"] = MAX_LAYERS
+    made["Tensor"]["properties"]["data"] = {"type": "string", "format": "binary", "description": "msgpack bin"}
+    for name in ("CodecOptions", "CodecPair"):
+        made[name]["properties"] |= {
+            option: {"anyOf": [schema, {"type": "null"}], "default": None} for option, schema in _codec().items()
+        }
+    made["DecodeBody"]["properties"]["head_dim"] = {"enum": list(HEAD_DIMS)}
+    made["SessionBody"]["properties"]["head_dim"] = {"enum": [*HEAD_DIMS, None], "default": None}
+    made["Stream"] = {"oneOf": [_reference("Packed"), _reference("Values")]}
+    made["Codec"] = {
+        "type": "object",
+        "description": "A codec with all of its options; the ablation factor only where it is set.",
+        "properties": _codec(),
+        "required": [option for option in _codec() if option != "d512_scale"],
+    }
+    return {name: _plain(schema) for name, schema in made.items()} | problem_schemas.schemas()
+
+
+def _codec() -> dict[str, Schema]:
+    """The schema of each option of a codec."""
+    choices = {option: {"enum": list(allowed)} for option, allowed in CHOICES.items()}
+    return {"bits": {"enum": list(BITS)}, **choices, "d512_scale": {"type": "number", "exclusiveMinimum": 0}}
+
+
+def _plain(schema: Any) -> Any:
+    """The same schema, where a reference says all there is to say."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(schema.get("$ref"), str):
+        return {"$ref": schema["$ref"]}
+    return {key: _plain(part) for key, part in schema.items()}
 
 
 def _examples(body: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_kernels import Backend, CodecSpec, Encoded
-from hadakv_service import wire
+from hadakv_service import answers, wire
 from hadakv_service.append import Append, Appended, AppendJob, on_host
 from hadakv_service.context import Context, context, session_key
 from hadakv_service.errors import AnswerTooLarge, InvalidRequest
@@ -44,9 +44,9 @@ async def store(service: Context, key: Key, body: wire.Buffer) -> Appended:
     return await service.device.run(job)
 
 
-def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, object]:
+def answer(session: str, appended: Appended, *, minimal: bool) -> answers.Appended:
     """What an append answers."""
-    told: dict[str, object] = {
+    told: answers.Appended = {
         "session": session,
         "position": appended.position,
         "tokens": appended.tokens,
@@ -54,7 +54,8 @@ def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, obje
     }
     if not minimal:
         k_spec, v_spec = appended.specs
-        told |= {"k": wire.stream(appended.k, k_spec), "v": wire.stream(appended.v, v_spec)}
+        told["k"] = wire.stream(appended.k, k_spec)
+        told["v"] = wire.stream(appended.v, v_spec)
     return told
 
 
@@ -74,7 +75,7 @@ async def read(
     if layout == "ring" and (start, stop) != (None, None):
         raise InvalidRequest([("layout", "a ring is the whole window: it takes no start or stop")])
 
-    def work() -> dict[str, object]:
+    def work() -> answers.Range:
         session = service.store.get(key).session
         service.store.touch(key)
         if layout == "ring" and session.window is None:
@@ -99,13 +100,13 @@ def _read(
     wanted: tuple[int | None, int | None, tuple[int, int] | None],
     form: Form,
     ring: int | None,
-) -> dict[str, object]:
+) -> answers.Range:
     """The answer to a read, as a ring of so many rows or in order: runs on the device's thread."""
     a, b, start, stop = session.range(*wanted)
     _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
-    answer: dict[str, object] = {"start": start, "stop": stop, "length": length}
+    answer: answers.Range = {"start": start, "stop": stop, "length": length, "k": None, "v": None}
     if not session.has_shape:
-        return answer | {"k": None, "v": None}
+        return answer
     rows = (b - a) * (session.kv_heads or 0) * (ring or stop - start)
     check_answer(service, "layout" if ring else "stop", rows * sum(row_nbytes(spec, form) for spec in session.specs))
     page = session.read(a, b, start, stop, service.backend)
@@ -113,7 +114,8 @@ def _read(
     parts = {name: _in_form(service.backend, stream, spec, form) for name, stream, spec in streams}
     if ring:
         parts = {name: {key: _ring(array, start, ring) for key, array in part.items()} for name, part in parts.items()}
-    return answer | {name: {key: wire.tensor(x) for key, x in part.items()} for name, part in parts.items()}
+    told = {name: {key: wire.tensor(x) for key, x in part.items()} for name, part in parts.items()}
+    return {**answer, "k": told["k"], "v": told["v"]}
 
 
 def _ring(array: NDArray[Any], start: int, rows: int) -> NDArray[Any]:
