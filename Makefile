@@ -1,5 +1,6 @@
-# Targets: demo serve test check bench bench-gpu mutants load install-launchd clean. Each makes what it needs and skips what is there.
-#   make test ARGS="-k append"      passes arguments on, as demo, serve, bench and load do
+# Targets: demo serve test check bench bench-gpu gpu-matrix mutants load install-launchd clean. Each makes what it needs
+# and skips what is there.
+#   make test ARGS="-k append"      passes arguments on, as demo, serve, bench, gpu-matrix and load do
 #   make test WHEEL=1               tests the built wheel instead of the sources in place; CI always does
 # Written for GNU make 3.81, the one on a Mac.
 
@@ -19,7 +20,7 @@ else
 INSTALLED := $(VENV)/editable
 endif
 
-.PHONY: demo serve test check bench bench-gpu mutants load install-launchd clean
+.PHONY: demo serve test check bench bench-gpu gpu-matrix mutants load install-launchd clean
 
 demo: $(INSTALLED)
 	@$(RUN) clients/demo/demo.py $(ARGS)
@@ -41,10 +42,14 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(RUN) tests/bench/codec.py $(ARGS)
 	@$(RUN) tests/bench/http.py $(ARGS)
+	@$(RUN) tests/bench/sessions.py $(ARGS)
 
 bench-gpu: $(INSTALLED)
 	@$(RUN) tests/bench/gpu.py $(ARGS)
 	@$(RUN) tests/bench/gpu_service.py
+
+gpu-matrix: $(INSTALLED)
+	@$(RUN) tests/gpu/matrix.py $(ARGS)
 
 mutants: $(INSTALLED)
 	@$(RUN) tests/metal/mutants.py $(ARGS)

@@ -24,13 +24,15 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     **{name: partial(GpuBackend, name) for name in GPUS_HERE},
 }
 
-# Services the client's suite runs against: what Python runs, and the backend it is told to use.
+# Services the client's suite runs against: what Python runs, and the backend it is told to use. Where a test does not
+# say, it has the first.
 MODULE = ("-m", "hadakv_service")
 ON_THE_EXECUTOR = (str(Path(__file__).parent / "metal" / "serve.py"),)
-SERVED: dict[str, tuple[Sequence[str], str]] = {
-    "auto": (MODULE, "auto"),
-    **({"cpu": (MODULE, "cpu")} if GPUS_HERE else {"metal-source": (ON_THE_EXECUTOR, "metal")}),
-}
+SERVED: dict[str, tuple[Sequence[str], str]] = (
+    {name: (MODULE, name) for name in (*GPUS_HERE, "cpu")}
+    if GPUS_HERE
+    else {"auto": (MODULE, "auto"), "metal-source": (ON_THE_EXECUTOR, "metal")}
+)
 
 
 def in_ci() -> bool:

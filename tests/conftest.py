@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[RunningService]:
     """A service with ordinary settings; each test uses session ids of its own."""
-    program, backend = SERVED[getattr(request, "param", "auto")]
+    program, backend = SERVED[getattr(request, "param", next(iter(SERVED)))]
     flags = ("--backend", backend, "--memory-budget", "1GiB", "--max-body", "256MiB")
     with running_service(*flags, program=program) as service:
         yield service

@@ -86,9 +86,10 @@ class SessionInfo:
         length: tokens of the shortest of them; 0 without any.
         nbytes: bytes stored.
         raw_nbytes: bytes the same tokens take as float16.
-        tier: where they are kept.
+        tier: where they are: "memory", "disk", or "mixed".
         window: how many tokens each layer keeps; None keeps all.
         ttl_seconds: how long the session lives unused; None lives on.
+        durability: what of it outlives the service's process: "memory", "spill" or "ack".
         created: when it was made.
         last_used: when it was last appended to or read.
         expires: when it goes unless it is used.
@@ -105,6 +106,7 @@ class SessionInfo:
     tier: str
     window: int | None
     ttl_seconds: float | None
+    durability: str
     created: datetime
     last_used: datetime
     expires: datetime | None

@@ -29,6 +29,8 @@ class SessionOptions(TypedDict, total=False):
         head_dim: elements of one vector.
         window: how many tokens each layer keeps.
         ttl_seconds: how long the session lives unused.
+        durability: what of it outlives the service's process: nothing; what had no room in memory, and all of it after
+            an orderly end; or all that was ever answered.
     """
 
     layers: int | None
@@ -36,6 +38,7 @@ class SessionOptions(TypedDict, total=False):
     head_dim: int | None
     window: int | None
     ttl_seconds: float | None
+    durability: Literal["memory", "spill", "ack"] | None
 
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

@@ -10,6 +10,7 @@ HadakvError
     ├── Unauthorized             401  missing or wrong token
     ├── NotFound                 404  no such call
     │   └── SessionNotFound           no such session, or it is another tenant's
+    ├── SessionDamaged           410  what is stored of the session is not what was written
     ├── Conflict                 409
     │   ├── ShapeMismatch             the tensors disagree with the session
     │   ├── CodecMismatch             the codec asked for is not the session's
@@ -22,6 +23,7 @@ HadakvError
     │   └── NonFinite                 NaN, infinity or overflow: `stream`, `layer`, `head`, `token`
     ├── InternalError            500  and every other 5xx
     ├── Busy                     503  to be tried again after `retry_after`
+    │   └── TierUnavailable           the disk cannot be used now
     └── InsufficientStorage      507
 
 Arguments that could never be sent are a `TypeError` or a `ValueError`, raised before anything is.
@@ -126,6 +128,12 @@ class SessionNotFound(NotFound):
     """The caller has no session of that id: never made, deleted, expired or evicted."""
 
     slug = "session-not-found"
+
+
+class SessionDamaged(Problem):
+    """What is stored of the session is not what was written; delete it and send it again."""
+
+    status, slug = 410, "session-damaged"
 
 
 class Conflict(Problem):
@@ -244,6 +252,12 @@ class Busy(Problem):
     """The service has too much to do right now."""
 
     status, slug = 503, "busy"
+
+
+class TierUnavailable(Busy):
+    """What lies below memory cannot be read or written now."""
+
+    slug = "tier-unavailable"
 
 
 class InsufficientStorage(Problem):

@@ -118,6 +118,7 @@ def session_info(document: Mapping[str, Any]) -> SessionInfo:
         tier=member(document, "tier", str),
         window=member(document, "window", int, MISSING),
         ttl_seconds=member(document, "ttl_seconds", float, int, MISSING),
+        durability=member(document, "durability", str),
         created=created,
         last_used=last_used,
         expires=None if document.get("expires") is None else _moment(document, "expires"),

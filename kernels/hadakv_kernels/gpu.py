@@ -150,7 +150,9 @@ class GpuBackend:
         return Diagnostics(encoded, scaled.reshape(x.shape), rms.reshape(*lead, -1))
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
-        """A new array on the device, joined along an axis."""
+        """A new array, joined along an axis: on the device, or in host memory where it is small."""
+        if sum(array.nbytes for array in arrays) < SMALL_NBYTES:
+            return np.concatenate([self.to_host(array) for array in arrays], axis)
         joined = mx.concatenate([_on_device(array) for array in arrays], axis)
         if len(arrays) == 1:
             # MLX gives one array back as it is, and a slice shares its memory; a sum is a new array.
@@ -217,18 +219,23 @@ def _launches(streams: Sequence[Stream]) -> list[tuple[list[int], list[int]]]:
     """Which streams are encoded together: alike ones as one array, two of one shape as a launch's two streams."""
     order = sorted(range(len(streams)), key=lambda i: _likeness(streams[i]))
     groups = [list(same) for _, same in groupby(order, key=lambda i: _likeness(streams[i]))]
-    # Two alike arrays need no joining: they are the two streams.
-    parts = [part for group in groups for part in ([[i] for i in group] if len(group) == 2 else [group])]
     pairs: list[tuple[list[int], list[int]]] = []
     waiting: dict[Any, list[int]] = {}
-    for part in parts:
-        size = sum(streams[i].x.size for i in part)
-        shape = (size, *_likeness(streams[part[0]])[:2])
+    for group in groups:
+        size = sum(streams[i].x.size for i in group)
+        shape = (size, *_likeness(streams[group[0]])[:2])
         if shape in waiting:
-            pairs.append((waiting.pop(shape), part))
+            pairs.append((waiting.pop(shape), group))
         else:
-            waiting[shape] = part
-    return pairs + [(part, []) for part in waiting.values()]
+            waiting[shape] = group
+    return pairs + [_halves(group, streams) for group in waiting.values()]
+
+
+def _halves(group: list[int], streams: Sequence[Stream]) -> tuple[list[int], list[int]]:
+    """Two alike arrays of one size need no joining: they are a launch's two streams."""
+    if len(group) == 2 and streams[group[0]].x.size == streams[group[1]].x.size:
+        return group[:1], group[1:]
+    return group, []
 
 
 def _gathered(indices: list[int], streams: Sequence[Stream]) -> Stream:

@@ -123,3 +123,5 @@ class Readiness(TypedDict):
     sessions: Natural
     used_nbytes: Natural
     budget_nbytes: Natural
+    disk_used_nbytes: Natural
+    disk_budget_nbytes: Natural

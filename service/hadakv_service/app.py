@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from pydantic import ByteSize
@@ -101,8 +101,12 @@ async def _tend(device: Device, store: Store) -> None:
     """Let the store forget who has expired, and so on, now and then."""
     while True:
         await asyncio.sleep(TEND_SECONDS)
-        with suppress(Busy):
+        try:
             await device.call(store.tend)
+        except Busy:
+            continue
+        except Exception:
+            log.exception("what has to be done now and then was not")
 
 
 def _close(store: Store, until: float) -> None:

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from hadakv_service.ledger import Ledger, beside, cost
 from hadakv_service.page import Page
@@ -83,6 +84,10 @@ class Entries:
     def first(self, skip: Collection[Hashable]) -> Key | None:
         """Who was used least recently."""
         return next((key for key in self._entries if key not in skip), None)
+
+    def oldest(self, limit: int) -> list[tuple[Key, Entry]]:
+        """Those who were used least recently."""
+        return list(islice(self._entries.items(), limit))
 
     def ordered(self, keys: Collection[Hashable]) -> Iterator[tuple[Key, Entry]]:
         """Those of the keys that are here, least recently used first."""

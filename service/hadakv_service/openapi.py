@@ -117,7 +117,7 @@ CALLS = {
     ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
     ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, AnswerTooLarge), "DecodeBody", json=False),
     ("/healthz", "get"): Call("healthz", {200: "Health"}, ()),
-    ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (Busy,)),
+    ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (Busy, TierUnavailable)),
 }
 
 

@@ -102,9 +102,10 @@ class Run:
             return self
         return replace(self, base=self.base + gone * PAGE_TOKENS, pages=self.pages[gone:], full=self.full - gone)
 
-    def read(self, layers: slice, start: int, stop: int) -> list[Page]:
+    def read(self, layers: slice, start: int, stop: int) -> Iterator[Page]:
         """The pieces that hold positions `start` to `stop` of some layers, in order, sharing memory."""
-        return [p.cut(layers, slice(None)) for p in _between(self.pages, start - self.base, stop - self.base)]
+        for piece in _between(self.pages, start - self.base, stop - self.base):
+            yield piece if layers == slice(0, self.layers) else piece.cut(layers, slice(None))
 
 
 def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:

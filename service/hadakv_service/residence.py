@@ -67,12 +67,11 @@ class Residence:
         k, v = (Encoded(to_device(stream.packed), to_device(stream.norms)) for stream in content)
         self.restores += 1
         more = page.nbytes + PAGE_NBYTES - AWAY_NBYTES
-        if page.holders:
-            if self.ledger.free < more:
-                self.make_room(more)
-            if self.ledger.free >= more:
-                page.come(k, v)
-                self.ledger.stored += more
+        if page.holders and self.ledger.free < more:
+            self.make_room(more)
+        if page.holders and self.ledger.free >= more:
+            page.come(k, v)
+            self.ledger.stored += more
         return k, v
 
     def _content(self, page: Page) -> Content:
@@ -90,16 +89,20 @@ class Residence:
         self._loose.update(page.row for page in self.ledger.let_go(pages) if page.row is not None)
 
     def drop_loose(self) -> None:
-        """Remove the rows that neither a manifest nor a session in memory needs.
+        """Remove the rows that neither a manifest nor anything in memory needs.
 
         Raises:
             TierFailed: they are still there.
         """
-        if self._loose:
-            needed = {row for row in self._loose if (page := self._known.get(row)) is not None and page.holders}
+        alive = {row: page for row in self._loose if (page := self._known.get(row)) is not None}
+        # Who lets go of them says so again.
+        self._loose -= {row for row, page in alive.items() if page.holders}
+        # Work under way may have a value of a session that nobody else has any longer.
+        rows = self._loose - alive.keys()
+        if rows:
             with self.tier.transaction() as change:
-                change.remove_pages(self._loose - needed)
-            self._loose.clear()
+                change.remove_pages(rows)
+            self._loose -= rows
 
     def write(
         self, savings: Sequence[Saving], pages: Iterable[Page] = (), removed: Iterable[Key] = (), *, sync: bool = False

@@ -1,6 +1,7 @@
 """Makes room: sessions leave memory for the tier, and end where there is none."""
 
-from collections.abc import Collection, Generator, Hashable
+from collections.abc import Collection, Generator, Hashable, Sequence
+from contextlib import suppress
 from typing import cast
 
 from hadakv_service.entries import Entries, Entry
@@ -8,10 +9,12 @@ from hadakv_service.errors import InsufficientStorage, TierUnavailable
 from hadakv_service.ledger import Ledger, least_cost
 from hadakv_service.page import Page
 from hadakv_service.residence import Residence, Saving
-from hadakv_service.tiers import Key, TierFailed
+from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
 
 # When pages have to leave memory, so much of them goes at once: one transaction is worth it, and holds nobody up.
 SPILL_NBYTES = 8 << 20
+# Sessions that are looked at for room before a page is read past memory instead.
+_SOME = 64
 
 
 class Room:
@@ -38,9 +41,21 @@ class Room:
         """Whether a session's pages may go to the tier."""
         return self._tier.budget > 0 and entry.session.durability != "memory"
 
-    def least_cost(self, entry: Entry) -> int:
-        """Bytes of memory that a session needs whatever happens to others."""
-        return least_cost(entry.session) if self.can_leave(entry) else entry.cost
+    def missing(self, nbytes: int, keep: Collection[Hashable]) -> int:
+        """How many bytes would not fit into memory beside these sessions, whatever happens to others."""
+        kept = [entry for key in keep if (entry := self._entries.get(key))]
+        more = nbytes + self._ledger.reserved - self._ledger.budget
+        as_they_are = more + sum(entry.cost for entry in kept)
+        if as_they_are <= 0 or not self._tier.budget or not self._fits_below(as_they_are, keep):
+            return as_they_are
+        return more + sum(least_cost(entry.session) if self.can_leave(entry) else entry.cost for entry in kept)
+
+    def _fits_below(self, nbytes: int, keep: Collection[Hashable]) -> bool:
+        tier = self._tier
+        try:
+            return tier.used + nbytes <= tier.budget or tier.kept_nbytes(_keys(keep)) + nbytes <= tier.budget
+        except TierError:
+            return False
 
     def end(self, key: Key) -> None:
         """Forget a session wherever it is; nothing happens if there is none.
@@ -81,16 +96,22 @@ class Room:
             yield
 
     def spill_for(self, nbytes: int) -> None:
-        """Make so many bytes free, as far as that is possible without ending anybody."""
-        try:
-            for key, entry in list(self._entries.items()):
+        """Make so many bytes free, as far as some who were not used lately can, without ending anybody.
+
+        What ties pages together is not written, as it may be under way.
+        """
+        with suppress(TierError, InsufficientStorage):
+            for key, entry in self._entries.oldest(_SOME):
                 while (excess := nbytes - self._ledger.free) > 0:
-                    if not (self.can_leave(entry) and self._spill(key, entry, excess, ())):
+                    pages = self._to_leave(entry, excess) if self.can_leave(entry) else []
+                    if not pages or self._tier.used + self._new_nbytes(pages) > self._tier.budget:
                         break
+                    self._spill(pages, [])
                 if excess <= 0:
                     return
-        except InsufficientStorage:
-            return
+                if entry.clean and not any(page.is_here for page in entry.session.all_pages()):
+                    self._residence.touch([(key, self._entries.note_used(entry))])
+                    self._leave(key, entry)
 
     def _free_others(self, excess: int, keep: Collection[Hashable]) -> bool:
         """Free some memory of who was used least recently."""
@@ -99,52 +120,64 @@ class Room:
             return False
         entry = self._entries.get(key)
         assert entry is not None
-        if self.can_leave(entry):
-            try:
-                self._spill(key, entry, excess, keep)
-            except NoRoomBelow:
-                # There is no room for it anywhere, and nobody colder who could give it up.
-                self._evict(key)
-            else:
-                if not any(page.is_here for page in entry.session.all_pages()):
-                    self._leave(key, entry)
-        else:
+        if not self.can_leave(entry):
             self._evict(key)
+            return True
+        pages = self._to_leave(entry, excess)
+        whole = len(pages) == sum(page.is_here for page in entry.session.all_pages())
+        savings = [Saving(key, entry.session, entry.created, entry.last_used, entry.saved)] if whole else []
+        try:
+            self.below(self._new_nbytes(pages), {key, *keep})
+        except NoRoomBelow:
+            # There is no room for it anywhere, and nobody colder who could give it up.
+            self._evict(key)
+            return True
+        for manifest in self._spill(pages, savings):
+            self._entries.note_saved(entry, manifest, clean=True)
+            self._leave(key, entry)
         return True
 
     def _free_these(self, excess: int, keep: Collection[Hashable]) -> bool:
-        """Free some memory of those who may not be ended."""
-        return any(
-            self.can_leave(entry) and self._spill(key, entry, excess, keep)
-            for key, entry in self._entries.ordered(keep)
-        )
+        """Free some memory of those who may not be ended; what ties their pages together is not written yet."""
+        for _, entry in self._entries.ordered(keep):
+            pages = self._to_leave(entry, excess) if self.can_leave(entry) else []
+            if pages:
+                self.below(self._new_nbytes(pages), keep)
+                self._spill(pages, [])
+                return True
+        return False
 
-    def _spill(self, key: Key, entry: Entry, excess: int, keep: Collection[Hashable]) -> bool:
-        """Let some of a session's pages leave memory, or all if it has not more; whether there was anything to do."""
+    def _to_leave(self, entry: Entry, excess: int) -> list[Page]:
+        """Pages of a session that are in memory, as many as are worth writing at a time."""
         pages: list[Page] = []
-        wanted, whole = min(max(excess, SPILL_NBYTES // 2), SPILL_NBYTES), True
+        wanted = min(max(excess, SPILL_NBYTES // 2), SPILL_NBYTES)
         for page in entry.session.all_pages():
+            if wanted <= 0:
+                break
             if page.is_here:
-                if wanted <= 0:
-                    whole = False
-                    break
                 pages.append(page)
                 wanted -= page.nbytes
-        new = [page for page in pages if page.row is None]
-        self.below(sum(self._tier.cost(page.nbytes) for page in new), {key, *keep})
-        savings = [Saving(key, entry.session, entry.created, entry.last_used, entry.saved)] if whole else []
+        return pages
+
+    def _new_nbytes(self, pages: Sequence[Page]) -> int:
+        return sum(self._tier.cost(page.nbytes) for page in pages if page.row is None)
+
+    def _spill(self, pages: Sequence[Page], savings: Sequence[Saving]) -> list[Manifest]:
+        """Write pages that are not in the tier yet, and sessions, and let the pages leave memory.
+
+        Raises:
+            InsufficientStorage: the disk takes nothing. Nothing happened.
+        """
         try:
-            manifests = self._residence.write(savings, new)
+            manifests = self._residence.write(savings, pages)
         except TierFailed as error:
             raise InsufficientStorage(
                 f"Memory is full, and so is the disk, or it cannot be written: {error}."
             ) from error
-        for manifest in manifests:
-            self._entries.note_saved(entry, manifest, clean=True)
         self._residence.spills += len(pages)
         for page in pages:
             self._ledger.leave(page)
-        return bool(pages)
+        return manifests
 
     def below(self, nbytes: int, keep: Collection[Hashable]) -> None:
         """Let so many bytes more fit into the tier, ending who was used least recently and may be ended.
@@ -157,14 +190,14 @@ class Room:
             return
         try:
             self._residence.drop_loose()
-            kept = [cast(Key, key) for key in keep]
+            kept = _keys(keep)
             if tier.kept_nbytes(kept) + nbytes > tier.budget:
                 raise NoRoomBelow(f"The disk budget of {tier.budget} bytes has no room for {nbytes} more.")
             while tier.used + nbytes > tier.budget:
                 self._evict(self._coldest(kept))
                 self._residence.drop_loose()
-        except TierFailed as error:
-            raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
+        except TierError as error:
+            raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
 
     def _coldest(self, keep: Collection[Key]) -> Key:
         """Who has something in the tier, may be ended, and was used least recently.
@@ -183,6 +216,10 @@ class Room:
             if key not in keep and not permanent and any(page.row is not None for page in entry.session.all_pages()):
                 return key
         raise NoRoomBelow("The disk budget is taken by sessions that may not be ended.")
+
+
+def _keys(keep: Collection[Hashable]) -> list[Key]:
+    return [cast(Key, key) for key in keep]
 
 
 class NoRoomBelow(InsufficientStorage):

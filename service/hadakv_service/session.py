@@ -251,13 +251,31 @@ class Session:
         """Positions `start` to `stop` of layers `a` to `b` as one page; the session must have a shape."""
         if a == b or start == stop:
             return empty(b - a, self.kv_heads or 0, self.specs)
-        across, at = [], 0
+        across = [_one(list(run.read(part, start, stop)), 2, backend) for _, run, part in self._parts(a, b)]
+        return _one(across, 0, backend)
+
+    def pieces(
+        self, a: int, b: int, start: int, stop: int, nbytes: int, backend: Backend
+    ) -> Iterator[tuple[int, int, Page]]:
+        """The same in pieces of about so many bytes, or of one page: first layer, first position, and the page."""
+        for layer, run, part in self._parts(a, b):
+            at, group = start, list[Page]()
+            for page in run.read(part, start, stop):
+                group.append(page)
+                if sum(each.nbytes for each in group) >= nbytes:
+                    yield layer, at, _one(group, 2, backend)
+                    at, group = at + sum(each.tokens for each in group), []
+            if group:
+                yield layer, at, _one(group, 2, backend)
+
+    def _parts(self, a: int, b: int) -> Iterator[tuple[int, Run, slice]]:
+        """Of the runs that have some of the layers: the first of these, the run, and which of its own they are."""
+        at = 0
         for run in self.runs:
             part = slice(max(a - at, 0), min(b - at, run.layers))
-            at += run.layers
             if part.start < part.stop:
-                across.append(_one(run.read(part, start, stop), 2, backend))
-        return _one(across, 0, backend)
+                yield at + part.start, run, part
+            at += run.layers
 
 
 def _one(pages: list[Page], axis: int, backend: Backend) -> Page:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 from hadakv_service.entries import Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError
@@ -11,7 +11,7 @@ from hadakv_service.page import Page
 from hadakv_service.residence import Residence, Saving
 from hadakv_service.room import SPILL_NBYTES, Room
 from hadakv_service.session import Session
-from hadakv_service.tiers import Key, Manifest, TierFailed
+from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Settling:
             noted, self._before = self._before, {}
             try:
                 self._write(noted)
-            except (TierFailed, InsufficientStorage) as error:
+            except (TierError, InsufficientStorage) as error:
                 reason = (
                     error
                     if isinstance(error, ServiceError)
@@ -93,15 +93,30 @@ class Settling:
             until: when to stop, by `time.monotonic`.
         """
         left = 0
-        for key, entry in self._entries.latest_first():
+        everybody = self._entries.latest_first()
+        for key, entry in everybody:
             if self._room.can_leave(entry) and not entry.clean:
                 try:
                     written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
-                except (TierFailed, InsufficientStorage) as error:
+                except (TierError, InsufficientStorage) as error:
                     log.error("session %s was not written: %s", key[1], error)
                     written = False
                 left += not written
+        try:
+            self.note_uses(everybody)
+        except TierFailed as error:
+            log.warning("when sessions were used last was not written: %s", error)
         return left
+
+    def note_uses(self, used: Iterable[tuple[Key, Entry]]) -> None:
+        """Tell the tier when those of the sessions that it has were used last.
+
+        Raises:
+            TierFailed: it was not told.
+        """
+        late = [(key, entry) for key, entry in used if entry.saved and entry.saved.last_used != entry.last_used]
+        if late:
+            self._residence.touch([(key, self._entries.note_used(entry)) for key, entry in late])
 
     def _save_in_steps(self, key: Key, entry: Entry) -> Generator[None, None, None]:
         for pages in _portions([page for page in entry.session.all_pages() if page.row is None]):

@@ -13,7 +13,7 @@ from hadakv_service.room import Room
 from hadakv_service.session import Session
 from hadakv_service.settling import Settling
 from hadakv_service.slices import to_the_end
-from hadakv_service.tiers import Key, Tier, TierFailed
+from hadakv_service.tiers import Key, Tier, TierError, TierFailed
 from hadakv_service.tiers.none import NoTier
 
 __all__ = ["Clock", "Entry", "Key", "Store"]
@@ -94,7 +94,10 @@ class Store:
             for (tenant, id_), entry in self._entries.items()
             if tenant == owner and id_.startswith(prefix) and id_ > after and not self._entries.expired(entry)
         }
-        below = self.tier.page(owner, prefix, after, limit + 1)
+        try:
+            below = self.tier.page(owner, prefix, after, limit + 1)
+        except TierError as error:
+            raise TierUnavailable(f"What is on disk cannot be listed: {error}.") from error
         for id_, manifest in below:
             entry = Entry(outline(manifest), manifest.created, manifest.last_used, manifest, clean=True)
             if (owner, id_) not in self._entries and not self._entries.expired(entry):
@@ -106,8 +109,9 @@ class Store:
         return [(id_, found[id_]) for id_ in listed[:limit]], last
 
     def touch(self, key: Key) -> None:
-        """Note that a session was used."""
-        self._entries.touch(key)
+        """Note that a session was used, unless it is gone."""
+        if self.find(key):
+            self._entries.touch(key)
 
     def reserve_growth(
         self, key: Key, session: Session, keep: Collection[Hashable], *, nbytes: int = 0, pages: int = 0
@@ -143,12 +147,12 @@ class Store:
         """
         # Before anybody is evicted the expired go.
         self.sweep()
-        kept = sum(self._room.least_cost(entry) for key in keep if (entry := self._entries.get(key)))
-        missing = nbytes + self.ledger.reserved + kept - self.ledger.budget
+        missing = self._room.missing(nbytes, keep)
         if missing > 0:
             raise InsufficientStorage(
                 f"The session needs {nbytes} bytes more; {missing} of them do not fit the memory budget of "
-                f"{self.ledger.budget} bytes even with every other session evicted.",
+                f"{self.ledger.budget} bytes even with every other session evicted"
+                f"{', and find no room on disk' if self.tier.budget else ''}.",
                 needed=nbytes,
                 budget=self.ledger.budget,
             )
@@ -237,16 +241,24 @@ class Store:
     def tend(self) -> None:
         """What has to be done now and then: forget who has expired, tell the tier who was used, let it shrink."""
         self.sweep()
-        with suppress(TierUnavailable, TierFailed):
+        with suppress(TierUnavailable, TierError):
+            self._settling.note_uses(self._entries.mortal())
             for key in self.tier.expired(self._entries.clock()):
                 if key not in self._entries:
                     self._room.end(key)
-            used = [(key, entry) for key, entry in self._entries.mortal() if entry.saved]
-            late = [(key, entry) for key, entry in used if entry.saved and entry.saved.last_used != entry.last_used]
-            if late:
-                self.residence.touch([(key, self._entries.note_used(entry)) for key, entry in late])
             self.residence.drop_loose()
             self.tier.tidy()
+
+    def check(self) -> None:
+        """See whether the tier can be written.
+
+        Raises:
+            TierUnavailable: it cannot.
+        """
+        try:
+            self.tier.check()
+        except TierFailed as error:
+            raise TierUnavailable(f"The disk cannot be written: {error}.") from error
 
     def settle(self) -> dict[Key, ServiceError]:
         """Bring the tier up to date with what was stored since; whom that failed for, and why."""

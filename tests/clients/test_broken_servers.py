@@ -30,6 +30,7 @@ K = np.ones((2, 2, 3, 64), np.float16)
 LARGE = np.ones((1, 8, 4096, 512), np.float16)
 INFO = {
     **{"session": "a", "kv_heads": 2, "head_dim": 64, "length": 0, "nbytes": 0, "raw_nbytes": 0, "tier": "memory"},
+    **{"durability": "spill"},
     **dict.fromkeys(["codec", "window", "ttl_seconds", "expires"]),
     **{"layers": [], "created": "2026-01-02T03:04:05Z", "last_used": "2026-01-02T03:04:05Z"},
 }

@@ -52,6 +52,7 @@ def info_answer(**changes: Any) -> dict[str, Any]:
         "tier": "memory",
         "window": 10,
         "ttl_seconds": 60,
+        "durability": "spill",
         "created": "2026-01-02T03:04:05Z",
         "last_used": "2026-01-02T03:04:06.5+00:00",
         "expires": None,

@@ -34,10 +34,10 @@ class Encoding:
         codecs = " and ".join(map(_words, filter(None, (self.k, self.v))))
         return f"encode{' and diagnose' if self.diagnose else ''} {self.dtype} {codecs}"
 
-    def run(self, launch: Any, x: Array, y: Array | None = None) -> list[mx.array]:
+    def run(self, launch: Any, x: Array, y: Array | None = None, platform: str = "metal") -> list[mx.array]:
         """Encode x, and y as the second stream: `[rows, head_dim]`."""
         second = () if self.v is None or y is None else (on_device(y), self.v)
-        outputs: list[mx.array] = launch.encode("metal", on_device(x), self.k, *second, diagnose=self.diagnose)
+        outputs: list[mx.array] = launch.encode(platform, on_device(x), self.k, *second, diagnose=self.diagnose)
         return outputs
 
     def plan(self, launch: Any, rows: int) -> None:
@@ -57,10 +57,10 @@ class Decoding:
     def __str__(self) -> str:
         return f"decode {_words(self.spec)} to {'' if self.inverse else 'rotated '}{self.dtype}"
 
-    def run(self, launch: Any, packed: Array, norms: Array) -> mx.array:
+    def run(self, launch: Any, packed: Array, norms: Array, platform: str = "metal") -> mx.array:
         """Decode uint8 `[rows, row_bytes]` and float32 `[rows, norms]`."""
         values: mx.array = launch.decode(
-            "metal", on_device(packed), on_device(norms), self.spec, self.dtype, inverse=self.inverse
+            platform, on_device(packed), on_device(norms), self.spec, self.dtype, inverse=self.inverse
         )
         return values
 

@@ -1,31 +1,82 @@
-"""A call on the executor gives the bits of the reference, in everything it writes."""
+"""A call gives the bits of the reference, in everything it writes: on the executor, or on a GPU."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backends import assert_same_bits
 from hadakv_kernels import CodecSpec, Encoded, reference
 from metal.calls import Array, Call, Decoding, Encoding, on_host
 from metal.vectors import hard_vectors
 
+# Some of the hard vectors: their numbers.
+Rows = slice | NDArray[np.intp]
+ALL = slice(None)
 
-def check(launch: Any, call: Call, rows: slice = slice(None)) -> None:
-    """Run a call on the hard vectors, or some of them.
+
+@dataclass(frozen=True)
+class Output:
+    """What a call wrote to one of its outputs, beside the reference's."""
+
+    call: Call
+    name: str
+    got: Array
+    expected: Array
+
+    @property
+    def differing(self) -> int:
+        """How many elements differ in a bit; all of them where even the shape or the dtype does."""
+        if (self.got.dtype, self.got.shape) != (self.expected.dtype, self.expected.shape):
+            return max(self.expected.size, 1)
+        bits = f"u{self.expected.dtype.itemsize}"
+        return int(np.count_nonzero(self.got.view(bits) != self.expected.view(bits)))
+
+    def must_be_same(self) -> None:
+        """Refuse any difference.
+
+        Raises:
+            AssertionError: there is one.
+        """
+        try:
+            assert_same_bits(self.got, self.expected)
+        except AssertionError as error:
+            raise AssertionError(f"{self.call}: {self.name}: {error}") from error
+
+
+def check(launch: Any, call: Call, rows: Rows = ALL) -> None:
+    """Run a call on the executor with the hard vectors, or some of them.
 
     Raises:
         AssertionError: it does not give the reference's bits.
         KernelFault: it does what a GPU does not define.
     """
+    for output in outputs(launch, call, rows):
+        output.must_be_same()
+
+
+def every_way(launch: Any, call: Call, rows: Rows = ALL, platform: str = "metal") -> Iterator[list[Output]]:
+    """One vector alone, all of them, and all by one threadgroup, which goes through them in strides."""
+    yield outputs(launch, call, slice(1) if isinstance(rows, slice) else rows[:1], platform)
+    yield outputs(launch, call, rows, platform)
+    with patch.object(launch, "MOST_THREADGROUPS", 1):
+        strided = outputs(launch, call, rows, platform)
+    yield strided
+
+
+def outputs(launch: Any, call: Call, rows: Rows = ALL, platform: str = "metal") -> list[Output]:
+    """Every output of a call with the hard vectors, stand-ins included."""
     if isinstance(call, Encoding):
         x = hard_vectors(call.k.head_dim, call.dtype)[rows]
-        check_encoding(launch, call, x, x[::-1].copy())
-    else:
-        check_decoding(launch, call, *stored(call.spec, rows))
+        return encoded(launch, call, x, x[::-1].copy(), platform)
+    return decoded(launch, call, *stored(call.spec, rows), platform)
 
 
-def check_encoding(launch: Any, call: Encoding, x: Array, y: Array) -> None:
-    """Every output, stand-ins included, of encoding x and, as the second stream, y."""
+def encoded(launch: Any, call: Encoding, x: Array, y: Array, platform: str = "metal") -> list[Output]:
+    """Every output of encoding x and, as the second stream, y."""
     expected = _encoded(call.k, x)
     expected += [np.zeros(1, np.uint8), np.zeros(1, np.float32)] if call.v is None else _encoded(call.v, y)
     if call.diagnose:
@@ -33,22 +84,30 @@ def check_encoding(launch: Any, call: Encoding, x: Array, y: Array) -> None:
         expected += [seen.scaled, seen.rms]
     else:
         expected += [np.zeros(1, np.float32)] * 2
-
-    outputs = [on_host(output) for output in call.run(launch, x, y)]
-
-    for name, output, values in zip(launch.ENCODE_OUTPUTS, outputs, expected, strict=True):
-        _same(call, name, output, values)
+    got = map(on_host, call.run(launch, x, y, platform))
+    return [Output(call, name, *arrays) for name, *arrays in zip(launch.ENCODE_OUTPUTS, got, expected, strict=True)]
 
 
-def check_decoding(launch: Any, call: Decoding, packed: Array, norms: Array) -> None:
+def decoded(launch: Any, call: Decoding, packed: Array, norms: Array, platform: str = "metal") -> list[Output]:
     """The values of packed rows and their norms."""
     with np.errstate(over="ignore"):
         expected = reference.decode(Encoded(packed, norms), call.spec, call.dtype, inverse=call.inverse)
+    return [Output(call, "values", on_host(call.run(launch, packed, norms, platform)), expected)]
 
-    _same(call, "values", on_host(call.run(launch, packed, norms)), expected)
+
+def check_encoding(launch: Any, call: Encoding, x: Array, y: Array) -> None:
+    """Refuse any difference in what encoding x and y gives on the executor."""
+    for output in encoded(launch, call, x, y):
+        output.must_be_same()
 
 
-def stored(spec: CodecSpec, rows: slice = slice(None)) -> tuple[Array, Array]:
+def check_decoding(launch: Any, call: Decoding, packed: Array, norms: Array) -> None:
+    """The same of decoding."""
+    for output in decoded(launch, call, packed, norms):
+        output.must_be_same()
+
+
+def stored(spec: CodecSpec, rows: Rows = ALL) -> tuple[Array, Array]:
     """Any bytes are a packed row: random ones have every index everywhere. The norms are those of hard vectors."""
     norms = reference.exact_norms(hard_vectors(spec.head_dim), spec)
     packed = np.random.default_rng(spec.row_bytes).integers(0, 256, (len(norms), spec.row_bytes), np.uint8)
@@ -58,10 +117,3 @@ def stored(spec: CodecSpec, rows: slice = slice(None)) -> tuple[Array, Array]:
 def _encoded(spec: CodecSpec, x: Array) -> list[Array]:
     encoded = reference.encode(x, spec)
     return [encoded.packed, encoded.norms if spec.norms else np.zeros(1, np.float32)]
-
-
-def _same(call: Call, name: str, got: Array, expected: Array) -> None:
-    try:
-        assert_same_bits(got, expected)
-    except AssertionError as error:
-        raise AssertionError(f"{call}: {name}: {error}") from error

@@ -22,7 +22,7 @@ class Mutation:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kernels that are asked to show it."""
-        if self.file == "launch.py":
+        if self.file in ("launch.py", "prelude_cuda.msl"):
             return "encode", "decode"
         return ("decode",) if self.file == "decode.msl" else ("encode",)
 
@@ -84,6 +84,12 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
             "if (exists) { block_sums<D>(y, y, squares); }",
             "lint, execution",
         ),
+        "a projection of nothing divided by": ("!(products[n] <= 0.0f)", "!(products[n] < 0.0f)"),
+        "a negative projection divided by": (" && !(products[n] <= 0.0f)", ""),
+        "a vector's place to read in 32 bits": ("x + ulong(row < rows", "x + (row < rows"),
+        "a row's place in 32 bits": ("stream.packed + ulong(row) *", "stream.packed + row *"),
+        "a scaled value's place in 32 bits": ("stream.scaled[ulong(row) *", "stream.scaled[row *"),
+        "a float16 vector's place in 32 bits": ("values + ulong(row) *", "values + row *"),
         "double precision": ("const float a = sign", "const double a = sign", "lint"),
         "a literal without its f": (": 0.0f, c.gain)", ": 0.0, c.gain)", "lint"),
     },
@@ -98,6 +104,8 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
         "a bit of an index lost": ("(uint(q[2]) << 8)", "(uint(q[2]) << 7)"),
         "values written that are not there": ("if (row < rows) {\n            HK_UNROLL", "{\n            HK_UNROLL"),
         "a stored vector read that is not there": ("row < rows ? row : rows - 1", "row"),
+        "a stored vector's place in 32 bits": ("const ulong there", "const uint there"),
+        "a decoded vector's place in 32 bits": ("values + ulong(row) *", "values + row *"),
     },
     "prelude_metal.msl": {
         "a bfloat16 in the wrong half": ("y[2] = float_of(words.y << 16)", "y[2] = float_of(words.y)"),
@@ -144,6 +152,66 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
             "text, execution",
         ),
     },
+    "gpu.py": {
+        "results in the order of launches": ("[results[i] for i in range(len(streams))]", "list(results.values())"),
+        "every part from the start": ("        start = stop\n", ""),
+        "other codecs taken for alike": (", *map(str, spec.codec.to_mapping().values()))", ")"),
+        "other dtypes taken for alike": ("str(stream.x.dtype), *map(", "*map("),
+        "two streams of other sizes in one launch": ("shape = (size, *_likeness", "shape = (0, *_likeness"),
+        "any group cut in two": ("if len(group) == 2 and", "if len(group) == 2 or"),
+        "streams that nothing goes with in launches of their own": (
+            "shape = (size, *_likeness",
+            "shape = (size, str(group), *_likeness",
+        ),
+        "the two streams' results swapped": ("in zip((one, two), whole", "in zip((two, one), whole"),
+        "K's results for V": ("outputs[2 * i], outputs[2 * i + 1]", "outputs[0], outputs[1]"),
+        "a stand-in for the norms of float16": (
+            "kept: Any = norms if spec.norms else",
+            "kept: Any = norms if True else",
+        ),
+        "no vectors launched": (
+            "        if rows == 0:\n            return [Encoded(",
+            "        if False:\n            return [Encoded(",
+        ),
+        "an array backwards as it is": ("if min(array.strides, default=0) < 0:", "if False:"),
+        "a part that keeps the whole": ("return Encoded(keep(part.packed), keep(part.norms))", "return part"),
+        "a copy that shares memory": ("joined = joined + mx.array(0, joined.dtype)", "pass"),
+        "small results on the device": ("if packed.nbytes < SMALL_NBYTES:", "if False:"),
+    },
 }
 
 MUTATIONS = {name: Mutation(file, *fault) for file, faults in _FAULTS.items() for name, fault in faults.items()}
+
+# Only a CUDA device can show these: nothing else takes the text. Not among them is a missing barrier, which a device
+# may be quick enough to hide, nor what only does work twice, as half as many simdgroups to a threadgroup do.
+_IN_THE_CUDA_PRELUDE = {
+    "products fused into sums": (
+        "return __fmul_rn(a, b); }\nHK_FN float add(float a, float b) { return __fadd_rn(a, b); }",
+        "return a * b; }\nHK_FN float add(float a, float b) { return a + b; }",
+    ),
+    "a fast division": ("__fdiv_rn(a, b)", "__fdividef(a, b)"),
+    "a root rounded down": ("__fsqrt_rn", "__fsqrt_rd"),
+    "a value that is not clamped": ("__saturatef(a)", "a"),
+    "bits converted as a number": ("__float_as_uint(a)", "__float2uint_rn(a)"),
+    "a shuffle from the lane above": ("__shfl_xor_sync", "__shfl_down_sync"),
+    "a simdgroup of 16 lanes": ("(threadIdx.x & 31u)", "(threadIdx.x & 15u)"),
+    "simdgroups of 64 threads": ("(threadIdx.x >> 5)", "(threadIdx.x >> 6)"),
+    "the thread for the threadgroup": (
+        "threadgroup_position_in_grid blockIdx",
+        "threadgroup_position_in_grid threadIdx",
+    ),
+    "threads for threadgroups": ("threadgroups_per_grid gridDim", "threadgroups_per_grid blockDim"),
+    "the words of float32 swapped": ("y[0] = float_of(words.x)", "y[0] = float_of(words.y)"),
+    "the halves of float16 swapped": ("y[2 * i] = pair.x", "y[2 * i] = pair.y"),
+    "the halves of bfloat16 swapped": ("float_of(pairs[i] << 16)", "float_of(pairs[i] & 0xffff0000u)"),
+    "float32 stored in the wrong place": ("reinterpret_cast<float4*>(p)[1]", "reinterpret_cast<float4*>(p)[0]"),
+    "float16 cut off": (
+        "__floats2half2_rn(y[2 * i], y[2 * i + 1])",
+        "__halves2half2(__float2half_rz(y[2 * i]), __float2half_rz(y[2 * i + 1]))",
+    ),
+    "bfloat16 cut off": (
+        "__floats2bfloat162_rn(y[2 * i], y[2 * i + 1])",
+        "__halves2bfloat162(__float2bfloat16_rz(y[2 * i]), __float2bfloat16_rz(y[2 * i + 1]))",
+    ),
+}
+CUDA_MUTATIONS = {name: Mutation("prelude_cuda.msl", *fault, "cuda") for name, fault in _IN_THE_CUDA_PRELUDE.items()}

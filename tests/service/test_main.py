@@ -50,7 +50,7 @@ def test_the_startup_line_tells_version_backend_address_and_budget() -> None:
         answer = httpx.get(f"{service.url}/readyz")
         ready = answer.json()
 
-    expected = rf"hadakv \S+: cpu backend \(.+\), {re.escape(service.url)}, memory budget 3\.0GiB"
+    expected = rf"hadakv \S+: \w+ backend \(.+\), {re.escape(service.url)}, memory budget 3\.0GiB, nothing on disk"
     assert re.fullmatch(expected, service.startup_line)
     assert answer.status_code == 200
     assert ready["budget_nbytes"] == 3 << 30

@@ -55,13 +55,15 @@ class Model:
 def numbered(numbers: list[int], layers: int) -> Page:
     """Tokens whose values are their numbers."""
     x = np.broadcast_to(np.array(numbers, np.float16)[None, None, :, None], (layers, 1, len(numbers), 64))
-    stream = Encoded(np.ascontiguousarray(x).view(np.uint8), np.empty((*x.shape[:3], 0), np.float32))
-    return Page(stream, stream)
+    none = np.empty((*x.shape[:3], 0), np.float32)
+    return Page(Encoded(np.ascontiguousarray(x).view(np.uint8), none), Encoded((-x).view(np.uint8), none))
 
 
 def numbers_of(page: Page) -> NDArray[np.float16]:
     """The numbers `[layers, tokens]` again."""
-    return np.ascontiguousarray(page.k.packed).view(np.float16)[:, 0, :, 0]
+    k, v = (np.ascontiguousarray(stream.packed).view(np.float16)[:, 0, :, 0] for stream in page.streams)
+    np.testing.assert_array_equal(v, -k)
+    return k
 
 
 class Sharing(RuleBasedStateMachine):

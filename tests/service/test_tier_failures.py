@@ -85,6 +85,16 @@ def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Path, sta
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_a_file_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    assert (tmp_path / FILE).stat().st_size
+
+    with service(tmp_path) as caller:
+        assert caller.append("a", K, V).status == 201
+
+
 def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"dear diary" * 1000)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -19,6 +19,8 @@ from service.stored import Clock
 from service.test_sharing import CODEC, LAYERS, Model, numbered, numbers_of
 
 BACKEND = CpuBackend(1)
+# Without shrinking, which takes many minutes here: what is printed says all that happened.
+PHASES = (Phase.explicit, Phase.generate)
 WHICH = st.integers(0, 5)
 PAGE = 256 * LAYERS * 2 * 128
 MEMORY, DISK, LITTLE_DISK = 4 * PAGE, 1000 * PAGE, 9 * PAGE
@@ -264,4 +266,4 @@ class Tiered(RuleBasedStateMachine):
 
 
 TestTiered = Tiered.TestCase
-TestTiered.settings = settings(max_examples=150, stateful_step_count=40)
+TestTiered.settings = settings(max_examples=150, stateful_step_count=40, phases=PHASES)

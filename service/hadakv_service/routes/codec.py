@@ -13,7 +13,7 @@ from hadakv_service.append import INPUTS, first_non_finite, on_host
 from hadakv_service.context import context
 from hadakv_service.errors import InvalidRequest, NonFinite
 from hadakv_service.media import MsgpackResponse, is_json
-from hadakv_service.routes.kv import check_answer, row_nbytes
+from hadakv_service.reading import check_answer, row_nbytes
 
 router = APIRouter()
 
@@ -67,7 +67,8 @@ async def decode(request: Request) -> Response:
         body = wire.decode_body(wire.DecodeBody, raw)
         spec = _spec("head_dim", body.head_dim, body.codec)
         encoded = _encoded(body, spec)
-        check_answer(service, "form", encoded.packed.size // spec.row_bytes * row_nbytes(spec, body.form))
+        rows = encoded.packed.size // spec.row_bytes
+        check_answer("form", rows * row_nbytes(spec, body.form), int(service.settings.max_body))
         inverse = body.form != "rotated"
         dtype = body.form if inverse else "float32"
         values = await service.device.call(lambda: service.backend.decode(encoded, spec, dtype, inverse=inverse))

@@ -26,7 +26,7 @@ async def healthz(request: Request) -> Response:
 
 @router.get("/readyz", response_model=None)
 async def readyz(request: Request) -> Response:
-    """The device encodes a vector of ones as it should."""
+    """The device encodes a vector of ones as it should, and what lies below memory can be written."""
     service = context(request)
     spec = Codec().at(64)
 
@@ -38,7 +38,8 @@ async def readyz(request: Request) -> Response:
 
     if not await service.device.call(work):
         raise Busy("The device does not compute what it should.")
-    ledger = service.store.ledger
+    await service.device.call(service.store.check)
+    ledger, tier = service.store.ledger, service.store.tier
     answer: answers.Readiness = {
         "status": "ready",
         "version": __version__,
@@ -47,5 +48,7 @@ async def readyz(request: Request) -> Response:
         "sessions": len(service.store),
         "used_nbytes": ledger.used,
         "budget_nbytes": ledger.budget,
+        "disk_used_nbytes": tier.used,
+        "disk_budget_nbytes": tier.budget,
     }
     return metadata(request, answer)

@@ -167,8 +167,16 @@ class Tier(Protocol):
         """Up to `limit` manifests of an owner in order of id, without their pages; damaged ones are left out."""
         ...
 
-    def has(self, key: Key) -> bool:
-        """Whether there is a manifest, damaged or not."""
+    def nbytes(self, key: Key) -> int | None:
+        """What a session's manifest says that its tokens take packed, damaged or not; None if there is none."""
+        ...
+
+    def check(self) -> None:
+        """See whether it can be written.
+
+        Raises:
+            TierFailed: it cannot.
+        """
         ...
 
     def coldest(self, skip: Collection[Key]) -> Key | None:

@@ -49,7 +49,8 @@ def open_database(directory: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         _configure(connection, new=new)
-        if new:
+        # Whoever made the file may have been stopped before anything was in it.
+        if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
             _create(connection)
         _check(connection, path)
     except sqlite3.Error as error:

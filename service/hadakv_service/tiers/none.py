@@ -34,9 +34,12 @@ class NoTier:
         """Nobody."""
         return []
 
-    def has(self, key: Key) -> bool:  # noqa: ARG002 - likewise
-        """No."""
-        return False
+    def nbytes(self, key: Key) -> int | None:  # noqa: ARG002 - likewise
+        """Nothing."""
+        return None
+
+    def check(self) -> None:
+        """There is nothing that could fail."""
 
     def coldest(self, skip: Collection[Key]) -> Key | None:  # noqa: ARG002 - likewise
         """Nobody."""

@@ -138,10 +138,16 @@ class SqliteTier:
                     break
             return found
 
-    def has(self, key: Key) -> bool:
-        """Whether there is a manifest."""
+    def nbytes(self, key: Key) -> int | None:
+        """What a session's manifest says that its tokens take packed."""
         with self._reading():
-            return bool(self._one("SELECT COUNT(*) FROM sessions WHERE owner = ? AND name = ?", key)[0])
+            found = self._sql.execute("SELECT nbytes FROM sessions WHERE owner = ? AND name = ?", key).fetchone()
+        return None if found is None else int(found[0])
+
+    def check(self) -> None:
+        """See whether it can be written."""
+        with self.transaction():
+            self._sql.execute("REPLACE INTO about VALUES ('checked', datetime())")
 
     def coldest(self, skip: Collection[Key]) -> Key | None:
         """Who was used least recently among those that are not permanent."""

@@ -1,0 +1,28 @@
+"""What a CUDA device makes of a fault in its prelude: `python tests/gpu/cuda_mutants.py NAME` prints it.
+
+Asked once in a process: MLX keeps the kernels it has compiled by their names, and a fault may break the device for the
+process that met it.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from metal.mutations import CUDA_MUTATIONS
+from metal.planted import DECODINGS, ENCODINGS, changed, must_be_same
+
+
+def seen(name: str) -> str:
+    """What is wrong; nothing where nothing is. Without a name the prelude is as it is."""
+    launch = changed(CUDA_MUTATIONS[name] if name else None)
+    try:
+        must_be_same(launch, [*ENCODINGS, *DECODINGS], "cuda")
+    except (AssertionError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+if __name__ == "__main__":
+    print(seen(" ".join(sys.argv[1:])))  # noqa: T201 - the answer

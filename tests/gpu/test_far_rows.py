@@ -1,0 +1,69 @@
+"""Vectors whose place in memory takes more than 32 bits to say, on a GPU that has room for so many."""
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from backends import GPUS_HERE, assert_same_bits
+from hadakv_kernels import Codec, CodecSpec, Encoded, launch, reference
+from hadakv_kernels.gpu import GpuBackend
+from metal.calls import on_device, on_host
+
+ROOM = 48 << 30
+
+
+def has_room() -> bool:
+    return bool(GPUS_HERE) and GpuBackend(GPUS_HERE[0]).memory_nbytes >= ROOM
+
+
+pytestmark = pytest.mark.skipif(not has_room(), reason="needs a GPU with 48 GiB")
+
+# A period that divides no power of two: where an offset has lost its upper bits there is another vector.
+PERIOD = 65521
+TIMES = 513
+SOME = 1000
+
+
+@pytest.fixture
+def x() -> Iterator[mx.array]:
+    """Float16 `[rows, 128]` of more than 2**32 elements."""
+    some = np.random.default_rng(0).standard_normal((PERIOD, 128)).astype(np.float16)
+    x = mx.tile(on_device(some), (TIMES, 1))
+    mx.eval(x)
+    assert x.size > 2**32
+    yield x
+    del x
+    mx.clear_cache()
+
+
+def ends(array: mx.array) -> list[np.ndarray]:
+    """The first and the last vectors."""
+    return [on_host(array[:SOME]), on_host(array[-SOME:])]
+
+
+@pytest.mark.parametrize("spec", [Codec(8).at(128), Codec(kind="float16").at(128)], ids=["packed", "float16"])
+def test_vectors_beyond_four_gigabytes_are_encoded_into_their_own_places(x: mx.array, spec: CodecSpec) -> None:
+    packed, norms, *_ = launch.encode(GPUS_HERE[0], x, spec)
+    mx.eval(packed, norms)
+
+    assert packed.nbytes > 2**32
+    for part, got in zip(ends(x), ends(packed), strict=True):
+        assert_same_bits(got, reference.encode(part, spec).packed)
+    if spec.norms:
+        for part, got in zip(ends(x), ends(norms), strict=True):
+            assert_same_bits(got, reference.encode(part, spec).norms)
+
+
+def test_vectors_beyond_four_gigabytes_are_decoded_into_their_own_places(x: mx.array) -> None:
+    spec = Codec(8).at(128)
+    packed, norms, *_ = launch.encode(GPUS_HERE[0], x, spec)
+    mx.eval(packed, norms)
+
+    values = launch.decode(GPUS_HERE[0], packed, norms, spec, "float16")
+    mx.eval(values)
+
+    for part, got in zip(ends(x), ends(values), strict=True):
+        encoded = reference.encode(part, spec)
+        assert_same_bits(got, reference.decode(Encoded(encoded.packed, encoded.norms), spec, "float16"))

@@ -1,0 +1,39 @@
+"""The comparison on the GPU bites: each of these faults in CUDA's prelude is seen by it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from backends import GPUS_HERE
+from gpu import cuda_mutants
+from metal.mutations import CUDA_MUTATIONS
+from metal.planted import changed
+
+on_cuda = pytest.mark.skipif("cuda" not in GPUS_HERE, reason="needs a GPU that has CUDA")
+
+
+def seen(name: str) -> str:
+    program = [sys.executable, cuda_mutants.__file__, name]
+    return subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@on_cuda
+def test_without_a_fault_nothing_is_seen() -> None:
+    assert seen("") == ""
+
+
+@on_cuda
+@pytest.mark.parametrize("name", CUDA_MUTATIONS)
+def test_a_fault_is_seen(name: str) -> None:
+    assert seen(name)
+
+
+@pytest.mark.parametrize("name", CUDA_MUTATIONS)
+def test_every_fault_has_its_place_in_the_sources(name: str) -> None:
+    mutation = CUDA_MUTATIONS[name]
+
+    right, wrong = changed(None).header("cuda", "encode"), changed(mutation).header("cuda", "encode")
+
+    assert right.replace(mutation.right, mutation.wrong) == wrong
+    assert right != wrong
