@@ -64,19 +64,12 @@ class Held:
     def truncated(self, length: int | None) -> "Held":
         """A session of the first tokens, or all."""
         return Held(
-            {
-                layer: {name: part[:, :length] for name, part in rows.items()}
-                for layer, rows in self._layers.items()
-            }
+            {layer: {name: part[:, :length] for name, part in rows.items()} for layer, rows in self._layers.items()}
         )
 
 
 def _by_layer(answer: Json) -> list[Rows]:
-    parts = {
-        (stream, name): array(tensor)
-        for stream in "kv"
-        for name, tensor in (answer[stream] or {}).items()
-    }
+    parts = {(stream, name): array(tensor) for stream in "kv" for name, tensor in (answer[stream] or {}).items()}
     layers = next((len(part) for part in parts.values()), 0)
     return [{name: part[layer] for name, part in parts.items()} for layer in range(layers)]
 

@@ -22,7 +22,7 @@ from memory import resident_nbytes
 from service.mutations import MUTATIONS
 
 CALLERS = 3
-FLAGS = ("--memory-budget", "300KiB", "--disk-budget", "3MiB", "--max-body", "8MiB")
+FLAGS = ("--memory-budget", "1MiB", "--disk-budget", "3MiB", "--max-body", "16MiB")
 # A service is stopped in order and started again after so many cases of each caller.
 ROUND = 250
 OPTIONS: list[Json] = [
@@ -37,7 +37,11 @@ OPTIONS: list[Json] = [
     {"durability": "spill"},
     {"durability": "ack"},
     {"durability": "ack", "window": 40},
+    {"durability": "ack", "ttl_seconds": 0.5},
+    {"ttl_seconds": 0.2},
 ]
+# Sessions of all callers, of which nobody knows what they hold.
+SHARED = ["all.0", "all.1", "all.2"]
 
 
 class Mind:
@@ -59,8 +63,10 @@ class Mind:
         """Make one call, and see whether the answer can be."""
         session = self._rng.choice(self._names)
         action = self._rng.choice(
-            [self.append] * 6 + [self.read] * 4 + [self.create, self.create, self.truncate, self.fork, self.fork]
-            + [self.delete, self.show, self.spoiled, self.list]
+            [self.append] * 6
+            + [self.read] * 4
+            + [self.create, self.fork, self.shared] * 2
+            + [self.truncate, self.delete, self.show, self.spoiled, self.list]
         )
         what = f"{action.__name__} {session}"
         try:
@@ -81,6 +87,9 @@ class Mind:
             raise Contradiction("a session is gone that was to be kept")
 
     def create(self, caller: Caller, session: str) -> Answer:
+        # What a session is can only be said before it is something.
+        if self._rng.random() < 0.6:
+            self.delete(caller, session)
         answer = caller.put(f"/sessions/{session}", self._rng.choice(OPTIONS))
         if answer.status == 201:
             self.missing(session)
@@ -91,7 +100,8 @@ class Mind:
         """From a session's description, whether it must be kept."""
         if answer.status in (200, 201):
             self.held.setdefault(session, Held())
-            (self.kept.add if answer.body["durability"] == "ack" else self.kept.discard)(session)
+            is_kept = answer.body["durability"] == "ack" and answer.body["ttl_seconds"] is None
+            (self.kept.add if is_kept else self.kept.discard)(session)
 
     def append(self, caller: Caller, session: str) -> Answer:
         body = values.append(self._rng, session)
@@ -176,6 +186,23 @@ class Mind:
         """A mutated append. It goes to a session that nobody remembers: it may be valid after all."""
         body = self._rng.choice(MUTATIONS)(self._rng, msgpack.packb(values.append(self._rng, session)))
         return caller.send("POST", f"/sessions/{session}.spoiled/kv", body)
+
+    def shared(self, caller: Caller, session: str) -> Answer:
+        """Something with a session that others may be at just now."""
+        path, other = f"/sessions/{self._rng.choice(SHARED)}", self._rng.choice(SHARED)
+        match self._rng.randrange(8):
+            case 0:
+                return caller.put(path, self._rng.choice(OPTIONS))
+            case 1:
+                return caller.post(f"{path}/truncate", {"length": self._rng.choice([0, 10, 256])})
+            case 2:
+                return caller.post(f"{path}/fork", {"id": other})
+            case 3:
+                return caller.delete(path)
+            case 4:
+                return caller.get(f"{path}/kv", form=self._rng.choice(["packed", "float32"]))
+            case _:
+                return caller.post(f"{path}/kv", values.append(self._rng, session))
 
 
 def run(limit: Limit) -> Tally:

@@ -3,14 +3,18 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 # A service may say that it is busy or full. Whatever else begins with 5 is a fault of ours.
 ALLOWED = {503, 507}
 # As much as a service may have more at the end than it had when it was warm, beside its budget.
 EXTRA_NBYTES = 192 << 20
-SHOWN = 20
+
+
+def is_fault(status: int) -> bool:
+    """Whether a status is a failure of the service."""
+    return status >= 500 and status not in ALLOWED
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +62,25 @@ class Tally:
     seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, outcome: str) -> None:
-        """Count a case; several threads may."""
-        with self._lock:
-            self.cases += 1
-            self.outcomes[outcome] += 1
-
     def note(self, status: int, what: str) -> None:
         """Count an answer."""
-        self.count(str(status))
-        if status >= 500 and status not in ALLOWED:
-            self.failures.append(f"{status}: {what}")
+        self.note_all([status], what)
+
+    def note_all(self, statuses: Iterable[int], what: str) -> None:
+        """Count a case that may have any number of answers."""
+        with self._lock:
+            self.cases += 1
+            self.outcomes.update(map(str, statuses))
+        self._blame(statuses, what)
+
+    def _blame(self, statuses: Iterable[int], what: str) -> None:
+        self.failures += [f"{status}: {what}" for status in statuses if is_fault(status)]
 
     def note_hang(self, what: str) -> None:
         """Count a request that nobody answered in time."""
-        self.count("none")
-        self.hangs += 1
+        with self._lock:
+            self.cases += 1
+            self.hangs += 1
         self.failures.append(f"no answer in time: {what}")
 
     def note_grown(self, nbytes: int, allowed: int = EXTRA_NBYTES) -> None:
@@ -85,11 +92,7 @@ class Tally:
     @property
     def faults(self) -> int:
         """Answers of 500 and above that may not be."""
-        return sum(
-            count
-            for name, count in self.outcomes.items()
-            if name.isdigit() and int(name) >= 500 and int(name) not in ALLOWED
-        )
+        return sum(count for name, count in self.outcomes.items() if name.isdigit() and is_fault(int(name)))
 
     def row(self) -> list[str]:
         """The line of the table."""
@@ -107,6 +110,8 @@ def table(tallies: list[Tally]) -> str:
     """All targets, as a table that Markdown reads too."""
     rows = [HEADINGS, *(tally.row() for tally in tallies)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
