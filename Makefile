@@ -1,5 +1,5 @@
-# Targets: demo serve test check bench bench-gpu gpu-matrix mutants fuzz load install-launchd clean. Each makes what it needs
-# and skips what is there.
+# Targets: demo serve test check bench bench-gpu gpu-matrix mutants attacks fuzz load install-launchd clean. Each makes
+# what it needs and skips what is there.
 #   make test ARGS="-k append"      passes arguments on, as demo, serve, bench, gpu-matrix, fuzz and load do
 #   make test WHEEL=1               tests the built wheel instead of the sources in place; CI always does
 # Written for GNU make 3.81, the one on a Mac.
@@ -20,7 +20,7 @@ else
 INSTALLED := $(VENV)/editable
 endif
 
-.PHONY: demo serve test check bench bench-gpu gpu-matrix mutants fuzz load install-launchd clean
+.PHONY: demo serve test check bench bench-gpu gpu-matrix mutants attacks fuzz load install-launchd clean
 
 demo: $(INSTALLED)
 	@$(RUN) clients/demo/demo.py $(ARGS)
@@ -59,6 +59,9 @@ fuzz: $(INSTALLED)
 
 load: $(INSTALLED)
 	@$(RUN) tests/load/run.py $(ARGS)
+
+attacks: $(INSTALLED)
+	@$(RUN) tests/attacks/run.py
 
 install-launchd: $(INSTALLED)
 	@service/launchd/install.sh

@@ -1,7 +1,8 @@
 """The Python client of the hadakv service."""
 
 from hadakv_client.answers import Appended, Codecs, LayerSpan, Placed, Range, SessionInfo
-from hadakv_client.async_client import AsyncClient, AsyncSession
+from hadakv_client.async_client import AsyncClient
+from hadakv_client.async_session import AsyncSession
 from hadakv_client.client import Client
 from hadakv_client.errors import (
     AnswerTooLarge,
@@ -11,24 +12,30 @@ from hadakv_client.errors import (
     Conflict,
     ConnectionLost,
     FieldError,
+    ForbiddenOrigin,
     HadakvError,
+    HeadTooLarge,
     InsufficientStorage,
     InternalError,
     InvalidRequest,
     MalformedBody,
+    MalformedRequest,
     NonFinite,
     NotFound,
     PositionConflict,
     Problem,
     ProtocolError,
+    QuotaExceeded,
     SessionDamaged,
     SessionExists,
     SessionNotFound,
     ShapeMismatch,
     TierUnavailable,
     Timeout,
+    TooSlow,
     TransportError,
     Unauthorized,
+    UnknownHost,
     UnsupportedMediaType,
 )
 from hadakv_client.flow import Retries
@@ -51,18 +58,22 @@ __all__ = [
     "Diagnostics",
     "Encoded",
     "FieldError",
+    "ForbiddenOrigin",
     "HadakvError",
+    "HeadTooLarge",
     "InsufficientStorage",
     "InternalError",
     "InvalidRequest",
     "LayerSpan",
     "MalformedBody",
+    "MalformedRequest",
     "NonFinite",
     "NotFound",
     "Placed",
     "PositionConflict",
     "Problem",
     "ProtocolError",
+    "QuotaExceeded",
     "Range",
     "Retries",
     "Session",
@@ -73,8 +84,10 @@ __all__ = [
     "ShapeMismatch",
     "TierUnavailable",
     "Timeout",
+    "TooSlow",
     "TransportError",
     "Unauthorized",
+    "UnknownHost",
     "UnsupportedCodec",
     "UnsupportedMediaType",
 ]

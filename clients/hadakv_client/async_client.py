@@ -3,20 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 
 from hadakv_client import calls
-from hadakv_client.answers import Appended, Placed, Range, SessionInfo
-from hadakv_client.body import Body
-from hadakv_client.calls import CodecOptions, Position, SessionOptions
+from hadakv_client.answers import SessionInfo
+from hadakv_client.async_session import AsyncSession
+from hadakv_client.body import PIECE_NBYTES, Body
+from hadakv_client.calls import CodecOptions
 from hadakv_client.errors import HadakvError, TransportError
+from hadakv_client.files import FileBody, PathLike, Progress, Target, session_in
 from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempts
-from hadakv_client.parsing import Form, Layout, ValueForm
+from hadakv_client.parsing import ValueForm
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.tensors import Array
-from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, transport_errors
+from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
@@ -69,7 +71,7 @@ class AsyncClient:
         if self._owns_http:
             await self._http.aclose()
 
-    def session(self, session_id: str, codec: CodecOptions | None = None) -> "AsyncSession":
+    def session(self, session_id: str, codec: CodecOptions | None = None) -> AsyncSession:
         """A handle on a session: see `Client.session`."""
         return AsyncSession(self._run, SessionFlows(session_id, codec, self._address.retries))
 
@@ -83,6 +85,14 @@ class AsyncClient:
             after = page.next
             if after is None:
                 return
+
+    async def import_session(
+        self, path: PathLike, session_id: str | None = None, progress: Progress | None = None
+    ) -> AsyncSession:
+        """Make a session of a file: see `Client.import_session`."""
+        flows = SessionFlows(session_in(path) if session_id is None else session_id, None, self._address.retries)
+        await self._run(flows.import_(FileBody(path, progress)))
+        return AsyncSession(self._run, flows)
 
     @overload
     async def encode(
@@ -149,99 +159,33 @@ class AsyncClient:
                 content=_content(request.body),
                 follow_redirects=False,
             ) as head:
+                target = request.target_of(head.status_code, head.headers)
+                if target is not None:
+                    return await _landed(target, head)
                 arrival = Arrival(head)
                 async for chunk in head.aiter_raw():
                     arrival.add(chunk)
         return arrival.response()
 
 
-def _content(body: Body | None) -> bytes | AsyncIterator[bytes] | None:
+async def _landed(target: Target, head: httpx.Response) -> Response:
+    """The response, once its body is a file; the disk keeps no other task waiting."""
+    with target.open(declared_nbytes(head)) as landing:
+        async for piece in head.aiter_raw(PIECE_NBYTES):
+            await asyncio.to_thread(landing.write, piece)
+        await asyncio.to_thread(landing.land)
+    return Response(head.status_code, head.headers, b"")
+
+
+def _content(body: Body | FileBody | None) -> bytes | AsyncIterator[bytes] | None:
     return None if body is None else body.joined or _pieces(body)
 
 
-async def _pieces(body: Body) -> AsyncIterator[bytes]:
-    for piece in body:
+async def _pieces(body: Body | FileBody) -> AsyncIterator[bytes]:
+    if isinstance(body, Body):
+        for piece in body:
+            yield piece
+        return
+    pieces = iter(body)
+    while piece := await asyncio.to_thread(next, pieces, b""):
         yield piece
-
-
-class _Runner(Protocol):
-    async def __call__(self, flow: Flow[T]) -> T: ...
-
-
-class AsyncSession:
-    """`Session` for asyncio: the same arguments, results and errors, for one writer at a time."""
-
-    def __init__(self, run: _Runner, flows: SessionFlows) -> None:
-        self._run = run
-        self._flows = flows
-
-    @property
-    def id(self) -> str:
-        """The session's id."""
-        return self._flows.id
-
-    @overload
-    async def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: Literal[False] = False
-    ) -> Appended: ...
-    @overload
-    async def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool
-    ) -> Placed: ...
-    async def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool = False
-    ) -> Placed:
-        """Encode keys and values and keep them at the end of the session: see `Session.append`."""
-        return await self._run(self._flows.append(k, v, layer, position, minimal=minimal))
-
-    @overload
-    async def read(
-        self,
-        start: int | None = None,
-        stop: int | None = None,
-        *,
-        layers: tuple[int, int] | None = None,
-        form: Literal["packed"] = "packed",
-        layout: Layout = "linear",
-    ) -> Range[Encoded]: ...
-    @overload
-    async def read(
-        self,
-        start: int | None = None,
-        stop: int | None = None,
-        *,
-        layers: tuple[int, int] | None = None,
-        form: ValueForm,
-        layout: Layout = "linear",
-    ) -> Range[Array]: ...
-    async def read(
-        self,
-        start: int | None = None,
-        stop: int | None = None,
-        *,
-        layers: tuple[int, int] | None = None,
-        form: Form = "packed",
-        layout: Layout = "linear",
-    ) -> Range[Any]:
-        """Read a range of tokens back: see `Session.read`."""
-        return await self._run(self._flows.read(start, stop, layers, form, layout))
-
-    async def truncate(self, length: int) -> SessionInfo:
-        """See `Session.truncate`."""
-        return await self._run(self._flows.truncate(length))
-
-    async def fork(self, session_id: str, length: int | None = None) -> "AsyncSession":
-        """See `Session.fork`."""
-        return AsyncSession(self._run, await self._run(self._flows.fork(session_id, length)))
-
-    async def info(self) -> SessionInfo:
-        """Describe the session: see `Session.info`."""
-        return await self._run(self._flows.info())
-
-    async def create(self, **options: Unpack[SessionOptions]) -> SessionInfo:
-        """Create the session before anything is appended: see `Session.create`."""
-        return await self._run(self._flows.create(options))
-
-    async def delete(self) -> None:
-        """Forget the session: see `Session.delete`."""
-        await self._run(self._flows.delete())

@@ -11,6 +11,7 @@ import numpy as np
 from hadakv_client import parsing
 from hadakv_client.answers import Appended, Page, Placed, Range, SessionInfo
 from hadakv_client.errors import ProtocolError
+from hadakv_client.files import OCTETS, FileBody, Target
 from hadakv_client.parsing import Form, Layout, ValueForm, expect, member
 from hadakv_client.protocol import MSGPACK, Call, Request, Response
 from hadakv_client.tensors import Array, to_numpy
@@ -185,6 +186,17 @@ def fork(session: str, new: str, length: int | None) -> Call[SessionInfo]:
     body = {"id": new} | ({} if length is None else {"length": index(length)})
     request = Request.with_body("POST", f"/sessions/{session}/fork", body, headers=_ACCEPT, idempotent=False)
     return Call(request, _session_info)
+
+
+def export(session: str, target: Target) -> Call[None]:
+    """GET /sessions/{id}/export."""
+    return Call(Request("GET", f"/sessions/{session}/export", target=target), Response.check_file)
+
+
+def import_(session: str, file: FileBody) -> Call[SessionInfo]:
+    """POST /sessions/{id}/import; a repetition would find that the session exists."""
+    headers = _ACCEPT | {"content-type": OCTETS, "content-length": str(file.nbytes)}
+    return Call(Request("POST", f"/sessions/{session}/import", headers, file, idempotent=False), _session_info)
 
 
 def delete(session: str) -> Call[None]:

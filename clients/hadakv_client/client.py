@@ -9,15 +9,16 @@ import httpx
 
 from hadakv_client import calls
 from hadakv_client.answers import SessionInfo
-from hadakv_client.body import Body
+from hadakv_client.body import PIECE_NBYTES, Body
 from hadakv_client.calls import CodecOptions
 from hadakv_client.errors import HadakvError, TransportError
+from hadakv_client.files import FileBody, PathLike, Progress, Target, session_in
 from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempts
 from hadakv_client.parsing import ValueForm
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.session import Session
 from hadakv_client.tensors import Array
-from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, transport_errors
+from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
@@ -96,6 +97,32 @@ class Client:
             after = page.next
             if after is None:
                 return
+
+    def import_session(
+        self, path: PathLike, session_id: str | None = None, progress: Progress | None = None
+    ) -> Session:
+        """Make a session of a file that `Session.export` wrote, all of it or nothing.
+
+        The file is read as it is sent, and must not change until this returns.
+
+        Args:
+            path: of the file.
+            session_id: of the new session; None is the id of the session that was exported.
+            progress: called again and again with the bytes sent so far and those of the whole file.
+
+        Returns:
+            a handle on the new session.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: no session was exported to it, if there is no id; or the id is not valid.
+            SessionExists: there is a session of that id.
+            MalformedBody, InvalidRequest: the file is damaged, or of another version.
+            BodyTooLarge, InsufficientStorage: it does not fit.
+        """
+        flows = SessionFlows(session_in(path) if session_id is None else session_id, None, self._address.retries)
+        self._run(flows.import_(FileBody(path, progress)))
+        return Session(self._run, flows)
 
     @overload
     def encode(self, x: Any, codec: CodecOptions | None = None, diagnostics: Literal[False] = False) -> Encoded: ...
@@ -187,11 +214,23 @@ class Client:
                 follow_redirects=False,
             ) as head,
         ):
+            target = request.target_of(head.status_code, head.headers)
+            if target is not None:
+                return _landed(target, head)
             arrival = Arrival(head)
             for chunk in head.iter_raw():
                 arrival.add(chunk)
         return arrival.response()
 
 
-def _content(body: Body | None) -> bytes | Iterator[bytes] | None:
+def _landed(target: Target, head: httpx.Response) -> Response:
+    """The response, once its body is a file."""
+    with target.open(declared_nbytes(head)) as landing:
+        for piece in head.iter_raw(PIECE_NBYTES):
+            landing.write(piece)
+        landing.land()
+    return Response(head.status_code, head.headers, b"")
+
+
+def _content(body: Body | FileBody | None) -> bytes | Iterator[bytes] | None:
     return None if body is None else body.joined or iter(body)

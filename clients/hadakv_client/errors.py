@@ -7,24 +7,30 @@ HadakvError
 ├── ProtocolError                an answer came that this client cannot read
 └── Problem                      the service refused, and says why
     ├── MalformedBody            400
+    ├── MalformedRequest         400  what arrived was not HTTP
     ├── Unauthorized             401  missing or wrong token
+    ├── ForbiddenOrigin          403  sent as by a web page of another site
     ├── NotFound                 404  no such call
     │   └── SessionNotFound           no such session, or it is another tenant's
     ├── SessionDamaged           410  what is stored of the session is not what was written
     ├── Conflict                 409
     │   ├── ShapeMismatch             the tensors disagree with the session
     │   ├── CodecMismatch             the codec asked for is not the session's
-    │   ├── SessionExists             `create` of a session that has another shape
+    │   ├── SessionExists             `create` of one of another shape, or an id that is taken
     │   └── PositionConflict          the append is not at the end: `length`
+    ├── TooSlow                  408  the request took too long to arrive
     ├── BodyTooLarge             413  more than `limit` bytes
     ├── UnsupportedMediaType     415
+    ├── UnknownHost              421  the base URL's name is not the service's: `host`
     ├── InvalidRequest           422  fields are wrong: `errors`
     │   ├── AnswerTooLarge            the answer would have more than `limit` bytes
     │   └── NonFinite                 NaN, infinity or overflow: `stream`, `layer`, `head`, `token`
+    ├── HeadTooLarge             431  the headers have more than `limit` bytes
     ├── InternalError            500  and every other 5xx
     ├── Busy                     503  to be tried again after `retry_after`
     │   └── TierUnavailable           the disk cannot be used now
     └── InsufficientStorage      507
+        └── QuotaExceeded             more than the tenant may have: `resource`, `needed`, `quota`
 
 Arguments that could never be sent are a `TypeError` or a `ValueError`, raised before anything is.
 """
@@ -112,10 +118,22 @@ class MalformedBody(Problem):
     status, slug = 400, "malformed-body"
 
 
+class MalformedRequest(Problem):
+    """What arrived was not HTTP: something between the client and the service spoils it."""
+
+    status, slug = 400, "malformed-request"
+
+
 class Unauthorized(Problem):
     """The token is missing or wrong."""
 
     status, slug = 401, "unauthorized"
+
+
+class ForbiddenOrigin(Problem):
+    """The request looked as if a web page of another site had sent it."""
+
+    status, slug = 403, "forbidden-origin"
 
 
 class NotFound(Problem):
@@ -155,7 +173,7 @@ class CodecMismatch(Conflict):
 
 
 class SessionExists(Conflict):
-    """The session to be created exists with another shape."""
+    """The session to be created exists with another shape, or the id to fork or import to is taken."""
 
     slug = "session-exists"
 
@@ -169,6 +187,12 @@ class PositionConflict(Conflict):
 
     slug, members = "position-conflict", {"length": int}
     length: int
+
+
+class TooSlow(Problem):
+    """The request took too long to arrive; the service closed the connection."""
+
+    status, slug = 408, "too-slow"
 
 
 class BodyTooLarge(Problem):
@@ -186,6 +210,28 @@ class UnsupportedMediaType(Problem):
     """The content type is none the call reads."""
 
     status, slug = 415, "unsupported-media-type"
+
+
+class UnknownHost(Problem):
+    """The service does not go by the base URL's name: `--allowed-hosts` has it do so.
+
+    Attributes:
+        host: that name.
+    """
+
+    status, slug, members = 421, "unknown-host", {"host": str}
+    host: str
+
+
+class HeadTooLarge(Problem):
+    """The request's headers are over the service's limit.
+
+    Attributes:
+        limit: that limit, in bytes.
+    """
+
+    status, slug, members = 431, "head-too-large", {"limit": int}
+    limit: int
 
 
 class FieldError(NamedTuple):
@@ -264,3 +310,18 @@ class InsufficientStorage(Problem):
     """The session does not fit the service's memory budget."""
 
     status, slug = 507, "insufficient-storage"
+
+
+class QuotaExceeded(InsufficientStorage):
+    """The tenant may not have so much; room that others take makes no difference.
+
+    Attributes:
+        resource: what there is too little of: `"bytes"` or `"sessions"`.
+        needed: how much more of it the call takes.
+        quota: how much of it the tenant may have.
+    """
+
+    slug, members = "quota-exceeded", {"resource": str, "needed": int, "quota": int}
+    resource: str
+    needed: int
+    quota: int

@@ -13,6 +13,7 @@ from hadakv_client import calls
 from hadakv_client.answers import Placed, Range, SessionInfo
 from hadakv_client.calls import CodecOptions, Position
 from hadakv_client.errors import Busy, SessionNotFound, TransportError
+from hadakv_client.files import FileBody, Target
 from hadakv_client.parsing import Form, Layout
 from hadakv_client.protocol import Call, Request, Response
 
@@ -158,6 +159,14 @@ class SessionFlows:
         flows._codec = self._codec  # checked already
         yield from flows._described(calls.fork(self.id, flows.id, length))
         return flows
+
+    def export(self, target: Target) -> Flow[None]:
+        """Write the session to a file."""
+        return attempts(calls.export(self.id, target), self._retries)
+
+    def import_(self, file: FileBody) -> Flow[SessionInfo]:
+        """Make the session of a file, and learn its lengths."""
+        return self._described(calls.import_(self.id, file))
 
     def info(self) -> Flow[SessionInfo]:
         """Ask for the session's description, and learn its lengths from it."""

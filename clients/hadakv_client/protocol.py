@@ -10,6 +10,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from hadakv_client.body import Body
 from hadakv_client.errors import Problem, ProtocolError
+from hadakv_client.files import OCTETS, FileBody, Target
 from hadakv_client.problems import problem
 
 MSGPACK = "application/msgpack"
@@ -27,13 +28,15 @@ class Request:
         body: can be sent any number of times; None for no body.
         idempotent: whether doing it twice is the same as doing it once, so that it may be sent again
             when nobody knows what became of it.
+        target: where the body of an answer goes that is a file; None for memory.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
+    body: Body | FileBody | None = None
     idempotent: bool = True
+    target: Target | None = None
 
     @classmethod
     def with_body(cls, method: str, path: str, message: Mapping[str, Any], **more: Any) -> "Request":
@@ -49,6 +52,10 @@ class Request:
         headers = {"content-type": MSGPACK, "content-length": str(body.nbytes), **more.pop("headers", {})}
         return cls(method, path, headers, body, **more)
 
+    def target_of(self, status: int, headers: Mapping[str, str]) -> Target | None:
+        """Where the body of an answer with that status and those headers goes; None for memory."""
+        return self.target if status == HTTPStatus.OK and headers.get("content-type") == OCTETS else None
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -57,7 +64,7 @@ class Response:
     Attributes:
         status: the HTTP status.
         headers: names in lower case, or a mapping that ignores case.
-        body: all of it.
+        body: all of it; nothing if it went to the request's target.
     """
 
     status: int
@@ -76,6 +83,17 @@ class Response:
         if not 200 <= self.status < 300:
             raise ProtocolError(f"the answer has the status {self.status}: is there a service at that address?")
 
+    def check_file(self) -> None:
+        """Nothing, for an answer that is a file.
+
+        Raises:
+            Problem: the service refused.
+            ProtocolError: the answer is something else.
+        """
+        self.check()
+        if self.headers.get("content-type") != OCTETS:
+            raise ProtocolError(f"the answer is no file but {self._kind()}: is there a service at that address?")
+
     def document(self) -> dict[str, Any]:
         """The msgpack map an answer is.
 
@@ -87,11 +105,14 @@ class Response:
         try:
             document = msgpack.unpackb(self.body)
         except ValueError as error:
-            kind = self.headers.get("content-type", "without a type")
-            raise ProtocolError(f"the answer is not msgpack but {kind}: is there a service at that address?") from error
+            message = f"the answer is not msgpack but {self._kind()}: is there a service at that address?"
+            raise ProtocolError(message) from error
         if not isinstance(document, dict):
             raise ProtocolError(f"the answer is no map but {type(document).__name__}")
         return document
+
+    def _kind(self) -> str:
+        return self.headers.get("content-type", "without a type")
 
     def _problem(self) -> Problem:
         try:

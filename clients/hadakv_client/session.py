@@ -4,6 +4,7 @@ from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from hadakv_client.answers import Appended, Placed, Range, SessionInfo
 from hadakv_client.calls import Position, SessionOptions
+from hadakv_client.files import PathLike, Progress, Target
 from hadakv_client.flow import Flow, SessionFlows
 from hadakv_client.parsing import Form, Layout, ValueForm
 from hadakv_client.tensors import Array
@@ -145,6 +146,22 @@ class Session:
             InvalidRequest: as for `truncate`.
         """
         return Session(self._run, self._run(self._flows.fork(session_id, length)))
+
+    def export(self, path: PathLike, progress: Progress | None = None) -> None:
+        """Write the session to one safetensors file, which `Client.import_session` makes a session of again.
+
+        The file is what the session was when the call arrived, whatever is appended meanwhile. Whether the connection
+        breaks or the disk is full: it is there as a whole, or what was there before is.
+
+        Args:
+            path: of the file; it is replaced.
+            progress: called again and again with the bytes so far and those of the whole file.
+
+        Raises:
+            SessionNotFound: there is no such session.
+            OSError: the file cannot be written.
+        """
+        self._run(self._flows.export(Target(path, progress)))
 
     def info(self) -> SessionInfo:
         """Describe the session.

@@ -50,6 +50,12 @@ def _is_http(url: str) -> bool:
     return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
 
+def declared_nbytes(head: httpx.Response) -> int | None:
+    """How long a response's body is said to be."""
+    declared = head.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
+
+
 class Arrival:
     """A response that is being received, into one buffer: fresh memory costs more than anything else here.
 
@@ -60,8 +66,8 @@ class Arrival:
     def __init__(self, head: httpx.Response) -> None:
         self._head = head
         self._chunks: list[bytes] = []
-        declared = head.headers.get("content-length", "")
-        self._buffer = np.empty(int(declared), np.uint8).data if declared.isdecimal() else None
+        declared = declared_nbytes(head)
+        self._buffer = None if declared is None else np.empty(declared, np.uint8).data
         self._filled = 0
 
     def add(self, chunk: bytes) -> None:

@@ -24,8 +24,8 @@ class Stream(NamedTuple):
 class Backend(Protocol):
     """What the service asks of a device. Bytes are the same on every backend.
 
-    Encoded arrays live wherever the backend keeps them; `concatenate` and `to_host` are the only ways to touch
-    them besides slicing and reshaping.
+    Encoded arrays live wherever the backend keeps them; `concatenate`, `to_device` and `to_host` are the only ways to
+    touch them besides slicing and reshaping.
 
     Attributes:
         name: "metal", "cuda" or "cpu".
@@ -68,7 +68,7 @@ class Backend(Protocol):
         ...
 
     def to_device(self, array: Any) -> Any:
-        """The same values where the backend keeps encoded arrays; may share the memory of the NumPy array."""
+        """A NumPy array's values where encoded arrays of that size are kept: in C order, in memory of their own."""
         ...
 
     def to_host(self, array: Any) -> Any:

@@ -92,8 +92,8 @@ class CpuBackend:
         return np.concatenate(arrays, axis)
 
     def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
-        return array
+        """A copy, in C order."""
+        return np.array(array, order="C")
 
     def to_host(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself, in C order."""

@@ -161,8 +161,13 @@ class GpuBackend:
         return joined
 
     def to_device(self, array: NDArray[Any]) -> Any:
-        """The same values on the device, or as they are where they are small."""
-        return array if array.nbytes < SMALL_NBYTES else _on_device(array)
+        """A copy on the device, or in host memory where it is small."""
+        if array.nbytes < SMALL_NBYTES:
+            return np.array(array, order="C")
+        # MLX copies, but keeps the order of axes in memory.
+        copy = _on_device(np.ascontiguousarray(array))
+        mx.eval(copy)
+        return copy
 
     def to_host(self, array: Any) -> NDArray[Any]:
         """The same values as a C-order NumPy array."""

@@ -18,16 +18,6 @@ def _archive() -> dict[str, NDArray[np.generic]]:
         return {name: archive[name] for name in archive.files}
 
 
-@cache
-def fingerprint() -> str:
-    """SHA-256 in hex over every table, in order of their names: what was packed with others cannot be read here."""
-    digest = hashlib.sha256()
-    for name, table in sorted(_archive().items()):
-        digest.update(f"{name} {table.dtype.str} {table.shape}\n".encode())
-        digest.update(np.ascontiguousarray(table).tobytes())
-    return digest.hexdigest()
-
-
 def _quantizer(part: str, bits: int, codebook: str) -> NDArray[np.float32]:
     # The reference kernels have no 2- and 3-bit tables; the converged ones stand in.
     family = "mlx_native" if codebook == "mlx-native" and bits in _REFERENCE_BITS else "lloyd_max"
@@ -62,3 +52,20 @@ def signs(head_dim: int) -> NDArray[np.float32]:
     factors = np.where(minus == 1, np.float32(-1), np.float32(1))
     factors.setflags(write=False)
     return factors
+
+
+@cache
+def fingerprint() -> str:
+    """SHA-256, in hex, of every table: what was packed with other tables must not be decoded with these.
+
+    The order is fixed: for each codebook, `mlx-native` first, and for each width from 2 bits on, the centroids and then
+    the boundaries, as little-endian float32; at the end the sign bits for head_dim 256 and those for 512.
+    """
+    digest = hashlib.sha256()
+    for codebook in ("mlx-native", "lloyd-max"):
+        for bits in (2, 3, 4, 5, 6, 8):
+            digest.update(centroids(bits, codebook).astype("<f4").tobytes())
+            digest.update(boundaries(bits, codebook).astype("<f4").tobytes())
+    for head_dim in (256, 512):
+        digest.update(sign_bits(head_dim).tobytes())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Run the service: `python -m hadakv_service --help`."""
 
+import asyncio
 import gc
 import logging
 import os
@@ -18,24 +19,28 @@ from hadakv_kernels import BackendUnavailable
 from hadakv_service import __version__
 from hadakv_service.allocator import keep_memory
 from hadakv_service.app import create_app
+from hadakv_service.auth import TokenFile
 from hadakv_service.context import Context
+from hadakv_service.listen import Listener, tls_context
 from hadakv_service.settings import Settings
 from hadakv_service.tiers import TierRefused
-from hadakv_service.whole import WholeProtocol
 
 log = logging.getLogger(__name__)
 
 
-class _Server(uvicorn.Server):
+class _Server(Listener):
     """Says where it listens once it does."""
 
-    def __init__(self, config: uvicorn.Config, service: Context) -> None:
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, service: Context, tokens: TokenFile | None) -> None:
+        super().__init__(config, service.settings)
         self._service = service
+        self._tokens = tokens
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            if self._tokens:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._tokens.reload)
             # What was made until now stays; looking through it again and again would only hold up requests.
             gc.collect()
             gc.freeze()
@@ -59,7 +64,8 @@ class _Server(uvicorn.Server):
         if self._service.settings.uds:
             return f"unix:{self._service.settings.uds}"
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if self.config.is_ssl else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _end_after(seconds: float) -> None:
@@ -85,6 +91,7 @@ def main() -> None:
         logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         keep_memory()
         app = create_app(settings)
+        tls = tls_context(settings) if settings.tls_cert else None
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
         sys.exit(f"hadakv: {reasons}")
@@ -92,11 +99,9 @@ def main() -> None:
         sys.exit(f"hadakv: {error}")
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
-        uds=str(settings.uds) if settings.uds else None,
         loop="uvloop",
-        http=WholeProtocol,
+        # Where it listens, and with which protocol, is the listener's matter.
+        ssl_context_factory=(lambda *_: tls) if tls else None,
         access_log=False,
         log_level="warning",
         server_header=False,
@@ -108,7 +113,10 @@ def main() -> None:
     )
     # Uvicorn raises the signal that stopped it once more at the end; then this ends the process in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    _Server(config, app.state.context).run()
+    if app.state.tokens:
+        # From now on this says that the file is to be read again; until the service is there, it is about to be.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _Server(config, app.state.context, app.state.tokens).run()
 
 
 if __name__ == "__main__":

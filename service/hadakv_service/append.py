@@ -125,6 +125,7 @@ class AppendJob(LongJob[Appended]):
                 part = page if tokens == slice(0, page.tokens) else page.cut(slice(None), tokens)
                 session = session.append(self._append.shape.layer, part, self._backend)
                 yield
+            yield from self._store.ahead_in_steps(self._key, session)
             yield from self._store.room_in_steps(self._reserved, self._batch)
             self._store.put(self._key, session, self._reserved, self._batch)
             self._reserved = 0

@@ -1,13 +1,13 @@
 """Receiving a request's body: into one leased buffer, checked against the limit before anything is allocated."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from hadakv_service.errors import BodyTooLarge, MalformedBody
+from hadakv_service.errors import BodyTooLarge, Busy, MalformedBody
 from hadakv_service.wire import Buffer
 
 # The ASGI extension that fills a buffer with the body, where the server has it.
@@ -47,10 +47,14 @@ class BodyReader:
 
     Args:
         limit: the largest body in bytes.
+        receiving: bytes that all bodies may take together while they are received and worked on, but for small ones;
+            by default two of the largest.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, receiving: int | None = None) -> None:
         self.limit = limit
+        self._receiving = 2 * limit if receiving is None else receiving
+        self._received = 0
         self._pool = BufferPool()
 
     @asynccontextmanager
@@ -59,25 +63,49 @@ class BodyReader:
 
         Raises:
             BodyTooLarge: before reading, when Content-Length tells.
+            Busy: likewise, when there is no room beside other bodies.
             MalformedBody: Content-Length is not a number.
             ClientDisconnect: the connection broke before the body was whole.
         """
         declared = self._declared_length(request)
-        if declared is None or declared <= SMALL:
+        if declared is not None and declared <= SMALL:
             yield await read_small(request.receive, self.limit)
             return
-        buffer = self._pool.lease(declared)
-        await _fill(request, buffer, declared)
-        yield buffer[:declared]
-        # Not in a finally: after an error a view of the buffer may still be in use.
-        self._pool.give_back(buffer)
+        with self._counted() as count:
+            if declared is None:
+                yield await read_small(request.receive, self.limit, count)
+                return
+            # A claim costs its sender nothing: it counts before there is memory for it.
+            count(declared)
+            buffer = self._pool.lease(declared)
+            await _fill(request, buffer, declared)
+            yield buffer[:declared]
+            # Not in a finally: after an error a view of the buffer may still be in use.
+            self._pool.give_back(buffer)
+
+    @contextmanager
+    def _counted(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that counts a body's bytes in; at the end of the block they are counted out."""
+        counted = 0
+
+        def count(nbytes: int) -> None:
+            nonlocal counted
+            if self._received + nbytes > self._receiving:
+                raise Busy("Too many large bodies are on their way in.")
+            self._received += nbytes
+            counted += nbytes
+
+        try:
+            yield count
+        finally:
+            self._received -= counted
 
     def _declared_length(self, request: Request) -> int | None:
         header = request.headers.get("content-length")
         if header is None:
             return None
         # The parser leaves the spaces that may follow a value.
-        header = header.strip(" \t")
+        header = header.rstrip(" \t")
         if not header.isdecimal():
             raise MalformedBody("Content-Length is not a number.")
         if int(header) > self.limit:
@@ -85,8 +113,13 @@ class BodyReader:
         return int(header)
 
 
-async def read_small(receive: Receive, limit: int) -> Buffer:
+async def read_small(receive: Receive, limit: int, count: Callable[[int], None] | None = None) -> Buffer:
     """A body that needs no buffer, or whose length is not known.
+
+    Args:
+        receive: of the request.
+        limit: the largest body in bytes.
+        count: is told the size of each part before it is kept, and may refuse it.
 
     Raises:
         BodyTooLarge: it is larger than the limit.
@@ -101,6 +134,8 @@ async def read_small(receive: Receive, limit: int) -> Buffer:
         total += len(chunk)
         if total > limit:
             raise BodyTooLarge(limit)
+        if count is not None:
+            count(len(chunk))
         if chunk:
             chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

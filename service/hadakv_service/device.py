@@ -149,14 +149,21 @@ class Device:
         """
         if self._depth >= self._limit:
             raise Busy(f"{self._limit} requests are waiting for the device.")
-        self._depth += 1
-        future: asyncio.Future[T] = self._events.create_future()
-        self._inbox.put(_Waiting(job, future))
-        return await future
+        return await self._put(job)
 
     async def call(self, work: Callable[[], T], key: Hashable = None) -> T:
         """Run a function on the device's thread, after all jobs of that key that were asked for before."""
         return await self.run(Call(work, key))
+
+    async def go_on(self, work: Callable[[], T]) -> T:
+        """Run one function more for a request whose answer has begun: it is too late to say that there are too many."""
+        return await self._put(Call(work))
+
+    def _put(self, job: Job[T]) -> "asyncio.Future[T]":
+        self._depth += 1
+        future: asyncio.Future[T] = self._events.create_future()
+        self._inbox.put(_Waiting(job, future))
+        return future
 
     def _loop(self) -> None:
         backlog: deque[_Waiting] = deque()

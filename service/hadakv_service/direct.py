@@ -31,6 +31,8 @@ class DirectProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         # Requests that may still be under way, in the order they came.
         self._cycles: deque[RequestResponseCycle] = deque()
+        # The scope of the last request that has come whole.
+        self._whole: Any = None
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
@@ -43,7 +45,7 @@ class DirectProtocol(HttpToolsProtocol):
                 self._renew_parser()
                 self._parse(head)
         except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
+            self.logger.info("Invalid HTTP request received.")
             self.send_400_response("Invalid HTTP request received.")
 
     def _parse(self, data: bytes | memoryview) -> int | None:
@@ -80,6 +82,7 @@ class DirectProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note the end of a request, but not of one that is parsed once more."""
         if not self.parser.should_upgrade():
+            self._whole = self.scope
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -108,9 +111,13 @@ class DirectProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         return await whole
 
+    def count_body(self, nbytes: int) -> None:
+        """Note that so much of a body came past the parser."""
+
     def end_body(self) -> None:
         """Go on with the next request, as if the parser had seen the whole body of this one."""
         self._renew_parser()
+        self._whole = self.scope
         self.cycle.more_body = False
         self.cycle.message_event.set()
         self.transport.set_protocol(self)
@@ -128,6 +135,7 @@ class _Filling(asyncio.BufferedProtocol):
         return self._rest[:STRIDE]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._connection.count_body(nbytes)
         self._rest = self._rest[nbytes:]
         if not self._rest:
             self._connection.end_body()

@@ -2,26 +2,32 @@
 
 ServiceError
 ├── MalformedBody          400  not msgpack, cut short, trailing bytes, nested too deep
+├── MalformedRequest       400  not HTTP
 ├── Unauthorized           401  missing or wrong token
+├── ForbiddenOrigin        403  a web page of another site asks
 ├── SessionNotFound        404  also for a session of another tenant
 ├── SessionDamaged         410  what is stored of it is not what was written
 ├── Conflict               409
 │   ├── ShapeMismatch           tensors disagree with the session
 │   ├── CodecMismatch           the codec asked for is not the session's
-│   ├── SessionExists           PUT of a session that has another shape
+│   ├── SessionExists           PUT of a session of another shape, or an id that is taken
 │   └── PositionConflict        the append is not at the end
+├── TooSlow                408  a head or a body took too long to come
 ├── BodyTooLarge           413
 ├── UnsupportedMediaType   415
+├── UnknownHost            421  the request is for a name that is not the service's
 ├── InvalidRequest         422  a field is missing, unknown or wrong
 │   ├── AnswerTooLarge          what is asked for would not fit one answer
 │   └── NonFinite               NaN, infinity or overflow in k or v
-├── Busy                   503  the queue in front of the device is full
+├── HeadTooLarge           431
+├── Busy                   503  too many requests wait, or are under way
 ├── TierUnavailable        503  the tier below memory cannot be used now
-└── InsufficientStorage    507  does not fit the budgets, or the disk
+├── InsufficientStorage    507  does not fit the budgets, or the disk
+└── QuotaExceeded          507  does not fit what the tenant may have
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class ServiceError(Exception):
@@ -53,6 +59,12 @@ class MalformedBody(ServiceError):
     status, slug, title = 400, "malformed-body", "The body is malformed"
 
 
+class MalformedRequest(ServiceError):
+    """What came is not HTTP, or says things that contradict each other."""
+
+    status, slug, title = 400, "malformed-request", "The request is malformed"
+
+
 class Unauthorized(ServiceError):
     """The token is missing or wrong."""
 
@@ -60,6 +72,12 @@ class Unauthorized(ServiceError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class ForbiddenOrigin(ServiceError):
+    """A browser sends this for a web page of another site."""
+
+    status, slug, title = 403, "forbidden-origin", "Pages of other sites may not call the service"
 
 
 class SessionNotFound(ServiceError):
@@ -99,9 +117,9 @@ class CodecMismatch(Conflict):
 
 
 class SessionExists(Conflict):
-    """PUT of a session that exists with another shape."""
+    """PUT of a session that exists with another shape, or a fork or an import to an id that is taken."""
 
-    slug, title = "session-exists", "The session exists with another shape"
+    slug, title = "session-exists", "The session exists already"
 
 
 class PositionConflict(Conflict):
@@ -111,6 +129,12 @@ class PositionConflict(Conflict):
 
     def __init__(self, detail: str, length: int) -> None:
         super().__init__(detail, length=length)
+
+
+class TooSlow(ServiceError):
+    """A head or a body took too long to come."""
+
+    status, slug, title = 408, "too-slow", "The request came too slowly"
 
 
 class BodyTooLarge(ServiceError):
@@ -126,6 +150,17 @@ class UnsupportedMediaType(ServiceError):
     """The content type is none this call reads."""
 
     status, slug, title = 415, "unsupported-media-type", "The content type is not supported"
+
+
+class UnknownHost(ServiceError):
+    """The request is for a name that is not the service's, as after DNS rebinding; `host` is that name."""
+
+    status, slug, title = 421, "unknown-host", "The service does not have that name"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"The request is for {host!r}. Use the service's address, or start it with --allowed-hosts.", host=host
+        )
 
 
 class InvalidRequest(ServiceError):
@@ -165,10 +200,19 @@ class NonFinite(InvalidRequest):
         self.fields |= {"stream": stream, **place}
 
 
-class Busy(ServiceError):
-    """The queue in front of the device is full."""
+class HeadTooLarge(ServiceError):
+    """A request's line and headers are over the limit."""
 
-    status, slug, title = 503, "busy", "The device is busy"
+    status, slug, title = 431, "head-too-large", "The request's head is too large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"A request's line and headers may have at most {limit} bytes.", limit=limit)
+
+
+class Busy(ServiceError):
+    """Too many requests wait for the device, or are under way."""
+
+    status, slug, title = 503, "busy", "The service is busy"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Retry-After": "1"})
@@ -187,3 +231,23 @@ class InsufficientStorage(ServiceError):
     """The session does not fit, even with everything else evicted, or the disk is full."""
 
     status, slug, title = 507, "insufficient-storage", "There is no room"
+
+
+class QuotaExceeded(ServiceError):
+    """What is asked for does not fit what the tenant may have.
+
+    Args:
+        resource: what there is too little of.
+        needed: how much more of it the request takes.
+        quota: how much of it the tenant may have.
+    """
+
+    status, slug, title = 507, "quota-exceeded", "The tenant's quota does not allow it"
+
+    def __init__(self, resource: Literal["bytes", "sessions"], needed: int, quota: int) -> None:
+        super().__init__(
+            f"It takes {needed} {resource} more; all your sessions together may have {quota}. Delete some.",
+            resource=resource,
+            needed=needed,
+            quota=quota,
+        )

@@ -12,6 +12,7 @@ from hadakv_service.wire import Buffer, encode_pieces
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
+OCTETS = "application/octet-stream"
 _MSGPACK_NAMES = {MSGPACK, "application/x-msgpack", "application/vnd.msgpack"}
 # Pieces of 64 KiB are slow to send, whole tensors starve other connections.
 PIECE = 1 << 20
@@ -23,13 +24,28 @@ def is_json(request: Request, *, json_allowed: bool = False) -> bool:
     Raises:
         UnsupportedMediaType: it is neither, or JSON where only msgpack is read.
     """
-    name = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    name = _content_type(request)
     if name in _MSGPACK_NAMES:
         return False
     if json_allowed and name == JSON:
         return True
     allowed = f"{MSGPACK} or {JSON}" if json_allowed else MSGPACK
     raise UnsupportedMediaType(f"The content type must be {allowed}, not {name or 'missing'}.")
+
+
+def check_octets(request: Request) -> None:
+    """Nothing, for a body that is said to be bytes and no more.
+
+    Raises:
+        UnsupportedMediaType: it is said to be something else, or nothing.
+    """
+    name = _content_type(request)
+    if name != OCTETS:
+        raise UnsupportedMediaType(f"The content type must be {OCTETS}, not {name or 'missing'}.")
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def send_pieces(

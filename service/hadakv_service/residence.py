@@ -88,6 +88,10 @@ class Residence:
         """Count pages out; rows that nobody holds any longer go with the next `drop_loose`."""
         self._loose.update(page.row for page in self.ledger.let_go(pages) if page.row is not None)
 
+    def loosen(self, pages: Iterable[Page]) -> None:
+        """Have the rows of pages removed once nobody needs them."""
+        self._loose.update(page.row for page in pages if page.row is not None)
+
     def drop_loose(self) -> None:
         """Remove the rows that neither a manifest nor anything in memory needs.
 

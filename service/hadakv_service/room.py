@@ -8,6 +8,7 @@ from hadakv_service.entries import Entries, Entry
 from hadakv_service.errors import InsufficientStorage, TierUnavailable
 from hadakv_service.ledger import Ledger, least_cost
 from hadakv_service.page import Page
+from hadakv_service.quota import Owners
 from hadakv_service.residence import Residence, Saving
 from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
 
@@ -24,16 +25,18 @@ class Room:
         ledger: counts memory.
         entries: the sessions in memory.
         residence: moves their pages.
+        owners: whom what is ended belonged to.
 
     Attributes:
         evictions: sessions that were ended to make room.
     """
 
-    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence) -> None:
+    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, owners: Owners) -> None:
         self.evictions = 0
         self._ledger = ledger
         self._entries = entries
         self._residence = residence
+        self._owners = owners
         self._tier = residence.tier
         residence.make_room = self.spill_for
 
@@ -64,13 +67,20 @@ class Room:
             TierUnavailable: the tier keeps it; nothing happened.
         """
         entry = self._entries.get(key)
-        if entry.saved if entry else self._tier.sessions > self._entries.saved:
-            try:
-                self._residence.write([], removed=[key], sync=entry is not None and entry.session.durability == "ack")
-            except TierFailed as error:
-                raise TierUnavailable(f"The session cannot be removed from disk: {error}.") from error
+        nbytes = entry.session.nbytes if entry else None
+        try:
+            if entry is None and self._tier.sessions > self._entries.saved:
+                nbytes = self._tier.nbytes(key)
+            if nbytes is None:
+                return
+            if entry is None or entry.saved:
+                sync = entry is not None and entry.session.durability == "ack"
+                self._residence.write([], removed=[key], sync=sync)
+        except TierError as error:
+            raise TierUnavailable(f"The session cannot be removed from disk: {error}.") from error
         if entry:
             self._leave(key, entry)
+        self._owners.add(key[0], -nbytes, -1)
 
     def _leave(self, key: Key, entry: Entry) -> None:
         self._entries.forget(key)

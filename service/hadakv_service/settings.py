@@ -1,16 +1,42 @@
 """What can be set, from flags (`--memory-budget 4GiB`) and the environment (`HADAKV_MEMORY_BUDGET=4GiB`)."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import ByteSize, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hadakv_service.wire import MAX_TTL_SECONDS
 
 LOOPBACK_NAMES = {"localhost"}
+_HOST_NAME = re.compile(r"\*|[A-Za-z0-9._-]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]+")
+
+
+def _split(words: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    listed = [words] if isinstance(words, str) else words
+    return tuple(word.lower() for each in listed for word in each.replace(",", " ").split())
+
+
+def _host_names(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        if not _HOST_NAME.fullmatch(word):
+            raise ValueError(f"{word!r} is no name by itself, without scheme, port and path")
+    return words
+
+
+def _origins(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        if not _ORIGIN.fullmatch(word):
+            raise ValueError(f"{word!r} is not like https://example.org or http://localhost:3000")
+    return words
+
+
+# Separated by commas, in a flag and in the environment alike.
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -28,6 +54,16 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to bind. Anything but loopback needs a token file.")
     port: Annotated[int, Field(ge=0, le=65535, description="Port to bind; 0 takes a free one.")] = 8765
     uds: Path | None = Field(None, description="Unix domain socket to bind instead of host and port.")
+    uds_mode: Annotated[str, Field(pattern="^0?[0-7]{3}$", description="Who may connect to that, in octal.")] = "600"
+    tls_cert: Path | None = Field(None, description="Certificate chain in PEM; when given, the service speaks TLS.")
+    tls_key: Path | None = Field(None, description="The certificate's private key in PEM; default: in the same file.")
+    tls_key_password_file: Path | None = Field(None, description="File that has the private key's password.")
+    allowed_hosts: Annotated[Words, AfterValidator(_host_names)] = Field(
+        (), description="Names that requests may be for, besides addresses, localhost and --host; * is any."
+    )
+    allowed_origins: Annotated[Words, AfterValidator(_origins)] = Field(
+        (), description="Origins of other sites whose pages may call, for example http://localhost:3000."
+    )
     backend: Literal["auto", "metal", "cuda", "cpu"] = Field(
         "auto", description="Where the codec runs; auto is the first of the others that this machine has."
     )
@@ -39,6 +75,23 @@ class Settings(BaseSettings):
     )
     max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body or range read, for example 1GiB.")
     queue: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256
+    max_receiving: Annotated[ByteSize, Field(ge=0)] | None = Field(
+        None, description="Bytes of bodies that may be on their way in at once; default: two of the largest."
+    )
+    max_head: Annotated[ByteSize, Field(ge=1024)] = Field(
+        ByteSize(64 << 10), description="Largest request line and headers."
+    )
+    max_requests: Annotated[int, Field(ge=1, description="Requests that may be under way at once.")] = 512
+    max_connections: Annotated[int, Field(ge=1, description="Connections; beyond, the longest idle one goes.")] = 1024
+    header_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS, description="Time a request's head may take.")] = (
+        10
+    )
+    body_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] = Field(
+        20, description="How far a body or an answer may fall behind --min-rate, in seconds."
+    )
+    min_rate: Annotated[ByteSize, Field(ge=1)] = Field(
+        ByteSize(256 << 10), description="Bytes a second that a body must come with, and an answer be taken."
+    )
     ttl_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] | None = Field(
         None, description="Forget sessions unused for so long, unless they say otherwise; default: never."
     )
@@ -58,6 +111,12 @@ class Settings(BaseSettings):
     token_file: Path | None = Field(
         None, description="Lines 'tenant:sha256 of token in hex'; when given, every call needs a token."
     )
+    tenant_quota: Annotated[ByteSize, Field(ge=0)] | None = Field(
+        None, description="Bytes that a tenant's sessions may take, unless the token file says otherwise; default: any."
+    )
+    tenant_sessions: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Sessions a tenant may have, unless the token file says otherwise; default: any number."
+    )
     insecure: bool = Field(False, description="Allow binding beyond loopback without tokens.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
 
@@ -70,7 +129,11 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _refuse_ack_without_disk(self) -> Self:
+    def _refuse_what_does_not_go_together(self) -> Self:
+        if self.tls_cert is None and (self.tls_key or self.tls_key_password_file):
+            raise ValueError("--tls-key and --tls-key-password-file need --tls-cert")
+        if self.max_receiving is not None and self.max_receiving < self.max_body:
+            raise ValueError("--max-receiving must have room for a body of --max-body")
         if self.durability == "ack" and self.disk_budget == 0:
             raise ValueError("durability ack needs a disk budget")
         return self

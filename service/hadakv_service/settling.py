@@ -8,6 +8,7 @@ from hadakv_service.entries import Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError
 from hadakv_service.ledger import Ledger
 from hadakv_service.page import Page
+from hadakv_service.quota import Owners
 from hadakv_service.residence import Residence, Saving
 from hadakv_service.room import SPILL_NBYTES, Room
 from hadakv_service.session import Session
@@ -24,13 +25,15 @@ class Settling:
         entries: the sessions in memory.
         residence: moves their pages.
         room: makes room.
+        owners: whom sessions belong to.
     """
 
-    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, room: Room) -> None:
+    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, room: Room, owners: Owners) -> None:
         self._ledger = ledger
         self._entries = entries
         self._residence = residence
         self._room = room
+        self._owners = owners
         # Who has changed so that the tier must know, as they were before.
         self._before: dict[Key, Entry | None] = {}
 
@@ -83,6 +86,7 @@ class Settling:
         self._entries.forget(key)
         if old:
             self._entries.enter(key, old)
+        self._owners.add(key[0], (old.session.nbytes if old else 0) - new.session.nbytes, 0 if old else -1)
         self._ledger.hold(gained)
         self._residence.let_go(lost)
 
@@ -117,6 +121,25 @@ class Settling:
         late = [(key, entry) for key, entry in used if entry.saved and entry.saved.last_used != entry.last_used]
         if late:
             self._residence.touch([(key, self._entries.note_used(entry)) for key, entry in late])
+
+    def write_ahead(self, key: Key, session: Session) -> Generator[None, None, None]:
+        """Of what `settle` will have to write, write most before, if it is so much that others should have their turn.
+
+        Raises:
+            InsufficientStorage: the disk takes it not.
+        """
+        new = [page for page in session.all_pages() if page.row is None]
+        if session.durability != "ack" or sum(page.nbytes for page in new) <= SPILL_NBYTES:
+            return
+        for pages in _portions(new):
+            self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in pages), {key})
+            try:
+                self._residence.write([], pages)
+            except TierFailed as error:
+                raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
+            # If they are not stored after all, nobody else says that they can go.
+            self._residence.loosen(pages)
+            yield
 
     def _save_in_steps(self, key: Key, entry: Entry) -> Generator[None, None, None]:
         for pages in _portions([page for page in entry.session.all_pages() if page.row is None]):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 STOP_SECONDS = 20
 
@@ -26,23 +27,26 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*flags: str, program: Sequence[str] = ("-m", "hadakv_service")) -> Iterator[RunningService]:
+def running_service(
+    *flags: str, program: Sequence[str] = ("-m", "hadakv_service"), log: IO[str] | None = None
+) -> Iterator[RunningService]:
     """Start the service on a free loopback port, and stop it at the end of the block.
 
     Args:
         flags: further flags of `python -m hadakv_service`; without `--data-dir` it keeps nothing on disk.
         program: what Python is to run with them.
+        log: where its log goes, if not where this process's goes.
 
     Raises:
         RuntimeError: it did not start; what it said is in the message or on stderr.
     """
     nothing_on_disk = () if "--data-dir" in flags else ("--disk-budget", "0")
     command = [sys.executable, *program, "--port", "0", *nothing_on_disk, *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline().strip()
-        address = re.search(r"http://\S+?(?=,)", line)
+        address = re.search(r"https?://\S+?(?=,)", line)
         if address is None:
             raise RuntimeError(f"the service did not start: {line or 'see its messages above'}")
         yield RunningService(address[0], line, process)

@@ -8,6 +8,7 @@ from hadakv_kernels import Backend
 from hadakv_service.entries import Clock, Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError, SessionExists, SessionNotFound, TierUnavailable
 from hadakv_service.ledger import PAGE_NBYTES, Ledger, beside, cost, least_cost, page_cost
+from hadakv_service.quota import Owners, Quotas
 from hadakv_service.residence import Residence, outline
 from hadakv_service.room import Room
 from hadakv_service.session import Session
@@ -29,17 +30,25 @@ class Store:
         clock: gives unix seconds.
         tier: takes what has no room in memory, and what is to outlive the process.
         backend: whose memory pages lie in; needed with a tier.
+        quotas: what each owner may have.
     """
 
     def __init__(
-        self, budget: int, clock: Clock = time.time, tier: Tier | None = None, backend: Backend | None = None
+        self,
+        budget: int,
+        clock: Clock = time.time,
+        *,
+        tier: Tier | None = None,
+        backend: Backend | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self.ledger = Ledger(budget)
         self.tier: Tier = tier or NoTier()
         self.residence = Residence(self.ledger, self.tier, backend)
         self._entries = Entries(self.ledger, clock)
-        self._room = Room(self.ledger, self._entries, self.residence)
-        self._settling = Settling(self.ledger, self._entries, self.residence, self._room)
+        self._owners = Owners(quotas or Quotas(), self.tier.owners())
+        self._room = Room(self.ledger, self._entries, self.residence, self._owners)
+        self._settling = Settling(self.ledger, self._entries, self.residence, self._room, self._owners)
 
     def __len__(self) -> int:
         return len(self._entries) + self.tier.sessions - self._entries.saved
@@ -127,8 +136,10 @@ class Store:
 
         Raises:
             InsufficientStorage: it would not fit.
+            QuotaExceeded: its owner may not have so much.
         """
         entry = self.find(key)
+        self._owners.check(key[0], *_growth(entry, session, nbytes))
         growth = cost(session) + nbytes + pages * PAGE_NBYTES - (entry.cost if entry else 0)
         # Small pages that become one free some bytes, but only once they have.
         growth = max(growth, 0)
@@ -162,6 +173,10 @@ class Store:
         """Give back what was reserved: the work under way stores nothing."""
         self.ledger.reserved -= nbytes
 
+    def ahead_in_steps(self, key: Key, session: Session) -> Generator[None, None, None]:
+        """Write ahead of `settle`, which otherwise does it in one go; see `Settling.write_ahead`."""
+        return self._settling.write_ahead(key, session)
+
     def room_in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
         """Make room ahead of `put`, which otherwise does it in one go; see `Room.in_steps`."""
         if self.tier.budget:
@@ -178,10 +193,13 @@ class Store:
 
         Raises:
             InsufficientStorage: the tier cannot take what would have to leave memory. Nothing was stored.
+            QuotaExceeded: its owner may not have so much. Nothing was stored.
         """
         old = self.find(key)
         if old is None and key in self._entries:
             self.remove(key)
+        growth = _growth(old, session)
+        self._owners.check(key[0], *growth)
         gained, lost = changes(old.session if old else None, session)
         more = beside(session) - (beside(old.session) if old else 0)
         more += sum(page_cost(page) for page in gained if not page.holders)
@@ -194,6 +212,7 @@ class Store:
         self._entries.enter(key, entry)
         self.ledger.hold(gained)
         self.residence.let_go(lost)
+        self._owners.add(key[0], *growth)
         self.ledger.reserved -= reserved
         self._settling.note(key, old, entry)
         return entry
@@ -269,3 +288,8 @@ class Store:
         left = self._settling.flush(until)
         self.tier.close()
         return left
+
+
+def _growth(entry: Entry | None, session: Session, nbytes: int = 0) -> tuple[int, int]:
+    """How many packed bytes and sessions more there are, once a session has a new value and so many bytes more."""
+    return session.nbytes + nbytes - (entry.session.nbytes if entry else 0), int(entry is None)

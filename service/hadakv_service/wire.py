@@ -24,6 +24,8 @@ MAX_TTL_SECONDS = 1e9
 
 Dimension = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Window = Annotated[int, msgspec.Meta(ge=1)]
+TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)]
 
 
 class Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,8 +109,8 @@ class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
     layers: Count | None = None
     kv_heads: Count | None = None
     head_dim: int | None = None
-    window: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    ttl_seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)] | None = None
+    window: Window | None = None
+    ttl_seconds: TtlSeconds | None = None
     durability: Literal["memory", "spill", "ack"] | None = None
 
 
@@ -159,7 +161,7 @@ def decode_body(kind: type[Body], body: Buffer, *, json: bool = False) -> Body:
     except msgspec.ValidationError as error:
         if not json:
             check_well_formed(memoryview(body))
-        raise InvalidRequest([_field_and_reason(str(error))]) from None
+        raise InvalidRequest([field_and_reason(error)]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedBody(f"The body is not valid {'JSON' if json else 'msgpack'}: {error}.") from None
 
@@ -168,7 +170,9 @@ _LOCATED = re.compile(r"(?P<reason>.*) - at `(?:key` in `)?\$\.?(?P<field>.*)`$"
 _NAMED = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*?)`")
 
 
-def _field_and_reason(message: str) -> tuple[str, str]:
+def field_and_reason(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Which field msgspec refused, and why."""
+    message = str(error)
     located = _LOCATED.match(message)
     field, reason = (located["field"], located["reason"]) if located else ("", message)
     if named := _NAMED.match(reason):

@@ -250,6 +250,25 @@ def test_a_full_queue_is_busy_until_there_is_room() -> None:
     assert served == [[]] * 4
 
 
+def test_who_has_begun_to_answer_is_not_told_that_there_are_too_many() -> None:
+    async def work(device: Device) -> list[str]:
+        first = Noted("first", [], holds=True)
+        held = asyncio.ensure_future(device.run(first))
+        await asyncio.to_thread(first.entered.wait, 30)
+        goes_on = [asyncio.ensure_future(device.go_on(lambda: threading.current_thread().name)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await device.run(Noted("late", []))
+        first.gate.set()
+        await held
+        names = await asyncio.gather(*goes_on)
+        return [*names, *await device.run(Noted("afterwards", []))]
+
+    names, _ = on_device(work, limit=1)
+
+    assert names == ["hadakv-device"] * 3
+
+
 def test_a_caller_who_gave_up_is_no_trouble_to_the_others() -> None:
     notes: list[str] = []
 

@@ -26,7 +26,7 @@ def connection(server: RunningService) -> Iterator[socket.socket]:
 
 
 def head(session: str, body: bytes, *more: str) -> bytes:
-    lines = [f"POST /sessions/{session}/kv HTTP/1.1", "Host: x", f"Content-Type: {MSGPACK}"]
+    lines = [f"POST /sessions/{session}/kv HTTP/1.1", "Host: localhost", f"Content-Type: {MSGPACK}"]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", *more, "", ""]).encode()
 
 
@@ -173,7 +173,7 @@ def test_a_body_in_chunks_after_an_offered_upgrade_is_no_request(
     connection: socket.socket, offer: tuple[str, ...]
 ) -> None:
     session, stream = uuid4().hex, connection.makefile("rb")
-    hidden = f"DELETE /sessions/{session} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    hidden = f"DELETE /sessions/{session} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     chunked = head(session, b"", *offer).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
 
     connection.sendall(head(session, SMALL) + SMALL)
@@ -187,7 +187,9 @@ def test_a_body_in_chunks_after_an_offered_upgrade_is_no_request(
 
 
 def test_a_request_to_connect_elsewhere_is_refused_and_ends_the_connection(connection: socket.socket) -> None:
-    connection.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.sendall(
+        b"CONNECT x:80 HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
     with connection.makefile("rb") as stream:
         everything = stream.read()
 
@@ -203,7 +205,7 @@ def test_a_connection_that_breaks_under_its_answers_is_no_error(
     capfd: pytest.CaptureFixture[str], requests: int
 ) -> None:
     k = np.zeros((8, 8, 1024, 128), np.float16)
-    read = b"GET /sessions/a/kv?form=float32 HTTP/1.1\r\nHost: x\r\n\r\n"
+    read = b"GET /sessions/a/kv?form=float32 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     with running_service() as service:
         httpx.post(

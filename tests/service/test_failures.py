@@ -58,7 +58,7 @@ def test_a_connection_goes_on_after_a_failure(capfd: pytest.CaptureFixture[str],
             caller.append("a", K[:, :, 1:], K[:, :, 1:])
         with connect(service.url) as connection, connection.makefile("rb") as stream:
             for request in requests:
-                connection.sendall(f"{request} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                connection.sendall(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 lines = iter(stream.readline, b"\r\n")
                 head = dict(line.strip().lower().split(b": ") for line in lines if b": " in line)
                 answers.append(json.loads(stream.read(int(head[b"content-length"]))))

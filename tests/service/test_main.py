@@ -1,13 +1,11 @@
 """Starting and stopping the service as a program: what it says, what it refuses, how it ends."""
 
-import hashlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import msgpack
@@ -20,8 +18,6 @@ from backends import GPUS_HERE
 from contract import MSGPACK, Caller, append_body, connect, stream
 from hadakv_kernels import Codec
 from hadakv_kernels.backend import GPUS
-from hadakv_service.auth import TokenFile
-from hadakv_service.errors import Unauthorized
 from hadakv_service.settings import Settings, is_loopback
 from hadakv_service.spawn import running_service
 
@@ -71,22 +67,6 @@ def test_settings_come_from_flags_before_the_environment(monkeypatch: pytest.Mon
     assert refused.problem(413, "body-too-large")["limit"] == 100
 
 
-def test_the_service_listens_on_a_unix_socket_where_asked(tmp_path: Path) -> None:
-    path = tmp_path / "hadakv.sock"
-    process = subprocess.Popen([*PROGRAM, "--uds", str(path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://hadakv") as client:
-            status = client.get("/healthz").status_code
-    finally:
-        process.terminate()
-        process.communicate()
-
-    assert f"unix:{path}" in line
-    assert status == 200
-
-
 BAD_VALUES = {
     "a port beyond all ports": (("--port", "65536"), "port"),
     "a budget that is no size": (("--memory-budget", "much"), "memory_budget"),
@@ -96,6 +76,17 @@ BAD_VALUES = {
     "no threads": (("--threads", "0"), "threads"),
     "a ttl of 0": (("--ttl-seconds", "0"), "ttl_seconds"),
     "an endless ttl": (("--ttl-seconds", "inf"), "ttl_seconds"),
+    "no requests": (("--max-requests", "0"), "max_requests"),
+    "no connections": (("--max-connections", "0"), "max_connections"),
+    "a head of nothing": (("--max-head", "100"), "max_head"),
+    "no time for a head": (("--header-seconds", "0"), "header_seconds"),
+    "endless time for a body": (("--body-seconds", "inf"), "body_seconds"),
+    "no pace": (("--min-rate", "0"), "min_rate"),
+    "a socket for nobody in particular": (("--uds-mode", "rw"), "uds_mode"),
+    "a host with a port": (("--allowed-hosts", "a,b:80"), "allowed_hosts"),
+    "an origin that is a name": (("--allowed-origins", "example.org"), "allowed_origins"),
+    "an origin with a path": (("--allowed-origins", "https://example.org/"), "allowed_origins"),
+    "any origin": (("--allowed-origins", "*"), "allowed_origins"),
     "an unknown backend": (("--backend", "abacus"), "backend"),
     "an unknown log level": (("--log-level", "loud"), "log_level"),
 }
@@ -116,6 +107,27 @@ def test_no_address_beyond_loopback_is_bound_without_tokens(host: str) -> None:
 
     assert CliApp.run(Settings, cli_args=["--host", host, "--insecure"]).host == host
     assert CliApp.run(Settings, cli_args=["--host", host, "--token-file", "tokens"]).host == host
+
+
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    for flags, message in (
+        (["--tls-key", "key.pem"], "need --tls-cert"),
+        (["--tls-key-password-file", "password"], "need --tls-cert"),
+        (["--max-body", "2MiB", "--max-receiving", "1MiB"], "room for a body of --max-body"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            CliApp.run(Settings, cli_args=flags)
+
+
+def test_lists_are_separated_by_commas_in_flags_and_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADAKV_ALLOWED_HOSTS", "one.example, Two.example")
+
+    settings = CliApp.run(
+        Settings, cli_args=["--allowed-origins", "http://a:1,http://b", "--allowed-origins", "http://c"]
+    )
+
+    assert settings.allowed_hosts == ("one.example", "two.example")
+    assert settings.allowed_origins == ("http://a:1", "http://b", "http://c")
 
 
 BAD_STARTS = {
@@ -150,30 +162,6 @@ def test_a_bad_environment_is_refused_in_one_line() -> None:
 
     assert finished.returncode == 1
     assert re.fullmatch(r"hadakv: queue: .+\n", finished.stderr)
-
-
-TOKEN_FILES = ["", "# nobody\n", "ann\n", "ann:secret\n", f"ann:{'0' * 63}\n", f"ann smith:{'0' * 64}\n"]
-
-
-@pytest.mark.parametrize("content", TOKEN_FILES)
-def test_a_token_file_that_is_empty_or_unclear_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "tokens"
-    path.write_text(content, "utf-8")
-
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        TokenFile(path)
-
-
-def test_a_token_is_its_tenants(tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
-    digests = [hashlib.sha256(token).hexdigest() for token in (b"one", b"two")]
-    path.write_text(f"# comment\n\nann:{digests[0]}\n  bob:{digests[1].upper()}  \n", "utf-8")
-    tokens = TokenFile(path)
-
-    assert (tokens.tenant("Bearer one"), tokens.tenant("bearer two")) == ("ann", "bob")
-    for header in ("", "one", "Bearer", "Bearer ", "Basic one", "Bearer three", "Bearer \xff", f"Bearer {digests[0]}"):
-        with pytest.raises(Unauthorized):
-            tokens.tenant(header)
 
 
 def test_insecure_lets_the_service_bind_beyond_loopback() -> None:
@@ -219,9 +207,8 @@ def test_a_port_that_is_taken_is_refused() -> None:
 def test_a_request_under_way_is_answered_before_the_program_ends() -> None:
     k = np.random.default_rng(5).standard_normal((1, 1, 2, 64)).astype(np.float16)
     body = msgpack.packb(append_body(k, k))
-    head = (
-        f"POST /sessions/last/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    lines = ["POST /sessions/last/kv HTTP/1.1", "Host: localhost", f"Content-Type: {MSGPACK}"]
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
 
     with running_service() as service, connect(service.url) as connection:
         connection.sendall(head.encode() + body[:100])

@@ -135,9 +135,8 @@ def test_every_name_of_msgpack_is_understood(caller: Caller, session: str, conte
 @pytest.mark.parametrize("dots", [".", ".."])
 @pytest.mark.parametrize("kind", [MSGPACK, f"{MSGPACK}; v=1"], ids=["plain", "with a parameter"])
 def test_an_append_to_nothing_but_dots_is_refused(server: RunningService, dots: str, kind: str) -> None:
-    head = (
-        f"POST /sessions/{dots}/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(PACKED)}\r\n\r\n"
-    )
+    lines = [f"POST /sessions/{dots}/kv HTTP/1.1", "Host: localhost", f"Content-Type: {kind}"]
+    head = "\r\n".join([*lines, f"Content-Length: {len(PACKED)}", "", ""])
 
     with connect(server.url) as connection:
         connection.sendall(head.encode() + PACKED)
@@ -148,7 +147,7 @@ def test_an_append_to_nothing_but_dots_is_refused(server: RunningService, dots: 
 
 @pytest.mark.parametrize("length", ["-1", "ten", "1e3", "+5", "0x10", "9" * 5000, ""])
 def test_a_content_length_that_is_no_number_is_refused(server: RunningService, caller: Caller, length: str) -> None:
-    head = f"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\nContent-Length: {length}\r\n\r\n"
+    head = f"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: {length}\r\n\r\n"
 
     with connect(server.url) as connection:
         connection.sendall(head.encode() + PACKED)

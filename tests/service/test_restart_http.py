@@ -84,6 +84,24 @@ def test_what_was_answered_outlives_a_kill_if_that_was_asked_for(
             assert holds(caller, "a", tokens)
 
 
+def test_a_bulk_append_is_acknowledged_as_a_whole(tmp_path: Path) -> None:
+    k, v = pair(8, 8, 1200, 128)
+    with service(tmp_path, "--durability", "ack", kill=True) as caller:
+        assert caller.append("a", k, v).status == 201
+        spoiled = v.copy()
+        spoiled[7, 7, 1199, 0] = np.nan
+        caller.append("b", k, spoiled).problem(422, "non-finite")
+        assert caller.append("a", k[:, :, :7], v[:, :, :7]).body["length"] == 1207
+        used = caller.get("/readyz").body["disk_used_nbytes"]
+        nbytes = caller.info("a")["nbytes"]
+
+    assert nbytes < used < 1.1 * nbytes
+    with service(tmp_path) as caller:
+        body = caller.read("a", start=0, stop=1200)
+        assert [body["k"], body["v"]] == [stream(k, CODEC), stream(v, CODEC)]
+        assert caller.info("a")["length"] == 1207
+
+
 def test_an_acknowledged_change_of_any_kind_outlives_a_kill(tmp_path: Path) -> None:
     with service(tmp_path, "--durability", "ack", kill=True) as caller:
         for name in "abc":

@@ -9,6 +9,7 @@ import pytest
 from contract import MSGPACK, Caller, connect, status_line, stream
 from hadakv_kernels import Codec
 from hadakv_service.spawn import running_service
+from service.files import exported, imported
 from service.refusals import PACKED, K, V
 
 
@@ -28,6 +29,8 @@ CALLS = [
     ("PUT", "/sessions/hers"),
     ("GET", "/sessions/hers"),
     ("DELETE", "/sessions/hers"),
+    ("GET", "/sessions/hers/export"),
+    ("POST", "/sessions/hers/import"),
     ("GET", "/sessions"),
     ("POST", "/encode"),
     ("POST", "/decode"),
@@ -54,7 +57,7 @@ def test_nobody_gets_in_without_a_valid_token(guarded: str, method: str, path: s
 
 
 def test_a_token_is_checked_before_the_body_is_read(guarded: str) -> None:
-    head = f"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\nContent-Length: 1000000\r\n\r\n"
+    head = f"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: 1000000\r\n\r\n"
 
     with connect(guarded) as connection:
         connection.sendall(head.encode())
@@ -83,6 +86,20 @@ def test_a_session_of_another_tenant_does_not_exist(guarded: str) -> None:
         assert made.status == 201, "the same name is free for another tenant"
         assert made.body["k"] == stream(V, Codec())
         assert ann.snapshot("secret") == before
+
+
+def test_a_file_is_a_session_of_whoever_brings_it(guarded: str) -> None:
+    with Caller(guarded, "token-of-ann") as ann, Caller(guarded, "token-of-bob") as bob:
+        ann.append("filed", K, V)
+        before = ann.snapshot("filed")
+        file = exported(ann, "filed")
+
+        bob.get("/sessions/filed/export").problem(404, "session-not-found")
+        made = imported(bob, "filed", file)
+        bob.append("filed", V, K)
+
+        assert made.status == 201, "the same name is free for another tenant"
+        assert ann.snapshot("filed") == before
 
 
 def test_a_list_shows_only_ones_own_sessions(guarded: str) -> None:

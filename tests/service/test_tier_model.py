@@ -55,7 +55,7 @@ class Tiered(RuleBasedStateMachine):
 
     def _open(self) -> None:
         self.tier = SqliteTier(Path(self.directory.name) / "data", self.disk)
-        self.store = Store(MEMORY, self.clock, self.tier, BACKEND)
+        self.store = Store(MEMORY, self.clock, tier=self.tier, backend=BACKEND)
 
     def teardown(self) -> None:
         if hasattr(self, "tier"):

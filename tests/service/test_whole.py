@@ -18,7 +18,7 @@ LONG = np.random.default_rng(12).standard_normal((1, 1, 60, 256)).astype(np.floa
 
 
 def request(session: str, body: bytes, *more: str, version: str = "1.1") -> bytes:
-    lines = [f"POST /sessions/{session}/kv HTTP/{version}", "Host: x", f"Content-Type: {MSGPACK}"]
+    lines = [f"POST /sessions/{session}/kv HTTP/{version}", "Host: localhost", f"Content-Type: {MSGPACK}"]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", *more, "", ""]).encode() + body
 
 

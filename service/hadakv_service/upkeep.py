@@ -1,0 +1,53 @@
+"""What a service has to do for its store from beginning to end: open the tier, look after both, close them."""
+
+import asyncio
+import logging
+import shutil
+
+from pydantic import ByteSize
+
+from hadakv_service.device import Device
+from hadakv_service.errors import Busy
+from hadakv_service.settings import Settings
+from hadakv_service.store import Store
+from hadakv_service.tiers import Tier
+from hadakv_service.tiers.none import NoTier
+from hadakv_service.tiers.sqlite import SqliteTier
+
+log = logging.getLogger(__name__)
+
+TEND_SECONDS = 30.0
+
+
+def open_tier(settings: Settings) -> Tier:
+    """What lies below memory.
+
+    Raises:
+        TierRefused, OSError: as for `create_app`.
+    """
+    if settings.disk_budget == 0:
+        return NoTier()
+    budget = settings.disk_budget
+    if budget is None:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        budget = ByteSize(shutil.disk_usage(settings.data_dir).free // 2)
+    return SqliteTier(settings.data_dir, int(budget))
+
+
+async def tend(device: Device, store: Store) -> None:
+    """Let the store forget who has expired, and so on, now and then."""
+    while True:
+        await asyncio.sleep(TEND_SECONDS)
+        try:
+            await device.call(store.tend)
+        except Busy:
+            continue
+        except Exception:
+            log.exception("what has to be done now and then was not")
+
+
+def close(store: Store, until: float) -> None:
+    """Write what may outlive the process until a moment of `time.monotonic`, and say so if that is not all."""
+    left = store.close(until)
+    if left:
+        log.warning("%d sessions were not written to disk in time", left)

@@ -1,0 +1,117 @@
+"""Files that are not what they seem: in the data directory, and sent to be imported."""
+
+import json
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from attacks.attack import K, Outcome, Target, V, attack, summary
+from contract import Caller
+from hadakv_service.spawn import running_service
+from hadakv_service.tiers.database import FILE
+
+OCTETS = "application/octet-stream"
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o700)
+        yield Path(folder)
+
+
+def _start(directory: Path) -> tuple[int, str]:
+    """Start a service on a directory that it must refuse: its exit code, and what it said."""
+    flags = ["--port", "0", "--data-dir", str(directory), "--disk-budget", "1GiB"]
+    command = [sys.executable, "-m", "hadakv_service", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr.strip()
+
+
+@attack("symbolic link in the data directory")
+def linked_file(_: Target) -> Outcome:
+    results = []
+    for name in (FILE, FILE + "-wal", FILE + "-journal"):
+        with _folder() as folder:
+            victim = folder / "victim"
+            victim.write_bytes(b"mine")
+            (folder / "data").mkdir(0o700)
+            (folder / "data" / name).symlink_to(victim)
+            code, said = _start(folder / "data")
+            results.append((code == 1 and "symbolic link" in said and victim.read_bytes() == b"mine", said))
+
+    held = all(held for held, _ in results)
+    return Outcome("the file, its log or its journal a link", "does not start; what is linked is as it was", held)
+
+
+@attack("data directory open to others")
+def open_directory(_: Target) -> Outcome:
+    with _folder() as folder:
+        folder.chmod(0o777)
+        code, said = _start(folder)
+
+    return Outcome("mode 0777", "does not start", code == 1 and "others may write there" in said)
+
+
+@attack("pages changed on disk")
+def changed_pages(_: Target) -> Outcome:
+    with _folder() as folder:
+        flags = ("--data-dir", str(folder), "--disk-budget", "1GiB")
+        with running_service(*flags) as service, Caller(service.url) as caller:
+            for name in ("a", "b"):
+                caller.append(name, K, V)
+            kept = caller.snapshot("b")[1]
+        with sqlite3.connect(folder / FILE) as file:
+            file.execute("UPDATE pages SET content = zeroblob(length(content)) WHERE id = (SELECT MIN(id) FROM pages)")
+        file.close()
+        with running_service(*flags) as service, Caller(service.url) as caller:
+            answers = [caller.get(f"/sessions/{name}/kv") for name in ("a", "b")]
+    statuses = sorted(answer.status for answer in answers)
+    held = statuses == [200, 410] and all(answer.content == kept for answer in answers if answer.status == 200)
+
+    return Outcome("a page of zeros", summary(answers), held)
+
+
+@attack("import of a file with lying shapes")
+def lying_file(target: Target) -> Outcome:
+    with target.caller("alice") as alice:
+        original = alice.get("/sessions/secret/export").content
+    (length,) = struct.unpack("<Q", original[:8])
+    header, data = json.loads(original[8 : 8 + length]), original[8 + length :]
+    with target.caller("mallory") as mallory:
+        answers = [mallory.send("POST", "/sessions/liar/import", file, OCTETS) for file in _lies(header, data)]
+        absent = mallory.get("/sessions/liar").status == 404
+    held = absent and {answer.status for answer in answers} <= {400, 413, 422}
+
+    return Outcome("shapes, offsets, lengths that are not so; 2^60 tokens; a header of 2^63", summary(answers), held)
+
+
+def _lies(header: dict[str, object], data: bytes) -> Iterator[bytes]:
+    """Files that say of themselves what is not so."""
+    name = next(name for name in header if name != "__metadata__")
+    tensor = header[name]
+    assert isinstance(tensor, dict)
+    shape, (start, stop) = tensor["shape"], tensor["data_offsets"]
+    others = (
+        *({"shape": [*shape[:-2], tokens, shape[-1]]} for tokens in (0, 1, shape[-2] + 1, 1 << 60, -1)),
+        {"shape": []},
+        {"shape": [1] * 1000},
+        {"dtype": "F64"},
+        *({"data_offsets": each} for each in ([start, stop + 1], [start, 1 << 60], [stop, start], [-8, stop], [start])),
+    )
+    for lie in others:
+        yield _file(json.dumps({**header, name: {**tensor, **lie}}).encode(), data)
+    told = json.dumps(header).encode()
+    yield _file(told, data[:-1])
+    yield _file(told, data + b"\0")
+    for length in (len(told) + 1, len(told) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1):
+        yield struct.pack("<Q", length) + told + data
+
+
+def _file(header: bytes, data: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + data

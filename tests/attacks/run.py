@@ -1,0 +1,61 @@
+"""Tries attacks on a service of its own, over loopback, and prints what became of each: `python tests/attacks/run.py`.
+
+A further attack is one more function in one of the modules named here, or in a new one. It is given the `Target` and
+returns an `Outcome`; a service with other settings it starts itself, with `target(...)`.
+"""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from time import monotonic
+
+if __name__ == "__main__":
+    # As pytest has it: modules are found from the folder above.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from attacks.attack import ATTACKS, Attack, Outcome, Target, target
+
+MODULES = ("callers", "ids", "claims", "pace", "pages", "framing", "files")
+FILES = 2048
+
+
+def main() -> int:
+    """Print the table; returns the exit status, 0 if no attack succeeded."""
+    for module in MODULES:
+        import_module(f"attacks.{module}")
+    _, most = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (FILES, most))
+    began = monotonic()
+    with target() as attacked:
+        succeeded = table(attacked, ATTACKS)
+    verdict = "none succeeded" if not succeeded else f"{len(succeeded)} SUCCEEDED: {', '.join(succeeded)}"
+    print(f"\n{len(ATTACKS)} attacks in {monotonic() - began:.0f} s: {verdict}")
+    return 1 if succeeded else 0
+
+
+def table(attacked: Target, attacks: Mapping[str, Attack]) -> list[str]:
+    """Try each and print a row about it, as Markdown; the names of those that succeeded."""
+    print("| attack | sent | came back | |", "|---|---|---|---|", sep="\n")
+    succeeded = []
+    for name, attack in attacks.items():
+        outcome = tried(attacked, attack)
+        verdict = "held" if outcome.held else "SUCCEEDED"
+        print(f"| {name} | {outcome.sent} | {outcome.came_back} | {verdict} |".replace("\n", " "), flush=True)
+        if not outcome.held:
+            succeeded.append(name)
+    return succeeded
+
+
+def tried(attacked: Target, attack: Attack) -> Outcome:
+    """One attack's outcome; it has succeeded, too, if the service is not as it was before."""
+    outcome = attack(attacked)
+    for harm, done in (("does not work any more", not attacked.works()), ("has failed", attacked.failed())):
+        if done:
+            return Outcome(outcome.sent, f"{outcome.came_back}; the service {harm}", held=False)
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

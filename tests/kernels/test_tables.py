@@ -1,0 +1,47 @@
+"""The tables' fingerprint: what is stored with it is only ever decoded with the tables it was packed with."""
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hadakv_kernels import tables
+
+# Sessions are stored under this name. If it must change, the tables have, and nothing stored can be read any more.
+KNOWN = "49cc0f77dd29b52debbdf7a9596514fd2da91bbde08e5b255771cc7f1c23cef4"
+
+
+def test_the_fingerprint_is_that_of_what_has_been_stored() -> None:
+    assert tables.fingerprint() == KNOWN
+
+
+@pytest.mark.parametrize("codebook", ["mlx-native", "lloyd-max"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("part", ["centroids", "boundaries"])
+def test_another_number_in_any_table_is_another_fingerprint(part: str, bits: int, codebook: str) -> None:
+    original = getattr(tables, part)
+
+    def changed(asked_bits: int, asked_codebook: str) -> NDArray[np.float32]:
+        table: NDArray[np.float32] = original(asked_bits, asked_codebook).copy()
+        if (asked_bits, asked_codebook) == (bits, codebook):
+            table[-1] = np.nextafter(table[-1], np.float32(np.inf))
+        return table
+
+    with patch.object(tables, part, changed):
+        assert tables.fingerprint.__wrapped__() != KNOWN
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256, 512])
+def test_another_sign_is_another_fingerprint(head_dim: int) -> None:
+    original = tables.sign_bits
+
+    def changed(asked: int) -> NDArray[np.uint8]:
+        bits = original(asked).copy()
+        # Smaller vectors take the beginning of the table for 256.
+        if asked == max(head_dim, 256):
+            bits[head_dim // 8 - 1] ^= 1
+        return bits
+
+    with patch.object(tables, "sign_bits", changed):
+        assert tables.fingerprint.__wrapped__() != KNOWN
