@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,14 +30,24 @@ Outcome = Callable[[bytes], str]
 Mutated = Callable[[bytes, random.Random], bytes]
 
 
-def target(name: str, seed: int) -> tuple[Outcome, Mutated, list[bytes]]:
-    """What judges an input of "parse" or "protocol", what changes one, and those to begin with."""
+@contextmanager
+def target(name: str) -> Iterator[tuple[Outcome, Mutated]]:
+    """What judges an input of "parse" or "protocol", and what changes one."""
     # atheris compiles what it is to watch when that is imported.
     from fuzz import parse, protocol
 
     if name == "parse":
-        return parse.outcome, parse.mutated, parse.SEEDS
-    return protocol.Peer().outcome, protocol.mutated, protocol.seeds(seed)
+        yield parse.outcome, parse.mutated
+    else:
+        with closing(protocol.Peer()) as peer:
+            yield peer.outcome, protocol.mutated
+
+
+def seeds(name: str, seed: int) -> list[bytes]:
+    """Inputs to begin with."""
+    from fuzz import parse, protocol
+
+    return parse.SEEDS if name == "parse" else protocol.seeds(seed)
 
 
 def run(name: str, limit: Limit) -> Tally:
@@ -47,17 +58,17 @@ def run(name: str, limit: Limit) -> Tally:
 
 
 def _unguided(name: str, limit: Limit, tally: Tally) -> None:
-    outcome, mutated, seeds = target(name, limit.seed)
-    rng = random.Random(limit.seed)
-    for _ in limit.numbers():
-        data = rng.choice(seeds)
-        for _ in range(rng.randint(0, 3)):
-            data = mutated(data, rng)
-        try:
-            count(tally, outcome(data))
-        except Exception:
-            tally.cases += 1
-            tally.failures.append(f"{traceback.format_exc()}input {base64.b64encode(data[:10_000])!r}")
+    begun, rng = seeds(name, limit.seed), random.Random(limit.seed)
+    with target(name) as (outcome, mutated):
+        for _ in limit.numbers():
+            data = rng.choice(begun)
+            for _ in range(rng.randint(0, 3)):
+                data = mutated(data, rng)
+            try:
+                count(tally, outcome(data))
+            except Exception:
+                tally.cases += 1
+                tally.failures.append(f"{traceback.format_exc()}input {base64.b64encode(data[:10_000])!r}")
 
 
 def count(tally: Tally, outcome: str, times: int = 1) -> None:
@@ -71,7 +82,7 @@ def _guided(name: str, limit: Limit, tally: Tally) -> None:
     with TemporaryDirectory() as folder:
         corpus, told = Path(folder, "corpus"), Path(folder, "told")
         corpus.mkdir()
-        for number, seed in enumerate(target(name, limit.seed)[2]):
+        for number, seed in enumerate(seeds(name, limit.seed)):
             (corpus / str(number)).write_bytes(seed)
         command = [sys.executable, str(SCRIPT), name, str(told), *_options(limit, folder), str(corpus)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

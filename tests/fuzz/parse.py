@@ -7,20 +7,25 @@ fault: between what we and `msgpack` take for one well-formed value, and between
 import random
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
 import msgpack
+import safetensors
 
 from contract import append_body, tensor
-from hadakv_service import wire
+from hadakv_kernels import Codec
+from hadakv_service import fromfile, sessionfile, wire
 from hadakv_service.append import Append
 from hadakv_service.context import check_session_id
 from hadakv_service.errors import InvalidRequest, MalformedBody, ServiceError
+from hadakv_service.pages import Run
 from hadakv_service.routes import codec as codec_route
+from hadakv_service.session import Session
 from hadakv_service.shortcut import _plain_append
 from hadakv_service.wellformed import MAX_DEPTH, MAX_ITEMS, check_well_formed
-from service.mutations import MUTATIONS, NORMS, ROWS, K, replace_value, reshape
+from service.mutations import MUTATIONS, NORMS, ROWS, K, flip_bytes, replace_value, reshape
 
 
 class Disagreement(AssertionError):
@@ -100,6 +105,17 @@ def shortcut(body: bytes) -> None:
         raise Disagreement(f"the shortcut finds {found!r}, the routes {routed and routed[1]!r}")
 
 
+def file(body: bytes) -> None:
+    """What we take for a session's file must be a file for the library that made the format."""
+    taken = fromfile.read(body)
+    try:
+        theirs = dict(safetensors.deserialize(body))
+    except safetensors.SafetensorError as error:
+        raise Disagreement(f"safetensors refuses what we take: {error}") from None
+    if theirs.keys() != taken.tensors.keys():
+        raise Disagreement("safetensors finds other tensors")
+
+
 Target = Callable[[bytes], None]
 TARGETS: list[Target] = [
     append,
@@ -113,8 +129,9 @@ TARGETS: list[Target] = [
     lambda body: session(body, json=True),
     lambda body: truncate(body, json=True),
     lambda body: fork(body, json=True),
+    file,
 ]
-JSON_FROM = 8
+JSON_KINDS, FILE_KIND = range(8, 11), 11
 _PACKED: list[tuple[int, Any]] = [
     (0, append_body(K, K, layer=0, position=0, codec={"k": {"bits": 4}, "v": {"bits": 4}})),
     (0, append_body(K[0], K[0], codec={"bits": 8, "rotation": "none", "layout": "byte", "kind": "float16"})),
@@ -127,6 +144,15 @@ _PACKED: list[tuple[int, Any]] = [
     (5, {"values": tensor(K), "codec": {"kind": "float16"}, "head_dim": 64, "form": "bfloat16"}),
     (6, [1, -1, 1.5, "x", b"y", None, True, {"a": [{}]}, 2**63, msgpack.ExtType(5, b"z"), msgpack.Timestamp(1, 2)]),
 ]
+
+
+def _file(**options: Any) -> bytes:
+    """A session's file; all elements are zero."""
+    both = (Codec(bits=3, layout="byte", d512_scale=0.5), Codec(kind="float16"))
+    stored = Session(codecs=both, kv_heads=2, head_dim=64, **options)
+    return sessionfile.header(stored, "chat-1", datetime.fromtimestamp(1, UTC)) + bytes(stored.nbytes)
+
+
 SEEDS = [
     *(bytes([kind]) + msgpack.packb(value) for kind, value in _PACKED),
     b"\x07/sessions/chat-1/kv\napplication/msgpack",
@@ -134,6 +160,9 @@ SEEDS = [
     b'\x08{"codec": {"k": {"bits": 4}, "v": {"bits": 8}}, "layers": 2, "window": 7, "ttl_seconds": 1e3}',
     b'\x09{"length": 12}',
     b'\x0a{"id": "a.b_c:d-e", "length": 0}',
+    b"\x0b" + _file(runs=(Run(2, 0, 3), Run(1))),
+    b"\x0b" + _file(runs=(Run(1, 256, 300),), window=9, layers=7, ttl_seconds=1e6),
+    b"\x0b" + _file(),
 ]
 
 
@@ -177,12 +206,25 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     kind, body = data[:1] or b"\0", data[1:]
     if rng.random() < 0.05:
         kind = bytes([rng.randrange(len(TARGETS))])
-    if kind[0] % len(TARGETS) >= JSON_FROM and rng.random() < 0.5:
-        at = rng.randrange(len(body) + 1)
-        return kind + body[:at] + rng.choice(JSON_PARTS) + body[at + rng.randrange(3) :]
+    if kind[0] % len(TARGETS) in JSON_KINDS and rng.random() < 0.5:
+        return kind + _with_part(rng, body)
+    if kind[0] % len(TARGETS) == FILE_KIND and rng.random() < 0.7:
+        return kind + _with_other_header(rng, body)
     # Most ways to spoil a body make of it none at all; past that check only what keeps its structure comes.
     mutation = rng.choice([replace_value, reshape]) if rng.random() < 0.6 else rng.choice(MUTATIONS)
     try:
         return kind + mutation(rng, body)
     except Exception:
         return kind + body[: rng.randrange(len(body) + 1)]  # it has no structure any more
+
+
+def _with_part(rng: random.Random, text: bytes) -> bytes:
+    at = rng.randrange(len(text) + 1)
+    return text[:at] + rng.choice([*JSON_PARTS, b"%d" % rng.randrange(300)]) + text[at + rng.randrange(3) :]
+
+
+def _with_other_header(rng: random.Random, body: bytes) -> bytes:
+    """A file whose header is changed, and as long as it says."""
+    stop = 8 + int.from_bytes(body[:8], "little")
+    header = rng.choice([_with_part, flip_bytes])(rng, body[8:stop] or b"{}")
+    return len(header).to_bytes(8, "little") + header + body[stop:]

@@ -19,10 +19,13 @@ from fuzz import streams
 from hadakv_service.body import BodyReader
 from hadakv_service.errors import ServiceError
 from hadakv_service.media import MsgpackResponse
+from hadakv_service.patience import PatientProtocol
 from hadakv_service.problems import from_service_error
-from hadakv_service.whole import EXTENSION, WholeProtocol
+from hadakv_service.watch import Limits, Watch
+from hadakv_service.whole import EXTENSION
 
 LIMIT = 1 << 20
+LIMITS = Limits(1 << 16, connections=10, idle_seconds=1.0, head_seconds=1.0, body_seconds=1.0, rate=1 << 18)
 BODIES = BodyReader(LIMIT)
 
 
@@ -106,6 +109,9 @@ class Wire(asyncio.Transport):
             self._paused = False
             self._loop.call_soon(self._pump)
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_reading(self) -> bool:
         return not self._paused
 
@@ -120,7 +126,12 @@ class Peer:
         self._config = Config(app, log_config=None, server_header=False, proxy_headers=False)
         self._config.load()
         self._state = ServerState()
+        self._watch = Watch(self._state.connections, LIMITS, self._loop)  # type: ignore[arg-type]  # all are patient
         self._errors: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        """Close the loop."""
+        self._loop.close()
 
     def _note(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._errors.append(context)
@@ -134,17 +145,19 @@ class Peer:
         return self._loop.run_until_complete(self._outcome(data))
 
     async def _outcome(self, data: bytes) -> str:
-        protocol = WholeProtocol(self._config, self._state, {}, _loop=self._loop)
+        protocol = PatientProtocol(self._config, self._state, {}, self._loop, watch=self._watch)
         wire = Wire(self._loop, protocol)
         protocol.connection_made(wire)
         for piece in _pieces(data):
             wire.feed(piece)
             await asyncio.sleep(0)
         await self._settle()
+        # The second time much too late, for some.
+        for now in (0.0, 100.0 if data and data[0] % 2 else 0.5):
+            protocol.look(now)
+            await self._settle()
         wire.end()
         await self._settle()
-        if protocol.timeout_keep_alive_task is not None:
-            protocol.timeout_keep_alive_task.cancel()
         if self._errors or self._state.tasks or self._state.connections:
             raise AssertionError(f"left behind: {self._errors} {self._state.tasks} {self._state.connections}")
         return " ".join(map(str, streams.statuses(bytes(wire.written))))

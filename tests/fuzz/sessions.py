@@ -19,6 +19,7 @@ from fuzz.held import Contradiction, Held
 from fuzz.tally import Limit, Tally
 from hadakv_service.spawn import running_service
 from memory import resident_nbytes
+from service.files import OCTETS
 from service.mutations import MUTATIONS
 
 CALLERS = 3
@@ -66,7 +67,7 @@ class Mind:
             [self.append] * 6
             + [self.read] * 4
             + [self.create, self.fork, self.shared] * 2
-            + [self.truncate, self.delete, self.show, self.spoiled, self.list]
+            + [self.truncate, self.delete, self.show, self.spoiled, self.list, self.copy]
         )
         what = f"{action.__name__} {session}"
         try:
@@ -155,6 +156,24 @@ class Mind:
             self.missing(target)
             self.held[target] = shared
             self._learn(target, answer)
+        return answer
+
+    def copy(self, caller: Caller, session: str) -> Answer:
+        """Make another session of a session's file."""
+        file = caller.get(f"/sessions/{session}/export")
+        if file.status != 200:
+            if file.status == 404:
+                self.missing(session)
+            return file
+        target = self._rng.choice(self._names)
+        answer = caller.send("POST", f"/sessions/{target}/import", file.content, OCTETS)
+        if answer.status == 201:
+            shared = self.held.get(session, Held()).truncated(None)
+            self.missing(target)
+            self.held[target] = shared
+            self._learn(target, answer)
+        elif answer.status == 422:
+            raise Contradiction(f"what was exported is not imported: {answer.content[:300]!r}")
         return answer
 
     def delete(self, caller: Caller, session: str) -> Answer:
