@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hadakv_service import wire
+from hadakv_service import answers, wire
 from hadakv_service.append import Append, Appended, AppendJob
 from hadakv_service.context import Context, context, session_key
 from hadakv_service.errors import InvalidRequest
@@ -41,9 +41,9 @@ async def store(service: Context, key: Key, body: wire.Buffer) -> Appended:
     return appended
 
 
-def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, object]:
+def answer(session: str, appended: Appended, *, minimal: bool) -> answers.Appended:
     """What an append answers."""
-    told: dict[str, object] = {
+    told: answers.Appended = {
         "session": session,
         "position": appended.position,
         "tokens": appended.tokens,
@@ -51,7 +51,8 @@ def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, obje
     }
     if not minimal:
         k_spec, v_spec = appended.specs
-        told |= {"k": wire.stream(appended.k, k_spec), "v": wire.stream(appended.v, v_spec)}
+        told["k"] = wire.stream(appended.k, k_spec)
+        told["v"] = wire.stream(appended.v, v_spec)
     return told
 
 
