@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from hadakv_kernels import Encoded
-from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed
+from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed, TierRefused
 from hadakv_service.tiers.database import BLOCK_NBYTES, TOUCH, free_nbytes, open_database, strike_out
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,13 @@ class SqliteTier:
             self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
         except sqlite3.Error as error:
             log.error("%s: pages that nobody needs stay, as they cannot be removed: %s", directory, error)
-        count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
-        self.sessions = int(self._one("SELECT COUNT(*) FROM sessions")[0])
-        self.used = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
+        try:
+            count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
+            self.sessions = int(self._one("SELECT COUNT(*) FROM sessions")[0])
+        except sqlite3.Error as error:
+            self._sql.close()
+            raise TierRefused(f"{directory}: {error}; move the file away, or choose another --data-dir") from error
+        self.used: int = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
 
     @property
     def room(self) -> int:
@@ -63,7 +67,8 @@ class SqliteTier:
         with self._reading():
             (idle,) = self._one("PRAGMA freelist_count")
         # What is added to the file is in its log before.
-        return min(self.budget - self.used, int(idle) * BLOCK_NBYTES + free_nbytes(self._directory) // 2)
+        of_disk: int = int(idle) * BLOCK_NBYTES + free_nbytes(self._directory) // 2
+        return min(self.budget - self.used, of_disk)
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
@@ -249,7 +254,8 @@ class _Transaction:
         header = json.dumps({"options": dict(manifest.options), "runs": [_numbers(run) for run in manifest.runs]})
         blob = header.encode()
         times = (manifest.created, manifest.last_used, manifest.expires)
-        values = (*key, manifest.nbytes, *times, manifest.permanent, _checksum(blob), blob)
+        fixed = (manifest.nbytes, manifest.created, manifest.permanent)
+        values = (*key, manifest.nbytes, *times, manifest.permanent, _checksum(blob, _fixed(*fixed)), blob)
         places = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS.split(", ")[2:])
         ((session,),) = self._sql.execute(
             f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -259,7 +265,8 @@ class _Transaction:
         if old is None:
             self.sessions += 1
             self.used += SESSION_NBYTES
-        before, after = _places(old) if old else {}, _places(manifest)
+        same = {i for i, (a, b) in enumerate(zip(old.runs, manifest.runs, strict=False)) if a == b} if old else set()
+        before, after = _places(old, same) if old else {}, _places(manifest, same)
         gone, come = before.items() - after.items(), after.items() - before.items()
         self._sql.executemany(
             "DELETE FROM holds WHERE session = ? AND run = ? AND place = ?", [(session, *place) for place, _ in gone]
@@ -304,6 +311,11 @@ def _is_sound(checksum: object, *parts: object) -> bool:
     return all(isinstance(part, bytes) for part in parts) and _checksum(*parts) == checksum  # type: ignore[arg-type]  # just seen to be
 
 
+def _fixed(nbytes: object, created: object, permanent: object) -> bytes:
+    """The columns beside the header that a checksum is for."""
+    return f"{nbytes!r} {created!r} {permanent!r}".encode()
+
+
 def _numbers(run: RunRows) -> list[int]:
     return [run.layers, run.base, run.length, run.full, run.place]
 
@@ -313,15 +325,18 @@ def _run(numbers: Sequence[int], pages: Iterable[int]) -> RunRows:
     return RunRows(layers, base, length, full, place, tuple(pages))
 
 
-def _places(manifest: Manifest) -> dict[tuple[int, int], int]:
-    runs = enumerate(manifest.runs)
+def _places(manifest: Manifest, same: Collection[int]) -> dict[tuple[int, int], int]:
+    """Where each page belongs, but for those of runs that are the same."""
+    runs = [(i, run) for i, run in enumerate(manifest.runs) if i not in same]
     return {(i, place): page for i, run in runs for place, page in enumerate(run.pages, run.place)}
 
 
 def _manifest(row: Sequence[Any], pages: Mapping[int, list[int]]) -> Manifest:
     """What a row says, checked against its checksum."""
     _, _, nbytes, created, last_used, expires, permanent, checksum, header = row[:9]
-    if not _is_sound(checksum, header):
+    sound = _is_sound(checksum, header, _fixed(nbytes, created, bool(permanent)))
+    # When it was used last changes more often than the rest, and has no checksum.
+    if not (sound and isinstance(last_used, float) and isinstance(expires, float | None)):
         raise Damaged("its manifest has another checksum than when it was written")
     content = json.loads(header)
     runs = tuple(_run(numbers, pages.get(i, ())) for i, numbers in enumerate(content["runs"]))
