@@ -77,9 +77,9 @@ class Entries:
         """All of them, least recently used first."""
         return self._entries.items()
 
-    def latest_first(self) -> list[tuple[Key, Entry]]:
-        """All of them as they are now, most recently used first."""
-        return list(reversed(self._entries.items()))
+    def latest_first(self) -> list[Key]:
+        """All keys as they are now, most recently used first."""
+        return list(reversed(self._entries))
 
     def first(self, skip: Collection[Hashable]) -> Key | None:
         """Who was used least recently."""

@@ -1,7 +1,6 @@
 """Content types: which body a request has, and which an answer gets."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from starlette.requests import Request
@@ -65,7 +64,7 @@ class MsgpackResponse(Response):
 
     media_type = MSGPACK
 
-    def __init__(self, answer: dict[str, Any], status_code: int = 200) -> None:
+    def __init__(self, answer: Mapping[str, object], status_code: int = 200) -> None:
         self.pieces: list[Buffer] = encode_pieces(answer)
         length = sum(map(len, self.pieces))
         super().__init__(status_code=status_code, headers={"content-length": str(length)})
@@ -75,7 +74,7 @@ class MsgpackResponse(Response):
         await send_pieces(send, self.status_code, self.raw_headers, self.pieces)
 
 
-def metadata(request: Request, answer: dict[str, Any], status_code: int = 200) -> Response:
+def metadata(request: Request, answer: Mapping[str, object], status_code: int = 200) -> Response:
     """An answer without tensors: msgpack where the client asks for it, else JSON."""
     accepted = request.headers.get("accept", "").lower()
     if any(name in accepted for name in _MSGPACK_NAMES):

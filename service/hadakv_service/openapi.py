@@ -1,80 +1,125 @@
-"""The OpenAPI document: what FastAPI derives from the routes, and what only we know: msgpack bodies and answers."""
+"""The OpenAPI document: what FastAPI derives from the routes, and what only we know: bodies, answers and problems."""
 
-import base64
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hadakv_service import wire
-from hadakv_service.errors import ServiceError
+from hadakv_service import openapi_schemas, problem_schemas
+from hadakv_service.errors import (
+    AnswerTooLarge,
+    BodyTooLarge,
+    Busy,
+    CodecMismatch,
+    ForbiddenOrigin,
+    HeadTooLarge,
+    InsufficientStorage,
+    InvalidRequest,
+    MalformedBody,
+    MalformedRequest,
+    NonFinite,
+    PositionConflict,
+    QuotaExceeded,
+    SessionDamaged,
+    SessionExists,
+    SessionNotFound,
+    ShapeMismatch,
+    TierUnavailable,
+    TooSlow,
+    Unauthorized,
+    UnknownHost,
+    UnsupportedMediaType,
+)
 from hadakv_service.media import JSON, MSGPACK, OCTETS
+from hadakv_service.openapi_schemas import SESSION_ID, Schema, reference
 
 SUMMARY = "Keeps the KV caches of language models compressed, keyed by session."
 DESCRIPTION = """
 Bodies are msgpack. A tensor is `{"dtype", "shape", "data"}`, C order, little-endian, `data` a msgpack bin. In this
 document's examples bins are shown as base64; each example also stands as `x-msgpack-base64`, the very bytes to send.
+
+Every call but the probes needs a token where the service runs with a token file, and none where it does not.
 """
 
-_TENSOR = {"$ref": "#/components/schemas/Tensor"}
-_BODIES = {
-    "AppendBody": wire.AppendBody,
-    "SessionBody": wire.SessionBody,
-    "TruncateBody": wire.TruncateBody,
-    "ForkBody": wire.ForkBody,
-    "EncodeBody": wire.EncodeBody,
-    "DecodeBody": wire.DecodeBody,
-}
-_STREAM = {
-    "type": "object",
-    "description": "`packed` and `norms`, or `values` where the kind is float16 or a decoded form was asked for.",
-    "properties": {"packed": _TENSOR, "norms": _TENSOR, "values": _TENSOR},
-}
-_INT = {"type": "integer"}
-_ANSWERS: dict[str, Any] = {
-    "Appended": {
-        "type": "object",
-        "properties": {"session": {"type": "string"}, "position": _INT, "tokens": _INT, "length": _INT}
-        | {"k": {"$ref": "#/components/schemas/Stream"}, "v": {"$ref": "#/components/schemas/Stream"}},
-    },
-    "Range": {
-        "type": "object",
-        "properties": {"start": _INT, "stop": _INT, "length": _INT}
-        | {"k": {"$ref": "#/components/schemas/Stream"}, "v": {"$ref": "#/components/schemas/Stream"}},
-    },
-    "Stream": _STREAM,
-    "File": {"type": "string", "format": "binary", "description": "A session as one safetensors file."},
-    "Problem": {
-        "type": "object",
-        "description": "RFC 9457, with further members for some kinds.",
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": _INT,
-            "detail": {"type": "string"},
-        },
-    },
-}
-# What any call may be refused with, before it is looked at.
-_ALWAYS = (401, 403, 408, 421, 422, 431, 503)
+# Before a request is looked at, and after.
+_CONNECTION = (MalformedRequest, ForbiddenOrigin, TooSlow, UnknownHost, HeadTooLarge, Busy)
+_ANY = (*_CONNECTION, Unauthorized, InvalidRequest)
+_BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType)
+_STORED = (SessionDamaged, TierUnavailable)
+_ROOM = (InsufficientStorage, QuotaExceeded)
+_CONFLICTS = (ShapeMismatch, CodecMismatch, PositionConflict)
 # A session as a safetensors file, as body or answer.
 _FILE = "File"
-# (path, method) -> body, answer, statuses of the problems it may answer besides those.
-_OPERATIONS: dict[tuple[str, str], tuple[str | None, str | None, tuple[int, ...]]] = {
-    ("/sessions/{id}/kv", "post"): ("AppendBody", "Appended", (400, 409, 413, 415, 503, 507)),
-    ("/sessions/{id}/kv", "get"): (None, "Range", (404, 503)),
-    ("/sessions/{id}", "put"): ("SessionBody", None, (400, 409, 413, 415, 503, 507)),
-    ("/sessions/{id}", "get"): (None, None, (404, 503)),
-    ("/sessions", "get"): (None, None, (503,)),
-    ("/sessions/{id}", "delete"): (None, None, (404, 503)),
-    ("/sessions/{id}/truncate", "post"): ("TruncateBody", None, (400, 404, 413, 415, 503)),
-    ("/sessions/{id}/fork", "post"): ("ForkBody", None, (400, 404, 409, 413, 415, 503, 507)),
-    ("/sessions/{id}/export", "get"): (None, _FILE, (404, 503)),
-    ("/sessions/{id}/import", "post"): (_FILE, None, (400, 409, 413, 415, 503, 507)),
-    ("/encode", "post"): ("EncodeBody", "Stream", (400, 413, 415, 503)),
-    ("/decode", "post"): ("DecodeBody", "Stream", (400, 413, 415, 503)),
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call reads and answers.
+
+    Attributes:
+        name: the operationId, from which programs that write clients make a function's name.
+        answers: the answer's schema by status; None for an answer without a body.
+        problems: the kinds of problem it may answer.
+        body: the schema of the request's body.
+        json: whether the body may be JSON, and the answer is unless msgpack is asked for.
+    """
+
+    name: str
+    answers: dict[int, str | None]
+    problems: tuple[problem_schemas.Kind, ...]
+    body: str | None = None
+    json: bool = True
+    parameters: list[Schema] = field(default_factory=list)
+
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "With `return=minimal` the answer has neither `k` nor `v`.",
+    "schema": {"type": "string", "examples": ["return=minimal"]},
+}
+CALLS = {
+    ("/sessions/{id}/kv", "post"): Call(
+        "appendTokens",
+        {200: "Appended", 201: "Appended"},
+        (*_ANY, *_BODY, *_STORED, *_CONFLICTS, NonFinite, *_ROOM),
+        "AppendBody",
+        json=False,
+        parameters=[_PREFER],
+    ),
+    ("/sessions/{id}/kv", "get"): Call(
+        "readTokens", {200: "Range"}, (*_ANY, *_STORED, SessionNotFound, AnswerTooLarge), json=False
+    ),
+    ("/sessions/{id}", "put"): Call(
+        "createSession",
+        {200: "SessionInfo", 201: "SessionInfo"},
+        (*_ANY, *_BODY, *_STORED, SessionExists, *_ROOM),
+        "SessionBody",
+    ),
+    ("/sessions/{id}", "get"): Call("getSession", {200: "SessionInfo"}, (*_ANY, *_STORED, SessionNotFound)),
+    ("/sessions/{id}", "delete"): Call("deleteSession", {204: None}, (*_ANY, TierUnavailable, SessionNotFound)),
+    ("/sessions", "get"): Call("listSessions", {200: "SessionList"}, (*_ANY, TierUnavailable)),
+    ("/sessions/{id}/truncate", "post"): Call(
+        "truncateSession",
+        {200: "SessionInfo"},
+        (*_ANY, *_BODY, *_STORED, SessionNotFound, InsufficientStorage),
+        "TruncateBody",
+    ),
+    ("/sessions/{id}/fork", "post"): Call(
+        "forkSession",
+        {201: "SessionInfo"},
+        (*_ANY, *_BODY, *_STORED, SessionNotFound, SessionExists, *_ROOM),
+        "ForkBody",
+    ),
+    ("/sessions/{id}/export", "get"): Call("exportSession", {200: _FILE}, (*_ANY, *_STORED, SessionNotFound)),
+    ("/sessions/{id}/import", "post"): Call(
+        "importSession", {201: "SessionInfo"}, (*_ANY, *_BODY, *_STORED, SessionExists, *_ROOM), _FILE
+    ),
+    ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
+    ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, AnswerTooLarge), "DecodeBody", json=False),
+    ("/healthz", "get"): Call("healthz", {200: "Health"}, _CONNECTION),
+    ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (*_CONNECTION, TierUnavailable)),
 }
 
 
@@ -93,11 +138,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
     base = get_openapi(
         title=app.title, version=app.version, summary=SUMMARY, description=DESCRIPTION, routes=app.routes
     )
-    components = base.setdefault("components", {}).setdefault("schemas", {})
-    components.update(_schemas())
-    for (path, method), (body, answer, statuses) in _OPERATIONS.items():
+    base["components"] = {
+        "schemas": openapi_schemas.schemas() | problem_schemas.schemas(),
+        "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+    }
+    for (path, method), call in CALLS.items():
         operation = base["paths"].setdefault(path, {}).setdefault(method, _append_operation())
-        _complete(operation, path, body, answer, statuses)
+        _complete(operation, path, call)
     return base
 
 
@@ -106,84 +153,36 @@ def _append_operation() -> dict[str, Any]:
     return {
         "summary": "Append",
         "description": "Encode K and V and keep them at the end of the session, creating it if need be.",
-        "operationId": "append",
-        "responses": {},
     }
 
 
-def _complete(
-    operation: dict[str, Any], path: str, body: str | None, answer: str | None, statuses: tuple[int, ...]
-) -> None:
+def _complete(operation: dict[str, Any], path: str, call: Call) -> None:
+    operation["operationId"] = call.name
+    parameters = [p for p in operation.get("parameters", []) if p["name"] != "id"] + call.parameters
     if "{id}" in path:
-        pattern = {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}$"}
-        others = [p for p in operation.get("parameters", []) if p["name"] != "id"]
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": pattern}, *others]
-    if body:
-        operation["requestBody"] = {"required": body != "SessionBody", "content": _content(body)}
-        if body in ("SessionBody", "TruncateBody", "ForkBody"):
-            operation["requestBody"]["content"][JSON] = {"schema": {"$ref": f"#/components/schemas/{body}"}}
-    if answer:
-        operation["responses"]["200"] = {"description": "Done", "content": _content(answer)}
-    if body in ("AppendBody", "SessionBody"):
-        operation["responses"]["201"] = operation["responses"].get("200", {}) | {"description": "Created"}
-    for status in (*statuses, *_ALWAYS):
-        content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        operation["responses"][str(status)] = {"description": _titles(status), "content": content}
+        parameters.insert(0, {"name": "id", "in": "path", "required": True, "schema": SESSION_ID})
+    if parameters:
+        operation["parameters"] = parameters
+    if call.body:
+        operation["requestBody"] = {"required": call.body != "SessionBody", "content": _body(call)}
+    told = {str(status): _answer(status, answer, json=call.json) for status, answer in call.answers.items()}
+    operation["responses"] = told | problem_schemas.responses(call.problems)
+    # Nothing, or a token: which of the two is up to the service's settings.
+    operation["security"] = [{}, {"token": []}] if Unauthorized in call.problems else []
 
 
-def _content(name: str) -> dict[str, Any]:
-    """A body or an answer in its content type."""
-    schema = {"$ref": f"#/components/schemas/{name}"}
-    if name == _FILE:
-        return {OCTETS: {"schema": schema}}
-    return {MSGPACK: {"schema": schema} | ({"examples": _examples(name)} if name in _BODIES else {})}
+def _body(call: Call) -> dict[str, Any]:
+    """The body of a request in each of its content types."""
+    assert call.body is not None
+    if call.body == _FILE:
+        return {OCTETS: {"schema": reference(_FILE)}}
+    content = {MSGPACK: {"schema": reference(call.body), "examples": openapi_schemas.examples(call.body)}}
+    return content | ({JSON: {"schema": reference(call.body)}} if call.json else {})
 
 
-def _titles(status: int) -> str:
-    kinds, titles = [ServiceError], []
-    while kinds:
-        kind = kinds.pop(0)
-        kinds += kind.__subclasses__()
-        if kind.status == status and "slug" in vars(kind):
-            titles.append(f"{kind.title} (`{kind.slug}`)")
-    return "; ".join(titles)
-
-
-def _schemas() -> dict[str, Any]:
-    def schema_of(kind: type) -> dict[str, Any]:
-        if kind is memoryview:
-            return {"type": "string", "format": "binary", "description": "msgpack bin"}
-        raise NotImplementedError(kind)
-
-    _, components = msgspec.json.schema_components(
-        tuple(_BODIES.values()), schema_hook=schema_of, ref_template="#/components/schemas/{name}"
-    )
-    return components | _ANSWERS
-
-
-def _examples(body: str) -> dict[str, Any]:
-    x = np.linspace(-1, 1, 64, dtype=np.float16)
-    one_token = wire.tensor(x.reshape(1, 1, 64))
-    packed = {"dtype": "uint8", "shape": [1, 32], "data": np.zeros((1, 32), np.uint8)}
-    norms = {"dtype": "float32", "shape": [1, 1], "data": np.ones((1, 1), np.float32)}
-    values: dict[str, tuple[str, dict[str, Any]]] = {
-        "AppendBody": ("One token of one layer and head", {"k": one_token, "v": one_token, "position": 0}),
-        "SessionBody": (
-            "A model's shape",
-            {"layers": 32, "kv_heads": 8, "head_dim": 128, "codec": {"bits": 4}},
-        ),
-        "TruncateBody": ("Forget all but 100 tokens", {"length": 100}),
-        "ForkBody": ("A second session of the first 100 tokens", {"id": "chat-1b", "length": 100}),
-        "EncodeBody": ("Two vectors at 6 bits", {"x": wire.tensor(np.tile(x, (2, 1))), "codec": {"bits": 6}}),
-        "DecodeBody": ("One vector of 64", {"packed": packed, "norms": norms, "head_dim": 64}),
-    }
-    summary, value = values[body]
-    encoded = b"".join(wire.encode_pieces(value))
-    shown = msgspec.to_builtins(value, enc_hook=lambda array: base64.b64encode(array.tobytes()).decode())
-    return {
-        "example": {
-            "summary": summary,
-            "value": shown,
-            "x-msgpack-base64": base64.b64encode(encoded).decode(),
-        }
-    }
+def _answer(status: int, answer: str | None, *, json: bool) -> dict[str, Any]:
+    description = "Created" if status == 201 else "Done"
+    if answer is None:
+        return {"description": description}
+    kinds = (OCTETS,) if answer == _FILE else (JSON, MSGPACK) if json else (MSGPACK,)
+    return {"description": description, "content": {kind: {"schema": reference(answer)} for kind in kinds}}

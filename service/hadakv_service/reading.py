@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import DTYPES, Backend, CodecSpec, Encoded, Stream
-from hadakv_service import wire
+from hadakv_service import answers, wire
 from hadakv_service.append import on_host
 from hadakv_service.device import LongJob
 from hadakv_service.errors import AnswerTooLarge, InvalidRequest, ServiceError
@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     ring: bool = False
 
 
-class ReadJob(LongJob[dict[str, object]]):
+class ReadJob(LongJob[answers.Range]):
     """Reads a range of a session.
 
     Args:
@@ -85,16 +85,16 @@ class ReadJob(LongJob[dict[str, object]]):
         self._session = session
         return ()
 
-    def finish(self, encoded: Sequence[Encoded]) -> dict[str, object]:
+    def finish(self, encoded: Sequence[Encoded]) -> answers.Range:
         """Read all of it at once."""
         return to_the_end(self.finish_in_steps(encoded))
 
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, dict[str, object]]:  # noqa: ARG002 - none was
+    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, answers.Range]:  # noqa: ARG002 - none was
         """The same, pausing after each piece."""
         session, ring = self._session, self._wanted.ring
         a, b, start, stop = session.range(*self._wanted[:3])
         _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
-        answer: dict[str, object] = {"start": start, "stop": stop, "length": length, "k": None, "v": None}
+        answer: answers.Range = {"start": start, "stop": stop, "length": length, "k": None, "v": None}
         if session.has_shape:
             tokens = session.window or 0 if ring else stop - start
             target = _Target(session, (b - a, tokens), self._wanted.form, self._backend)
@@ -104,7 +104,7 @@ class ReadJob(LongJob[dict[str, object]]):
                 rows = (position + np.arange(page.tokens)) % tokens if ring else slice(first, first + page.tokens)
                 target.take(layer - a, rows, page)
                 yield
-            answer |= target.answer()
+            answer["k"], answer["v"] = target.answer()
         return answer
 
     def abandon(self) -> None:
@@ -139,10 +139,9 @@ class _Target:
         dtype = "float32" if self._form == "rotated" else self._form
         return {"values": self._backend.decode(stream, spec, dtype, inverse=self._form != "rotated")}
 
-    def answer(self) -> dict[str, object]:
+    def answer(self) -> list[dict[str, Any]]:
         """Both streams as they stand in an answer."""
-        named = zip("kv", self._arrays, strict=True)
-        return {name: {part: wire.tensor(array) for part, array in arrays.items()} for name, arrays in named}
+        return [{part: wire.tensor(array) for part, array in arrays.items()} for arrays in self._arrays]
 
 
 def _columns(spec: CodecSpec, form: Form) -> list[tuple[str, int, np.dtype[Any]]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Generator, Hashable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import cast
 
 from hadakv_service.entries import Entries, Entry
@@ -192,8 +193,13 @@ class Room:
             self._ledger.leave(page)
         return manifests
 
-    def below(self, nbytes: int, keep: Collection[Hashable]) -> None:
+    def below(self, nbytes: int, keep: Collection[Hashable], before: float = inf) -> None:
         """Let so many bytes more fit into the tier, ending who was used least recently and may be ended.
+
+        Args:
+            nbytes: what is to be written.
+            keep: sessions that may not be ended for it.
+            before: nor may those that were used at this moment or later.
 
         Raises:
             NoRoomBelow: they do not fit even then. Nobody was ended.
@@ -204,31 +210,31 @@ class Room:
                 return
             self._residence.drop_loose()
             kept, limit = _keys(keep), tier.used + tier.room
-            if tier.kept_nbytes(kept) + nbytes > limit:
+            if tier.kept_nbytes(kept, before) + nbytes > limit:
                 raise NoRoomBelow(f"On disk there is room for {limit} bytes, not for {nbytes} more.")
             if nbytes > tier.room:
                 while nbytes > tier.room:
-                    self._evict(self._coldest(kept), sync=False)
+                    self._evict(self._coldest(kept, before), sync=False)
                     self._residence.drop_loose()
                 tier.sync()
         except TierError as error:
             raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
 
-    def _coldest(self, keep: Collection[Key]) -> Key:
-        """Who has something in the tier, may be ended, and was used least recently.
+    def _coldest(self, keep: Collection[Key], before: float) -> Key:
+        """Who has something in the tier, may be ended, and was used least recently, before a moment.
 
         Raises:
             NoRoomBelow: there is nobody.
         """
-        while (key := self._tier.coldest(keep)) is not None:
+        while (key := self._tier.coldest(keep, before)) is not None:
             entry = self._entries.get(key)
             if entry is None or entry.saved is None or entry.saved.last_used == entry.last_used:
                 return key
             # It was used since; the tier is told, and asked again.
             self._residence.touch([(key, self._entries.note_used(entry))])
         for key, entry in self._entries.items():
-            permanent = entry.session.durability == "ack"
-            if key not in keep and not permanent and any(page.row is not None for page in entry.session.all_pages()):
+            spared = key in keep or entry.session.durability == "ack" or entry.last_used >= before
+            if not spared and any(page.row is not None for page in entry.session.all_pages()):
                 return key
         raise NoRoomBelow("The disk budget is taken by sessions that may not be ended.")
 

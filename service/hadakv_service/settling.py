@@ -93,23 +93,26 @@ class Settling:
     def flush(self, until: float) -> int:
         """Write every session that may outlive the process, most recently used first; how many were not.
 
+        Where there is no room for all of them, none is ended for another that was used before it.
+
         Args:
             until: when to stop, by `time.monotonic`.
         """
+        try:
+            self.note_uses(self._entries.items())
+        except TierFailed as error:
+            log.warning("when sessions were used last was not written: %s", error)
         left = 0
-        everybody = self._entries.latest_first()
-        for key, entry in everybody:
-            if self._room.can_leave(entry) and not entry.clean:
+        for key in self._entries.latest_first():
+            entry = self._entries.get(key)
+            # Whoever was ended to make room is not to come back.
+            if entry and self._room.can_leave(entry) and not entry.clean:
                 try:
                     written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
                 except (TierError, InsufficientStorage) as error:
                     log.error("session %s was not written: %s", key[1], error)
                     written = False
                 left += not written
-        try:
-            self.note_uses(everybody)
-        except TierFailed as error:
-            log.warning("when sessions were used last was not written: %s", error)
         return left
 
     def note_uses(self, used: Iterable[tuple[Key, Entry]]) -> None:
@@ -144,7 +147,8 @@ class Settling:
     def _save_in_steps(self, key: Key, entry: Entry) -> Generator[None, None, None]:
         for pages in _portions([page for page in entry.session.all_pages() if page.row is None]):
             yield
-            self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in pages), {key})
+            nbytes = sum(self._residence.tier.cost(page.nbytes) for page in pages)
+            self._room.below(nbytes, {key}, entry.last_used)
             self._residence.write([], pages)
         yield
         (manifest,) = self._residence.write([_saving(key, entry)])

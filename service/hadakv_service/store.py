@@ -54,6 +54,11 @@ class Store:
         return len(self._entries) + self.tier.sessions - self._entries.saved
 
     @property
+    def in_memory(self) -> int:
+        """Sessions in memory, though their pages may be elsewhere."""
+        return len(self._entries)
+
+    @property
     def evictions(self) -> int:
         """Sessions that were ended to make room."""
         return self._room.evictions

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -198,7 +198,7 @@ def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
     return {name: tensor(array) for name, array in stream_arrays(encoded, spec).items()}
 
 
-def encode_pieces(answer: dict[str, Any]) -> list[Buffer]:
+def encode_pieces(answer: Mapping[str, object]) -> list[Buffer]:
     """Encode an answer; each large tensor stays a view of its array and is a piece of its own."""
     large: list[memoryview] = []
     # Nobody can have put into a small tensor what is drawn only now.

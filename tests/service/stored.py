@@ -6,7 +6,7 @@ from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
 from hadakv_service.page import Page
-from hadakv_service.session import Session
+from hadakv_service.session import Durability, Session
 from hadakv_service.store import Key, Store
 
 BACKEND = CpuBackend(1)
@@ -38,15 +38,18 @@ def grown(session: Session, tokens: int) -> Session:
     return session.append(0, Page(*BACKEND.encode([stream, stream])), BACKEND)
 
 
-def opened(ttl_seconds: float | None = None, window: int | None = None) -> Session:
+def opened(ttl_seconds: float | None = None, window: int | None = None, durability: Durability = "memory") -> Session:
     codec = Codec(bits=2)
-    return Session((codec, codec), kv_heads=1, head_dim=64, ttl_seconds=ttl_seconds, window=window)
+    axes = {"kv_heads": 1, "head_dim": 64}
+    return Session((codec, codec), **axes, ttl_seconds=ttl_seconds, window=window, durability=durability)
 
 
-def append(store: Store, key: Key, tokens: int, ttl_seconds: float | None = None) -> None:
+def append(
+    store: Store, key: Key, tokens: int, ttl_seconds: float | None = None, durability: Durability = "memory"
+) -> None:
     """What an append does to the store."""
     entry = store.find(key)
-    session = (entry.session if entry else opened(ttl_seconds)).opened(0, 1)
+    session = (entry.session if entry else opened(ttl_seconds, durability=durability)).opened(0, 1)
     pages = session.new_pages(0, 1, tokens)
     reserved = store.reserve_growth(key, session, {key}, nbytes=tokens * TOKEN, pages=pages)
     store.put(key, grown(session, tokens), reserved)

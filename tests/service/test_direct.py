@@ -84,6 +84,19 @@ def test_a_sender_that_waits_to_be_asked_is_asked(connection: socket.socket) -> 
     assert (status, body["length"]) == (201, 300)
 
 
+@pytest.mark.parametrize("spaces", [" ", "\t", " \t "], ids=repr)
+@pytest.mark.parametrize("body", [SMALL, BODY], ids=["small", "large"])
+def test_spaces_after_a_length_are_no_part_of_it(connection: socket.socket, body: bytes, spaces: str) -> None:
+    stream = connection.makefile("rb")
+    length = f"Content-Length: {len(body)}"
+
+    connection.sendall(head(uuid4().hex, body).replace(length.encode(), f"{length}{spaces}".encode()) + body)
+    status, _ = answer(stream)
+    stream.close()
+
+    assert status == 201
+
+
 @pytest.mark.parametrize("sent", [10, 70_000, 400_000, len(BODY) - 1])
 @pytest.mark.parametrize("half", [True, False], ids=["half closed", "closed"])
 def test_a_body_that_breaks_off_stores_nothing(

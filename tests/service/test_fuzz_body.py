@@ -3,8 +3,6 @@
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from subprocess import check_output
 
 import httpx
 import msgpack
@@ -14,19 +12,11 @@ import pytest
 from contract import MSGPACK, Caller, append_body, connect, status_line, stream
 from hadakv_kernels import Codec
 from hadakv_service.spawn import RunningService, running_service
+from memory import peak_nbytes
 from service.mutations import SIZED, VALID, K, requests
 
 BODIES = 2_000
 EXTRA_NBYTES = 64 << 20
-
-
-def memory_nbytes(pid: int) -> int:
-    """The most memory a process ever had, where the system keeps that (Linux), else what it has now."""
-    status = Path(f"/proc/{pid}/status")
-    if status.exists():
-        line = next(line for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) << 10
-    return int(check_output(["ps", "-o", "rss=", "-p", str(pid)])) << 10
 
 
 @pytest.fixture
@@ -51,7 +41,7 @@ def status_of(caller: Caller, call: str, body: bytes) -> int:
 def test_two_thousand_mutated_bodies_are_refused_or_understood_in_little_memory(fresh: RunningService) -> None:
     statuses: Counter[int] = Counter()
     failures: list[str] = []
-    before = most = memory_nbytes(fresh.process.pid)
+    before = most = peak_nbytes(fresh.process.pid)
 
     with Caller(fresh.url) as caller:
         for number, (call, mutation, body) in enumerate(requests(20260101, BODIES)):
@@ -60,7 +50,7 @@ def test_two_thousand_mutated_bodies_are_refused_or_understood_in_little_memory(
             if status >= 500:
                 failures.append(f"{status}: {call} {mutation} {len(body)} bytes {body[:200].hex()}")
             if number % 100 == 99:
-                most = max(most, memory_nbytes(fresh.process.pid))
+                most = max(most, peak_nbytes(fresh.process.pid))
         answer = caller.append("afterwards", K, K)
 
     assert statuses.total() == BODIES
@@ -73,7 +63,7 @@ def test_two_thousand_mutated_bodies_are_refused_or_understood_in_little_memory(
 
 
 def test_a_header_of_every_kind_that_declares_much_takes_no_memory(fresh: RunningService) -> None:
-    before = memory_nbytes(fresh.process.pid)
+    before = peak_nbytes(fresh.process.pid)
     headers = [bytes([code]) + b"\xff" * width for code, width in SIZED.items()]
     # As the whole body, as the value of each key, as a key, and as data or shape of a tensor.
     fronts = [
@@ -95,7 +85,7 @@ def test_a_header_of_every_kind_that_declares_much_takes_no_memory(fresh: Runnin
         }
 
     assert statuses <= {400, 422}
-    assert memory_nbytes(fresh.process.pid) - before <= EXTRA_NBYTES
+    assert peak_nbytes(fresh.process.pid) - before <= EXTRA_NBYTES
 
 
 def request_head(path: str, *headers: str) -> bytes:
@@ -133,7 +123,7 @@ def test_a_chunked_body_that_breaks_off_stores_nothing(server: RunningService, c
 
 
 def test_a_large_content_length_alone_takes_no_memory(fresh: RunningService) -> None:
-    before = memory_nbytes(fresh.process.pid)
+    before = peak_nbytes(fresh.process.pid)
     head = request_head("/sessions/large/kv", f"Content-Length: {1 << 30}")
     connections = [connect(fresh.url) for _ in range(8)]
 
@@ -146,7 +136,7 @@ def test_a_large_content_length_alone_takes_no_memory(fresh: RunningService) -> 
         afterwards = caller.append("small", K, K).status
 
     assert (while_they_wait, afterwards) == (200, 201)
-    assert memory_nbytes(fresh.process.pid) - before <= EXTRA_NBYTES
+    assert peak_nbytes(fresh.process.pid) - before <= EXTRA_NBYTES
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """Cut sessions short, and make new ones of what others hold."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_kernels import Encoded, Stream
-from hadakv_service import wire
+from hadakv_service import answers, wire
 from hadakv_service.context import check_session_id, context, session_key
 from hadakv_service.media import is_json, metadata
 from hadakv_service.routes.sessions import describe
@@ -26,7 +25,7 @@ async def truncate(request: Request) -> Response:
     service = context(request)
     length = (await _body(request, wire.TruncateBody)).length
 
-    def work(beside: Beside) -> dict[str, Any]:
+    def work(beside: Beside) -> answers.SessionInfo:
         session = service.store.get(key).session.truncate(length, service.backend)
         return describe(key[1], service.store.put(key, session, keep=beside))
 
@@ -41,7 +40,7 @@ async def fork(request: Request) -> Response:
     body = await _body(request, wire.ForkBody)
     target = (source[0], check_session_id(body.id))
 
-    def work(beside: Beside) -> dict[str, Any]:
+    def work(beside: Beside) -> answers.SessionInfo:
         session = service.store.get(source).session
         if body.length is not None:
             session = session.truncate(body.length, service.backend)
@@ -54,7 +53,7 @@ async def fork(request: Request) -> Response:
 class _Change:
     """A job that stores without encoding; nothing is evicted for it that is under way beside it."""
 
-    def __init__(self, key: Key, work: Callable[[Beside], dict[str, Any]]) -> None:
+    def __init__(self, key: Key, work: Callable[[Beside], answers.SessionInfo]) -> None:
         self.key: Hashable = key
         self._work = work
 
@@ -63,7 +62,7 @@ class _Change:
         self._beside = batch
         return ()
 
-    def finish(self, encoded: Sequence[Encoded]) -> dict[str, Any]:  # noqa: ARG002 - nothing was encoded
+    def finish(self, encoded: Sequence[Encoded]) -> answers.SessionInfo:  # noqa: ARG002 - nothing was encoded
         """Do the work."""
         return self._work(self._beside)
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_kernels import HEAD_DIMS, CodecSpec, Encoded, Stream
-from hadakv_service import wire
+from hadakv_service import answers, wire
 from hadakv_service.append import INPUTS, first_non_finite, on_host
 from hadakv_service.context import context
 from hadakv_service.errors import InvalidRequest, NonFinite
@@ -45,7 +45,7 @@ async def encode(request: Request) -> Response:
         body = wire.decode_body(wire.EncodeBody, raw)
         x = body.x.array("x", *INPUTS)
         spec = _spec("x.shape", x.shape[-1], body.codec)
-        answer: dict[str, Any] = {}
+        answer: answers.Encoded = {}
         if body.diagnostics and spec.codec.kind == "quantized":
             seen = await service.device.call(lambda: service.backend.diagnose(x, spec))
             answer = {"scaled": wire.tensor(seen.scaled), "rms": wire.tensor(seen.rms)}
@@ -55,7 +55,7 @@ async def encode(request: Request) -> Response:
     host = on_host(encoded, service.backend)
     if not service.backend.all_finite(encoded, spec):
         raise NonFinite("x", row=first_non_finite(host, spec))
-    return MsgpackResponse(wire.stream(host, spec) | answer)
+    return MsgpackResponse({**wire.stream(host, spec), **answer})
 
 
 @router.post("/decode", response_model=None)
@@ -72,7 +72,8 @@ async def decode(request: Request) -> Response:
         inverse = body.form != "rotated"
         dtype = body.form if inverse else "float32"
         values = await service.device.call(lambda: service.backend.decode(encoded, spec, dtype, inverse=inverse))
-    return MsgpackResponse({"values": wire.tensor(values)})
+    answer: answers.Values = {"values": wire.tensor(values)}
+    return MsgpackResponse(answer)
 
 
 def _spec(field: str, head_dim: int, options: wire.CodecOptions) -> CodecSpec:

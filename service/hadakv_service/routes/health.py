@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_kernels import Codec, Stream, reference
-from hadakv_service import __version__
+from hadakv_service import __version__, answers
 from hadakv_service.append import on_host
 from hadakv_service.context import context
 from hadakv_service.errors import Busy
@@ -20,7 +20,8 @@ ONES = np.ones((1, 64), np.float32)
 @router.get("/healthz", response_model=None)
 async def healthz(request: Request) -> Response:
     """The process answers."""
-    return metadata(request, {"status": "ok", "version": __version__})
+    answer: answers.Health = {"status": "ok", "version": __version__}
+    return metadata(request, answer)
 
 
 @router.get("/readyz", response_model=None)
@@ -39,17 +40,15 @@ async def readyz(request: Request) -> Response:
         raise Busy("The device does not compute what it should.")
     await service.device.call(service.store.check)
     ledger, tier = service.store.ledger, service.store.tier
-    return metadata(
-        request,
-        {
-            "status": "ready",
-            "version": __version__,
-            "backend": service.backend.name,
-            "detail": service.backend.detail,
-            "sessions": len(service.store),
-            "used_nbytes": ledger.used,
-            "budget_nbytes": ledger.budget,
-            "disk_used_nbytes": tier.used,
-            "disk_budget_nbytes": tier.budget,
-        },
-    )
+    answer: answers.Readiness = {
+        "status": "ready",
+        "version": __version__,
+        "backend": service.backend.name,
+        "detail": service.backend.detail,
+        "sessions": len(service.store),
+        "used_nbytes": ledger.used,
+        "budget_nbytes": ledger.budget,
+        "disk_used_nbytes": tier.used,
+        "disk_budget_nbytes": tier.budget,
+    }
+    return metadata(request, answer)

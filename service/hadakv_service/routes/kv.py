@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hadakv_service import wire
+from hadakv_service import answers, wire
 from hadakv_service.append import Append, Appended, AppendJob
 from hadakv_service.context import Context, context, session_key
 from hadakv_service.errors import InvalidRequest
@@ -36,12 +36,14 @@ async def store(service: Context, key: Key, body: wire.Buffer) -> Appended:
     """Do what an append's body asks for; the body must last until then."""
     checked = Append.from_body(wire.decode_body(wire.AppendBody, body))
     job = AppendJob(key, checked, service.store, service.backend, service.new_session)
-    return await service.device.run(job)
+    appended = await service.device.run(job)
+    service.tally.appended += job.added_tokens
+    return appended
 
 
-def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, object]:
+def answer(session: str, appended: Appended, *, minimal: bool) -> answers.Appended:
     """What an append answers."""
-    told: dict[str, object] = {
+    told: answers.Appended = {
         "session": session,
         "position": appended.position,
         "tokens": appended.tokens,
@@ -49,7 +51,8 @@ def answer(session: str, appended: Appended, *, minimal: bool) -> dict[str, obje
     }
     if not minimal:
         k_spec, v_spec = appended.specs
-        told |= {"k": wire.stream(appended.k, k_spec), "v": wire.stream(appended.v, v_spec)}
+        told["k"] = wire.stream(appended.k, k_spec)
+        told["v"] = wire.stream(appended.v, v_spec)
     return told
 
 
@@ -71,7 +74,9 @@ async def read(
 
     wanted = Wanted(start, stop, chosen, form, layout == "ring")
     job = ReadJob(key, wanted, service.store, service.backend, int(service.settings.max_body))
-    return MsgpackResponse(await service.device.run(job))
+    found = await service.device.run(job)
+    service.tally.read += found["stop"] - found["start"]
+    return MsgpackResponse(found)
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:

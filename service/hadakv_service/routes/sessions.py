@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_kernels import HEAD_DIMS, Encoded, Stream
-from hadakv_service import wire
+from hadakv_service import answers, wire
 from hadakv_service.context import context, owner, session_key
 from hadakv_service.errors import InvalidRequest, SessionExists, SessionNotFound
 from hadakv_service.media import is_json, metadata
@@ -56,7 +56,7 @@ class _Creation:
         self._batch = batch
         return ()
 
-    def finish(self, encoded: Sequence[Encoded]) -> dict[str, Any]:  # noqa: ARG002 - nothing was encoded
+    def finish(self, encoded: Sequence[Encoded]) -> answers.SessionInfo:  # noqa: ARG002 - nothing was encoded
         """Store the session and describe it."""
         entry = self._store.put(self._key, self._session, self._reserved, self._batch)
         self._reserved = 0
@@ -119,7 +119,7 @@ async def list_(
     mine = owner(request)
     store = context(request).store
 
-    def work() -> dict[str, Any]:
+    def work() -> answers.SessionList:
         found, last = store.page(mine, prefix, after, limit)
         return {"sessions": [describe(id_, entry) for id_, entry in found], "next": last}
 
@@ -145,7 +145,7 @@ async def _on_device(request: Request, work: Callable[[], Any]) -> Any:
     return await context(request).device.call(work, key)
 
 
-def describe(session_id: str, entry: Entry) -> dict[str, Any]:
+def describe(session_id: str, entry: Entry) -> answers.SessionInfo:
     """A session as clients see it."""
     session = entry.session
     spans = list(session.spans())
@@ -170,7 +170,7 @@ def describe(session_id: str, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _tier(entry: Entry) -> str:
+def _tier(entry: Entry) -> Literal["memory", "mixed", "disk"]:
     """Where a session's tokens are."""
     pages = list(entry.session.all_pages())
     here = sum(page.is_here for page in pages)

@@ -12,6 +12,7 @@ TierError
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 from hadakv_kernels import Encoded
@@ -126,12 +127,14 @@ class Tier(Protocol):
         budget: bytes it may take; 0 for a tier that takes nothing.
         used: bytes counted against that.
         sessions: how many manifests there are.
+        failures: how often something could not be done.
     """
 
     name: str
     budget: int
     used: int
     sessions: int
+    failures: int
 
     @property
     def room(self) -> int:
@@ -196,12 +199,12 @@ class Tier(Protocol):
         """
         ...
 
-    def coldest(self, skip: Collection[Key]) -> Key | None:
-        """Who was used least recently among those that are not permanent."""
+    def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:
+        """Who was used least recently among those that are not permanent, if that was before a moment."""
         ...
 
-    def kept_nbytes(self, keep: Collection[Key]) -> int:
-        """Bytes counted for pages of permanent sessions and of these."""
+    def kept_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
+        """Bytes counted for pages of permanent sessions, of these, and of those that were used since a moment."""
         ...
 
     def expired(self, now: float) -> Sequence[Key]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from math import inf
 
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, TierFailed, Transaction
 
@@ -14,6 +15,7 @@ class NoTier:
     used = 0
     room = 0
     sessions = 0
+    failures = 0
 
     def cost(self, nbytes: int) -> int:
         """Pages are counted as what they are."""
@@ -45,11 +47,11 @@ class NoTier:
     def check(self) -> None:
         """There is nothing that could fail."""
 
-    def coldest(self, skip: Collection[Key]) -> Key | None:  # noqa: ARG002 - likewise
+    def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:  # noqa: ARG002 - likewise
         """Nobody."""
         return None
 
-    def kept_nbytes(self, keep: Collection[Key]) -> int:  # noqa: ARG002 - likewise
+    def kept_nbytes(self, keep: Collection[Key], since: float = inf) -> int:  # noqa: ARG002 - likewise
         """Nothing."""
         return 0
 

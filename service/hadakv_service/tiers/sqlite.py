@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class SqliteTier:
 
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
+        self.failures = 0
         self._directory = directory
         self._sql = open_database(directory)
         # Whether the log is known to have nothing that failed.
@@ -62,7 +63,7 @@ class SqliteTier:
         with self._reading():
             (idle,) = self._one("PRAGMA freelist_count")
         # What is added to the file is in its log before.
-        return min(self.budget - self.used, idle * BLOCK_NBYTES + free_nbytes(self._directory) // 2)
+        return min(self.budget - self.used, int(idle) * BLOCK_NBYTES + free_nbytes(self._directory) // 2)
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
@@ -88,6 +89,7 @@ class SqliteTier:
             committing = True
             self._sql.execute("COMMIT")
         except sqlite3.Error as error:
+            self.failures += 1
             self._roll_back()
             if committing and getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
                 self._certain = strike_out(self._sql)
@@ -117,8 +119,10 @@ class SqliteTier:
         try:
             yield
         except sqlite3.OperationalError as error:
+            self.failures += 1
             raise TierFailed(str(error)) from error
         except sqlite3.DatabaseError as error:
+            self.failures += 1
             raise Damaged(str(error)) from error
 
     def content(self, row: int) -> Content:
@@ -129,6 +133,7 @@ class SqliteTier:
             raise Damaged(f"page {row} is missing")
         header, checksum, blob = found
         if not _is_sound(checksum, header, blob):
+            self.failures += 1
             raise Damaged(f"page {row} has another checksum than when it was written")
         return _unpacked(header, blob)
 
@@ -177,22 +182,22 @@ class SqliteTier:
         with self.transaction():
             self._sql.execute(TOUCH)
 
-    def coldest(self, skip: Collection[Key]) -> Key | None:
-        """Who was used least recently among those that are not permanent."""
-        query = "SELECT owner, name FROM sessions WHERE NOT permanent ORDER BY last_used LIMIT ?"
+    def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:
+        """Who was used least recently among those that are not permanent, if that was before a moment."""
+        query = "SELECT owner, name FROM sessions WHERE NOT permanent AND last_used < ? ORDER BY last_used LIMIT ?"
         with self._reading():
-            found = self._sql.execute(query, (len(skip) + 1,)).fetchall()
+            found = self._sql.execute(query, (before, len(skip) + 1)).fetchall()
         return next((key for key in found if key not in skip), None)
 
-    def kept_nbytes(self, keep: Collection[Key]) -> int:
-        """Bytes counted for pages of permanent sessions and of these."""
-        which = " OR ".join(["permanent", *["(owner = ? AND name = ?)"] * len(keep)])
+    def kept_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
+        """Bytes counted for pages of permanent sessions, of these, and of those that were used since a moment."""
+        which = " OR ".join(["permanent", "last_used >= ?", *["(owner = ? AND name = ?)"] * len(keep)])
         query = (
             f"SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages WHERE id IN (SELECT page FROM holds "
             f"WHERE session IN (SELECT id FROM sessions WHERE {which}))"
         )
         with self._reading():
-            count, nbytes = self._one(query, [part for key in keep for part in key])
+            count, nbytes = self._one(query, [since, *(part for key in keep for part in key)])
         return int(nbytes) + int(count) * PAGE_NBYTES
 
     def expired(self, now: float) -> list[Key]:

@@ -1,0 +1,230 @@
+"""The path of a body, in this process: parsed, checked, understood or refused, one input at a time.
+
+The first byte of an input says which body it is taken for. Beside exceptions that nobody expects a disagreement is a
+fault: between what we and `msgpack` take for one well-formed value, and between the shortcut and the routes.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+import msgpack
+import safetensors
+
+from contract import append_body, tensor
+from hadakv_kernels import Codec
+from hadakv_service import fromfile, sessionfile, wire
+from hadakv_service.append import Append
+from hadakv_service.context import check_session_id
+from hadakv_service.errors import InvalidRequest, MalformedBody, ServiceError
+from hadakv_service.pages import Run
+from hadakv_service.routes import codec as codec_route
+from hadakv_service.session import Session
+from hadakv_service.shortcut import _plain_append
+from hadakv_service.wellformed import MAX_DEPTH, MAX_ITEMS, check_well_formed
+from service.mutations import MUTATIONS, NORMS, ROWS, K, flip_bytes, replace_value, reshape
+
+
+class Disagreement(AssertionError):
+    """Two that must agree do not."""
+
+
+def append(body: bytes) -> None:
+    appended = Append.from_body(wire.decode_body(wire.AppendBody, body))
+    assert appended.k.shape == appended.v.shape
+    # Views of the body: they must be readable to their ends.
+    assert appended.k.tobytes() is not None
+    assert appended.v.tobytes() is not None
+
+
+def session(body: bytes, *, json: bool = False) -> None:
+    parsed = wire.decode_body(wire.SessionBody, body, json=json)
+    if parsed.codec:
+        parsed.codec.codecs()
+
+
+def truncate(body: bytes, *, json: bool = False) -> None:
+    wire.decode_body(wire.TruncateBody, body, json=json)
+
+
+def fork(body: bytes, *, json: bool = False) -> None:
+    check_session_id(wire.decode_body(wire.ForkBody, body, json=json).id)
+
+
+def encode(body: bytes) -> None:
+    parsed = wire.decode_body(wire.EncodeBody, body)
+    x = parsed.x.array("x", "float32", "float16", "bfloat16")
+    codec_route._spec("x.shape", x.shape[-1], parsed.codec)
+
+
+def decode(body: bytes) -> None:
+    parsed = wire.decode_body(wire.DecodeBody, body)
+    codec_route._encoded(parsed, codec_route._spec("head_dim", parsed.head_dim, parsed.codec))
+
+
+def well_formed(body: bytes) -> None:
+    """Compare with the other implementation, which has no limits of depth or number."""
+    try:
+        check_well_formed(memoryview(body))
+    except MalformedBody as error:
+        if str(MAX_DEPTH) in error.detail or str(MAX_ITEMS) in error.detail:
+            raise
+        if refusal(body) is None:
+            raise Disagreement(f"msgpack takes what we refuse: {error.detail}") from None
+        raise
+    if (reason := refusal(body)) is not None:
+        raise Disagreement(f"msgpack refuses what we take: {reason!r}")
+
+
+def refusal(body: bytes) -> Exception | None:
+    """Why `msgpack` refuses a value; None if it does not. What keys, strings and times may be is not its business."""
+    try:
+        msgpack.unpackb(
+            body, raw=True, strict_map_key=False, object_pairs_hook=len, ext_hook=lambda code, data: (code, data)
+        )
+    except Exception as error:
+        return error
+    return None
+
+
+_SHORT_PATH = re.compile(r"/sessions/([^/]+)/kv")
+
+
+def shortcut(body: bytes) -> None:
+    """A small append that takes the shortcut must go to the session that the routes would find."""
+    path, _, kind = body.partition(b"\n")
+    headers = [(b"content-type", kind or b"application/msgpack"), (b"content-length", b"5")]
+    found = _plain_append({"type": "http", "method": "POST", "raw_path": path, "headers": headers})
+    if found is None:
+        raise InvalidRequest([("path", "goes the ordinary way")])
+    routed = _SHORT_PATH.fullmatch(unquote(path.decode("latin-1")))
+    if routed is None or check_session_id(routed[1]) != found or kind not in (b"", b"application/msgpack"):
+        raise Disagreement(f"the shortcut finds {found!r}, the routes {routed and routed[1]!r}")
+
+
+def file(body: bytes) -> None:
+    """What we take for a session's file must be a file for the library that made the format."""
+    taken = fromfile.read(body)
+    try:
+        theirs = dict(safetensors.deserialize(body))
+    except safetensors.SafetensorError as error:
+        raise Disagreement(f"safetensors refuses what we take: {error}") from None
+    if theirs.keys() != taken.tensors.keys():
+        raise Disagreement("safetensors finds other tensors")
+
+
+Target = Callable[[bytes], None]
+TARGETS: list[Target] = [
+    append,
+    session,
+    truncate,
+    fork,
+    encode,
+    decode,
+    well_formed,
+    shortcut,
+    lambda body: session(body, json=True),
+    lambda body: truncate(body, json=True),
+    lambda body: fork(body, json=True),
+    file,
+]
+JSON_KINDS, FILE_KIND = range(8, 11), 11
+_PACKED: list[tuple[int, Any]] = [
+    (0, append_body(K, K, layer=0, position=0, codec={"k": {"bits": 4}, "v": {"bits": 4}})),
+    (0, append_body(K[0], K[0], codec={"bits": 8, "rotation": "none", "layout": "byte", "kind": "float16"})),
+    (1, {"codec": {"bits": 4}, "layers": 2, "kv_heads": 2, "head_dim": 64, "window": 5, "ttl_seconds": 60.5}),
+    (1, {"durability": "ack", "codec": {"codebook": "lloyd-max", "norm": "unbiased", "d512_scale": 1.5}}),
+    (2, {"length": 300}),
+    (3, {"id": "chat-1", "length": None}),
+    (4, {"x": tensor(K), "codec": {"bits": 3, "norm": "unbiased"}, "diagnostics": True}),
+    (5, {"packed": ROWS, "norms": NORMS, "codec": {"bits": 4}, "head_dim": 64, "form": "rotated"}),
+    (5, {"values": tensor(K), "codec": {"kind": "float16"}, "head_dim": 64, "form": "bfloat16"}),
+    (6, [1, -1, 1.5, "x", b"y", None, True, {"a": [{}]}, 2**63, msgpack.ExtType(5, b"z"), msgpack.Timestamp(1, 2)]),
+]
+
+
+def _file(**options: Any) -> bytes:
+    """A session's file; all elements are zero."""
+    both = (Codec(bits=3, layout="byte", d512_scale=0.5), Codec(kind="float16"))
+    stored = Session(codecs=both, kv_heads=2, head_dim=64, **options)
+    return sessionfile.header(stored, "chat-1", datetime.fromtimestamp(1, UTC)) + bytes(stored.nbytes)
+
+
+SEEDS = [
+    *(bytes([kind]) + msgpack.packb(value) for kind, value in _PACKED),
+    b"\x07/sessions/chat-1/kv\napplication/msgpack",
+    b"\x07/sessions/..%2f/kv",
+    b'\x08{"codec": {"k": {"bits": 4}, "v": {"bits": 8}}, "layers": 2, "window": 7, "ttl_seconds": 1e3}',
+    b'\x09{"length": 12}',
+    b'\x0a{"id": "a.b_c:d-e", "length": 0}',
+    b"\x0b" + _file(runs=(Run(2, 0, 3), Run(1))),
+    b"\x0b" + _file(runs=(Run(1, 256, 300),), window=9, layers=7, ttl_seconds=1e6),
+    b"\x0b" + _file(),
+]
+
+
+def outcome(data: bytes) -> str:
+    """Whether an input was understood, or how it was refused.
+
+    Raises:
+        Exception: whatever nobody expects.
+    """
+    if not data:
+        return ""
+    try:
+        TARGETS[data[0] % len(TARGETS)](data[1:])
+    except ServiceError as error:
+        if error.status >= 500 or not error.detail:
+            raise
+        return error.slug
+    return "understood"
+
+
+JSON_PARTS = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b'"',
+    b"null",
+    b"NaN",
+    b"-",
+    b"1e400",
+    b"9" * 400,
+    b"\\ud800",
+    b"\\u0000",
+]
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """Another input, changed as its structure suggests."""
+    kind, body = data[:1] or b"\0", data[1:]
+    if rng.random() < 0.05:
+        kind = bytes([rng.randrange(len(TARGETS))])
+    if kind[0] % len(TARGETS) in JSON_KINDS and rng.random() < 0.5:
+        return kind + _with_part(rng, body)
+    if kind[0] % len(TARGETS) == FILE_KIND and rng.random() < 0.7:
+        return kind + _with_other_header(rng, body)
+    # Most ways to spoil a body make of it none at all; past that check only what keeps its structure comes.
+    mutation = rng.choice([replace_value, reshape]) if rng.random() < 0.6 else rng.choice(MUTATIONS)
+    try:
+        return kind + mutation(rng, body)
+    except Exception:
+        return kind + body[: rng.randrange(len(body) + 1)]  # it has no structure any more
+
+
+def _with_part(rng: random.Random, text: bytes) -> bytes:
+    at = rng.randrange(len(text) + 1)
+    return text[:at] + rng.choice([*JSON_PARTS, b"%d" % rng.randrange(300)]) + text[at + rng.randrange(3) :]
+
+
+def _with_other_header(rng: random.Random, body: bytes) -> bytes:
+    """A file whose header is changed, and as long as it says."""
+    stop = 8 + int.from_bytes(body[:8], "little")
+    header = rng.choice([_with_part, flip_bytes])(rng, body[8:stop] or b"{}")
+    return len(header).to_bytes(8, "little") + header + body[stop:]

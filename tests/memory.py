@@ -1,0 +1,22 @@
+"""What memory a process takes, as the system counts it."""
+
+from pathlib import Path
+from subprocess import check_output
+
+
+def peak_nbytes(pid: int) -> int:
+    """The most memory a process ever had, where the system keeps that (Linux), else what it has now."""
+    return _nbytes(pid, "VmHWM")
+
+
+def resident_nbytes(pid: int) -> int:
+    """What memory a process has now."""
+    return _nbytes(pid, "VmRSS")
+
+
+def _nbytes(pid: int, name: str) -> int:
+    status = Path(f"/proc/{pid}/status")
+    if status.exists():
+        line = next(line for line in status.read_text("ascii").splitlines() if line.startswith(name))
+        return int(line.split()[1]) << 10
+    return int(check_output(["ps", "-o", "rss=", "-p", str(pid)])) << 10

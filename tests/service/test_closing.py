@@ -1,0 +1,61 @@
+"""The store at the end of the process: what goes to disk when not all of it has room there."""
+
+from pathlib import Path
+
+import pytest
+
+from hadakv_service.store import Key, Store
+from hadakv_service.tiers.sqlite import PAGE_NBYTES, SESSION_NBYTES, SqliteTier
+from service.stored import ANN, BACKEND, BOB, CID, TOKEN, append
+
+
+def disk_cost(tokens: int, pages: int) -> int:
+    """What a session takes on disk."""
+    return tokens * TOKEN + pages * PAGE_NBYTES + SESSION_NBYTES
+
+
+def opened(directory: Path, budget: int) -> Store:
+    """A store on a disk, where whoever appends may outlive it."""
+    return Store(1 << 30, tier=SqliteTier(directory, budget), backend=BACKEND)
+
+
+def spill(store: Store, key: Key, tokens: int) -> None:
+    append(store, key, tokens, durability="spill")
+
+
+@pytest.mark.parametrize("further", [1, 256])
+def test_who_has_to_make_room_for_others_at_the_end_is_gone_as_a_whole(tmp_path: Path, further: int) -> None:
+    budget = disk_cost(600, 3) + disk_cost(further, 1)
+    store = opened(tmp_path, budget)
+    spill(store, ANN, 300)
+    assert store.close(float("inf")) == 0
+    store = opened(tmp_path, budget)
+    spill(store, ANN, further)
+    spill(store, BOB, 600)
+
+    left = store.close(float("inf"))
+    store = opened(tmp_path, budget)
+
+    assert left == 0
+    assert store.find(ANN) is None
+    bob = store.find(BOB)
+    assert bob is not None
+    assert bob.session.read(0, 1, 0, 600, BACKEND).tokens == 600
+    assert len(store) == 1
+    assert store.tier.used == disk_cost(600, 3)
+    store.close(float("inf"))
+
+
+def test_at_the_end_those_used_last_are_kept(tmp_path: Path) -> None:
+    budget = 2 * disk_cost(300, 2)
+    store = opened(tmp_path, budget)
+    for key in (ANN, BOB, CID):
+        spill(store, key, 300)
+    store.touch(ANN)
+
+    left = store.close(float("inf"))
+    store = opened(tmp_path, budget)
+
+    assert left == 1
+    assert [key for key in (ANN, BOB, CID) if store.find(key)] == [ANN, CID]
+    store.close(float("inf"))
