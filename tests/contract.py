@@ -72,6 +72,7 @@ class Answer:
         assert document["status"] == status, document
         assert document["title"], document
         assert document["detail"], document
+        assert document["request_id"] == self.headers["x-request-id"], document
         return document
 
 

@@ -107,6 +107,11 @@ class Problem(HadakvError):
         for name in self.members:
             setattr(self, name, self.fields.get(name))
 
+    @property
+    def request_id(self) -> str:
+        """What the service's log calls the request; empty where the answer does not say."""
+        return str(self.fields.get("request_id") or "")
+
     def __str__(self) -> str:
         kind = f"{self.status} {self.slug}".rstrip()
         return f"{self.detail or self.title or 'The service refused.'} ({kind})"

@@ -122,6 +122,8 @@ class Response:
         if not isinstance(document, dict):
             # A proxy's page, or a server's plain text: whatever it says, the status is known.
             document = {"title": _phrase(self.status), "detail": bytes(self.body[:200]).decode("utf-8", "replace")}
+        if "x-request-id" in self.headers:
+            document.setdefault("request_id", self.headers["x-request-id"])
         seconds = self.headers.get("retry-after", "")
         # The header may also be a date; that counts as none.
         return problem(self.status, document, float(seconds) if seconds.isdecimal() else None)

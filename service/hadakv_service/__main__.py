@@ -16,7 +16,7 @@ from pydantic import ByteSize, ValidationError
 from pydantic_settings import CliApp
 
 from hadakv_kernels import BackendUnavailable
-from hadakv_service import __version__
+from hadakv_service import __version__, logs
 from hadakv_service.allocator import keep_memory
 from hadakv_service.app import create_app
 from hadakv_service.auth import TokenFile
@@ -24,6 +24,7 @@ from hadakv_service.context import Context
 from hadakv_service.listen import Listener, tls_context
 from hadakv_service.settings import Settings
 from hadakv_service.tiers import TierRefused
+from hadakv_service.tracing import provider_from_environment
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,9 @@ def main() -> None:
     """Read the settings, make the app, serve until told to stop."""
     try:
         settings = CliApp.run(Settings)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        logs.configure(settings.log_level, settings.log_form)
         keep_memory()
-        app = create_app(settings)
+        app = create_app(settings, traces=provider_from_environment())
         tls = tls_context(settings) if settings.tls_cert else None
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
@@ -102,6 +103,8 @@ def main() -> None:
         loop="uvloop",
         # Where it listens, and with which protocol, is the listener's matter.
         ssl_context_factory=(lambda *_: tls) if tls else None,
+        # Its loggers hand on to ours.
+        log_config=None,
         access_log=False,
         log_level="warning",
         server_header=False,

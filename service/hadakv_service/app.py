@@ -1,36 +1,52 @@
 """Puts the parts together into an ASGI app."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.routing import Route
 
 from hadakv_kernels import Backend, open_backend
-from hadakv_service import __version__, openapi, problems
+from hadakv_service import __version__, openapi, problems, tracing
 from hadakv_service.auth import Gate, TokenFile
 from hadakv_service.body import BodyReader
 from hadakv_service.context import Context, WholeIds
 from hadakv_service.crowd import Crowd
 from hadakv_service.device import Device
+from hadakv_service.exchange import UNREAD
+from hadakv_service.logs import RequestLog
+from hadakv_service.metrics import Below, Memory, Metrics, Service
 from hadakv_service.quota import Quota, Quotas
-from hadakv_service.routes import branches, codec, files, health, kv, sessions
+from hadakv_service.routes import branches, codec, files, health, kv, metrics, sessions
 from hadakv_service.session import Session
 from hadakv_service.settings import Settings
 from hadakv_service.shortcut import App
 from hadakv_service.sites import Sites, with_permission
 from hadakv_service.store import Store
+from hadakv_service.tallies import DeviceTally, RequestTally
 from hadakv_service.upkeep import close, open_tier, tend
+from hadakv_service.witness import Templates, Witness
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+ROUTERS = (
+    *(kv.router, sessions.router, branches.router, files.router),
+    *(codec.router, health.router, metrics.router),
+)
 
 
-def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
+def create_app(settings: Settings, backend: Backend | None = None, traces: "TracerProvider | None" = None) -> FastAPI:
     """The service as an app.
 
     Args:
         settings: how it behaves.
         backend: where the codec runs; by default the one the settings name.
+        traces: where spans go; nowhere by default.
 
     Raises:
         BackendUnavailable: the settings name a backend that cannot run here, or a budget that it cannot hold.
@@ -38,25 +54,24 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         TierRefused: what is in the data directory is not for this version, or in use.
     """
     backend = backend or open_backend(settings.backend, settings.threads)
-    budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
-    # A body copied to the device, what becomes of it, and as much again for an answer; little machines have less.
-    backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
+    tally, work = RequestTally(), DeviceTally()
     tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
     quotas = Quotas(Quota(tenant_nbytes, settings.tenant_sessions))
-    tier = open_tier(settings)
-    store = Store(budget, tier=tier, backend=backend, quotas=quotas)
-    device = Device(backend, settings.queue, store.settle)
-    new = Session(ttl_seconds=settings.ttl_seconds, durability=settings.durability if tier.budget else "memory")
+    store = _store(settings, backend, quotas)
+    device = Device(backend, settings.queue, store.settle, tracing.device(work, traces))
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         device.start(asyncio.get_running_loop())
         tending = asyncio.create_task(tend(device, store))
-        yield
+        yield {UNREAD: witness.unread}
         tending.cancel()
         # Half of what was given for it may have gone to requests under way.
         until = getattr(app.state, "ends_at", time.monotonic() + settings.grace / 2)
         device.stop(lambda: close(store, until))
+        witness.flush()
+        if traces:
+            await tracing.close(traces)
 
     app = App(
         title="hadakv",
@@ -65,16 +80,28 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    told = Metrics(Service(tally, work, device, store, [Memory(store), *([Below(store)] if store.tier.budget else [])]))
     bodies = BodyReader(int(settings.max_body), settings.max_receiving)
-    app.state.context = Context(settings, backend, store, device, bodies, new)
+    durability = settings.durability if store.tier.budget else "memory"
+    new = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
+    app.state.context = Context(settings, backend, store, device, bodies, new, tally, told)
     app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
-    for router in (kv.router, sessions.router, branches.router, files.router, codec.router, health.router):
+    for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
     openapi.install(app)
     app.add_middleware(WholeIds)
     _guard(app, settings, quotas)
+    app.entrance = witness = _witnessed(app, settings, tally, traces)
     return app
+
+
+def _store(settings: Settings, backend: Backend, quotas: Quotas) -> Store:
+    """Sessions in memory, and what lies below."""
+    budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
+    # A body copied to the device, what becomes of it, and as much again for an answer; little machines have less.
+    backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
+    return Store(budget, tier=open_tier(settings), backend=backend, quotas=quotas)
 
 
 def _guard(app: App, settings: Settings, quotas: Quotas) -> None:
@@ -87,3 +114,11 @@ def _guard(app: App, settings: Settings, quotas: Quotas) -> None:
         app.entrance = with_permission(app.entrance, settings.allowed_origins)
     hosts = None if settings.uds else (settings.host, *settings.allowed_hosts)
     app.entrance = Sites(app.entrance, hosts, settings.allowed_origins)
+
+
+def _witnessed(app: App, settings: Settings, tally: RequestTally, traces: "TracerProvider | None") -> Witness:
+    """What comes before everything else."""
+    paths = [route.path for part in (app, *ROUTERS) for route in part.routes if isinstance(route, Route)]
+    templates = Templates(paths)
+    log = RequestLog(settings.log_form, settings.log_level, sys.stderr.buffer) if settings.access_log else None
+    return Witness(tracing.middleware(app.entrance, templates, traces), templates, tally, log)

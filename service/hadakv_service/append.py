@@ -137,6 +137,11 @@ class AppendJob(LongJob[Appended]):
         k, v = (on_host(stream, self._backend) for stream in encoded)
         return Appended(self._created, self._position, self._append.shape.tokens, k, v, self._specs)
 
+    @property
+    def added_tokens(self) -> int:
+        """How many it stored, now that it is done: none if it was a repetition."""
+        return self._append.shape.tokens if self._at_end else 0
+
     def abandon(self) -> None:
         """Give the reserved bytes back."""
         self._store.release(self._reserved)

@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from hadakv_service.errors import BodyTooLarge, Busy, MalformedBody
+from hadakv_service.exchange import note_received
 from hadakv_service.wire import Buffer
 
 # The ASGI extension that fills a buffer with the body, where the server has it.
@@ -130,6 +131,7 @@ async def read_small(receive: Receive, limit: int, count: Callable[[int], None] 
             raise ClientDisconnect
         chunk, more = message.get("body", b""), message.get("more_body", False)
         total += len(chunk)
+        note_received(len(chunk))
         if total > limit:
             raise BodyTooLarge(limit)
         if count is not None:
@@ -144,10 +146,12 @@ async def _fill(request: Request, buffer: memoryview, declared: int) -> None:
     if receive_into is not None:
         if not await receive_into(buffer[:declared]):
             raise ClientDisconnect
+        note_received(declared)
         return
     filled = 0
     async for chunk in request.stream():
         buffer[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
+        note_received(len(chunk))
     if filled != declared:
         raise ClientDisconnect

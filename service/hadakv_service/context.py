@@ -11,10 +11,12 @@ from hadakv_kernels import Backend
 from hadakv_service.body import BodyReader
 from hadakv_service.device import Device
 from hadakv_service.errors import InvalidRequest
+from hadakv_service.metrics import Metrics
 from hadakv_service.problems import from_service_error
 from hadakv_service.session import Session
 from hadakv_service.settings import Settings
 from hadakv_service.store import Key, Store
+from hadakv_service.tallies import RequestTally
 
 ID_RULE = "must be 1 to 128 of A-Z a-z 0-9 . _ : - and neither . nor .."
 # In a path "." and ".." mean something else to whoever handles it on its way here.
@@ -35,6 +37,8 @@ class Context:
     device: Device
     bodies: BodyReader
     new_session: Session
+    tally: RequestTally
+    metrics: Metrics
 
 
 def context(request: Request) -> Context:

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 from queue import SimpleQueue
+from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
 from hadakv_kernels import Backend, Encoded, Stream
 from hadakv_service.errors import Busy, InsufficientStorage
+from hadakv_service.observer import Observer, Unobserved, Work
 from hadakv_service.slices import encode_in_slices
 
 # As many as are encoded in one call; more would make the first of them wait for the last.
@@ -97,13 +99,14 @@ class LongJob(ABC, Generic[T]):
 
 
 class _Waiting:
-    """A job, the future its caller awaits if there is one, and what became of it."""
+    """A job, the future its caller awaits if there is one, what the observer noted of it, and what became of it."""
 
-    __slots__ = ("error", "future", "job", "result", "streams")
+    __slots__ = ("error", "future", "job", "note", "result", "streams")
 
-    def __init__(self, job: Job[Any], future: "asyncio.Future[Any] | None") -> None:
+    def __init__(self, job: Job[Any], future: "asyncio.Future[Any] | None", note: Any) -> None:
         self.job = job
         self.future = future
+        self.note = note
         self.streams: Sequence[Stream] = ()
         self.result: Any = None
         self.error: Exception | None = None
@@ -116,15 +119,25 @@ class Device:
         backend: used by that thread alone.
         limit: jobs that may wait or run at a time.
         settle: called after each batch, before anybody is answered; gives the keys of jobs that failed after all.
+        observer: is told what was done.
+
+    Attributes:
+        limit: the same.
+        depth: how many wait or run.
     """
 
     def __init__(
-        self, backend: Backend, limit: int, settle: Callable[[], Mapping[Any, Exception]] = dict[Any, Exception]
+        self,
+        backend: Backend,
+        limit: int,
+        settle: Callable[[], Mapping[Any, Exception]] = dict[Any, Exception],
+        observer: Observer | None = None,
     ) -> None:
         self.backend = backend
+        self.depth = 0
+        self.limit = limit
         self._settle = settle
-        self._limit = limit
-        self._depth = 0
+        self._observer = observer or Unobserved()
         self._inbox: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._long: _Waiting | None = None
         self._thread = threading.Thread(target=self._loop, name="hadakv-device", daemon=True)
@@ -137,7 +150,7 @@ class Device:
     def stop(self, last: Callable[[], object] | None = None) -> None:
         """Finish what waits, do one thing more, then end the thread."""
         if last:
-            self._inbox.put(_Waiting(Call(last), None))
+            self._inbox.put(_Waiting(Call(last), None, self._observer.asked()))
         self._inbox.put(None)
         self._thread.join()
 
@@ -147,8 +160,8 @@ class Device:
         Raises:
             Busy: as many jobs wait as may.
         """
-        if self._depth >= self._limit:
-            raise Busy(f"{self._limit} requests are waiting for the device.")
+        if self.depth >= self.limit:
+            raise Busy(f"{self.limit} requests are waiting for the device.")
         return await self._put(job)
 
     async def call(self, work: Callable[[], T], key: Hashable = None) -> T:
@@ -160,9 +173,9 @@ class Device:
         return await self._put(Call(work))
 
     def _put(self, job: Job[T]) -> "asyncio.Future[T]":
-        self._depth += 1
+        self.depth += 1
         future: asyncio.Future[T] = self._events.create_future()
-        self._inbox.put(_Waiting(job, future))
+        self._inbox.put(_Waiting(job, future, self._observer.asked()))
         return future
 
     def _loop(self) -> None:
@@ -179,11 +192,13 @@ class Device:
         if long:
             assert isinstance(long.job, LongJob)
             self._long, self._steps = long, self._in_steps(long, long.job)
+            self._long_work = Work([long.note])
         if self._long:
             self._step()
 
     def _run(self, batch: Sequence[_Waiting]) -> None:
-        self._work(batch)
+        work = Work([waiting.note for waiting in batch])
+        self._work(batch, work)
         self._settle_for(batch)
         for waiting in batch:
             # Beside others it could not evict them; alone it can.
@@ -191,15 +206,21 @@ class Device:
                 while self._long:
                     self._step()
                 waiting.error = None
-                self._work([waiting])
+                self._work([waiting], work)
                 self._settle_for([waiting])
         if batch:
+            self._observer.done(work)
             self._events.call_soon_threadsafe(self._answer, batch)
 
     def _step(self) -> None:
         assert self._long is not None
-        if next(self._steps, _DONE) is _DONE:
+        start = perf_counter()
+        over = next(self._steps, _DONE) is _DONE
+        if over:
             self._settle_for([self._long])
+        self._long_work.worked_since(start)
+        if over:
+            self._observer.done(self._long_work)
             self._events.call_soon_threadsafe(self._answer, [self._long])
             self._long = None
 
@@ -218,7 +239,8 @@ class Device:
         if waiting.error is not None:
             return
         try:
-            encoded = yield from encode_in_slices(self.backend, streams)
+            slices = encode_in_slices(self.backend, streams)
+            encoded = yield from self._long_work.while_encoding(slices, len(streams))
             waiting.result = yield from job.finish_in_steps(encoded)
         except Exception as error:
             waiting.error = error
@@ -234,33 +256,38 @@ class Device:
             backlog.append(item)
         return True
 
-    def _work(self, batch: Sequence[_Waiting]) -> None:
+    def _work(self, batch: Sequence[_Waiting], work: Work) -> None:
+        begun = perf_counter()
         under_way = [*batch, self._long] if self._long else batch
         keys = frozenset(waiting.job.key for waiting in under_way if waiting.job.key is not None)
         for waiting in batch:
             waiting.streams = _guarded(waiting, waiting.job.begin, keys) or ()
         alive = [waiting for waiting in batch if waiting.error is None]
-        encoded = self._encode(alive)
+        encoded = self._encode(alive, work)
         for waiting in alive:
             if waiting.error is None:
                 mine = [next(encoded) for _ in waiting.streams]
                 waiting.result = _guarded(waiting, waiting.job.finish, mine)
             if waiting.error is not None:
                 waiting.job.abandon()
+        work.worked_since(begun)
 
-    def _encode(self, alive: Sequence[_Waiting]) -> Iterator[Encoded]:
+    def _encode(self, alive: Sequence[_Waiting], work: Work) -> Iterator[Encoded]:
         streams = [stream for waiting in alive for stream in waiting.streams]
+        start = perf_counter()
         try:
-            return iter(self.backend.encode(streams) if streams else ())
+            encoded = self.backend.encode(streams) if streams else ()
         except Exception as error:
             if len(alive) == 1:
                 alive[0].error = error
                 return iter(())
             # Only who caused it fails: once more, one by one.
-            return chain.from_iterable([list(self._encode([waiting])) for waiting in alive])
+            return chain.from_iterable([list(self._encode([waiting], work)) for waiting in alive])
+        work.encoded_since(start, len(streams))
+        return iter(encoded)
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
-        self._depth -= sum(waiting.future is not None for waiting in batch)
+        self.depth -= sum(waiting.future is not None for waiting in batch)
         for waiting in batch:
             if waiting.future is None or waiting.future.done():
                 continue

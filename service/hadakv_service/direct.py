@@ -14,9 +14,11 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from hadakv_service.body import EXTENSION
+from hadakv_service.exchange import GONE
 
 # As much as is read before other connections have their turn.
 STRIDE = 1 << 20
+_UNREADABLE = "Invalid HTTP request received."
 
 
 class DirectProtocol(HttpToolsProtocol):
@@ -78,7 +80,11 @@ class DirectProtocol(HttpToolsProtocol):
                 raise httptools.HttpParserError("there is nothing to connect to")
             return
         super().on_headers_complete()
-        self.scope["extensions"] = {EXTENSION: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]  # a call, not settings
+        calls: dict[str, Any] = {
+            EXTENSION: partial(self._receive_into, self.cycle),
+            GONE: partial(_is_gone, self.cycle),
+        }
+        self.scope["extensions"] = calls
         while self._cycles and self._cycles[0].response_complete:
             self._cycles.popleft()
         self._cycles.append(self.cycle)
@@ -125,6 +131,10 @@ class DirectProtocol(HttpToolsProtocol):
         self.cycle.more_body = False
         self.cycle.message_event.set()
         self.transport.set_protocol(self)
+
+
+def _is_gone(cycle: RequestResponseCycle) -> bool:
+    return cycle.disconnected and not cycle.response_complete
 
 
 class _Filling(asyncio.BufferedProtocol):

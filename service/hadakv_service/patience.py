@@ -13,6 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from hadakv_service.errors import Busy, HeadTooLarge, MalformedRequest, ServiceError, TooSlow
+from hadakv_service.exchange import HEADER, UNREAD
 from hadakv_service.pace import Pace
 from hadakv_service.problems import from_service_error
 from hadakv_service.watch import Watch
@@ -131,14 +132,30 @@ class PatientProtocol(WholeProtocol):
     def refuse(self, error: ServiceError) -> None:
         """Answer for the app, if it is this request's turn to be answered, and end the connection."""
         if not self.transport.is_closing() and self._is_next():
+            request_id = self._note_refused(error)
             response = from_service_error(error)
             headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
+            headers += [(HEADER, request_id)] if request_id else []
             lines = [b"%b: %b\r\n" % header for header in headers]
             self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", bytes(response.body)]))
         for cycle in self._cycles:
             # Whatever the app still has to say, the connection has no room for it.
             cycle.disconnected = True
         self.transport.close()
+
+    def _note_refused(self, error: ServiceError) -> bytes:
+        """Let the request be counted and logged; its id."""
+        scope = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            scope = self.cycle.scope
+            # Whatever the app answers now is too late.
+            self.cycle.disconnected = self.cycle.response_complete = True
+            self.cycle.message_event.set()
+        unread = self.app_state.get(UNREAD)
+        request_id: bytes = unread(self.client, scope, error.status) if unread else b""
+        if request_id:
+            error.fields = {**error.fields, "request_id": request_id.decode()}
+        return request_id
 
     def _is_next(self) -> bool:
         """Whether the request that is coming in is the first that was not answered."""

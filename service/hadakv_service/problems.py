@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from hadakv_service.errors import InvalidRequest, ServiceError
+from hadakv_service.exchange import current_id
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ def problem(
 ) -> Response:
     """A problem document as a response."""
     document = {"type": TYPE_PREFIX + slug, "title": title, "status": status, "detail": detail, **fields}
+    if request_id := current_id():
+        document["request_id"] = request_id
     return Response(msgspec.json.encode(document), status, dict(headers), "application/problem+json")
 
 

@@ -57,12 +57,16 @@ class Room:
     def _fits_below(self, nbytes: int, keep: Collection[Hashable]) -> bool:
         tier = self._tier
         try:
-            return tier.used + nbytes <= tier.budget or tier.kept_nbytes(_keys(keep)) + nbytes <= tier.budget
+            return nbytes <= tier.room or tier.kept_nbytes(_keys(keep)) + nbytes <= tier.used + tier.room
         except TierError:
             return False
 
-    def end(self, key: Key) -> None:
+    def end(self, key: Key, *, sync: bool = True) -> None:
         """Forget a session wherever it is; nothing happens if there is none.
+
+        Args:
+            key: whose.
+            sync: whether it must not come back after a loss of power, which others of its name would be taken for.
 
         Raises:
             TierUnavailable: the tier keeps it; nothing happened.
@@ -75,7 +79,6 @@ class Room:
             if nbytes is None:
                 return
             if entry is None or entry.saved:
-                sync = entry is not None and entry.session.durability == "ack"
                 self._residence.write([], removed=[key], sync=sync)
         except TierError as error:
             raise TierUnavailable(f"The session cannot be removed from disk: {error}.") from error
@@ -87,8 +90,8 @@ class Room:
         self._entries.forget(key)
         self._residence.let_go(entry.session.all_pages())
 
-    def _evict(self, key: Key) -> None:
-        self.end(key)
+    def _evict(self, key: Key, *, sync: bool = True) -> None:
+        self.end(key, sync=sync)
         self.evictions += 1
 
     def in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
@@ -115,7 +118,7 @@ class Room:
             for key, entry in self._entries.oldest(_SOME):
                 while (excess := nbytes - self._ledger.free) > 0:
                     pages = self._to_leave(entry, excess) if self.can_leave(entry) else []
-                    if not pages or self._tier.used + self._new_nbytes(pages) > self._tier.budget:
+                    if not pages or self._new_nbytes(pages) > self._tier.room:
                         break
                     self._spill(pages, [])
                 if excess <= 0:
@@ -202,16 +205,18 @@ class Room:
             NoRoomBelow: they do not fit even then. Nobody was ended.
         """
         tier = self._tier
-        if tier.used + nbytes <= tier.budget:
-            return
         try:
+            if nbytes <= tier.room:
+                return
             self._residence.drop_loose()
-            kept = _keys(keep)
-            if tier.kept_nbytes(kept, before) + nbytes > tier.budget:
-                raise NoRoomBelow(f"The disk budget of {tier.budget} bytes has no room for {nbytes} more.")
-            while tier.used + nbytes > tier.budget:
-                self._evict(self._coldest(kept, before))
-                self._residence.drop_loose()
+            kept, limit = _keys(keep), tier.used + tier.room
+            if tier.kept_nbytes(kept, before) + nbytes > limit:
+                raise NoRoomBelow(f"On disk there is room for {limit} bytes, not for {nbytes} more.")
+            if nbytes > tier.room:
+                while nbytes > tier.room:
+                    self._evict(self._coldest(kept, before), sync=False)
+                    self._residence.drop_loose()
+                tier.sync()
         except TierError as error:
             raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
 

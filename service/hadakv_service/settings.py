@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -119,6 +120,10 @@ class Settings(BaseSettings):
     )
     insecure: bool = Field(False, description="Allow binding beyond loopback without tokens.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    log_format: Literal["json", "console"] | None = Field(
+        None, description="Form of the log on stderr; default: console at a terminal, json elsewhere."
+    )
+    access_log: bool = Field(False, description="Log each request.")
 
     @model_validator(mode="after")
     def _refuse_open_bind(self) -> Self:
@@ -137,6 +142,11 @@ class Settings(BaseSettings):
         if self.durability == "ack" and self.disk_budget == 0:
             raise ValueError("durability ack needs a disk budget")
         return self
+
+    @property
+    def log_form(self) -> Literal["json", "console"]:
+        """The form that was asked for, or the one that suits where stderr goes."""
+        return self.log_format or ("console" if sys.stderr.isatty() else "json")
 
 
 def is_loopback(host: str) -> bool:

@@ -72,7 +72,7 @@ class Settling:
         savings = [_saving(key, entry) for key, entry in alive.items() if entry.session.durability == "ack"]
         new = {page for saving in savings for page in saving.session.all_pages() if page.row is None}
         self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), alive)
-        manifests = self._residence.write(savings, removed=stale, sync=bool(savings))
+        manifests = self._residence.write(savings, removed=stale, sync=bool(savings or stale))
         for saving, manifest in zip(savings, manifests, strict=True):
             self._entries.note_saved(alive[saving.key], manifest, clean=True)
         for key in stale:

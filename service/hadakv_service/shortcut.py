@@ -17,6 +17,7 @@ from hadakv_service import problems
 from hadakv_service.body import SMALL, read_small
 from hadakv_service.context import Context
 from hadakv_service.errors import ServiceError
+from hadakv_service.exchange import HEADER, SCOPE_KEY, Exchange
 from hadakv_service.media import MSGPACK, send_pieces
 from hadakv_service.routes import kv
 from hadakv_service.whole import EXTENSION
@@ -24,6 +25,7 @@ from hadakv_service.whole import EXTENSION
 _PATH = re.compile(rb"/sessions/(?!\.{1,2}/)([A-Za-z0-9_.:-]{1,128})/kv")
 _LENGTH = re.compile(rb"\d{1,6}")
 _MSGPACK = MSGPACK.encode()
+_ROUTE = "/sessions/{id}/kv"
 
 
 class App(FastAPI):
@@ -64,8 +66,11 @@ class App(FastAPI):
             answer = scope.get("extensions", {}).get(EXTENSION)
             if answer is None:
                 await send_pieces(send, status_code, headers, [encoded])
-            else:
-                await answer(status_code, headers, encoded)
+                return
+            exchange: Exchange = scope[SCOPE_KEY]
+            headers.append((HEADER, exchange.id))
+            if await answer(status_code, headers, encoded):
+                exchange.answered(_ROUTE, status_code, len(encoded))
 
     async def _enter_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ordinary way, where an error that was logged and answered as a whole ends.

@@ -28,7 +28,7 @@ class RunningService:
 
 @contextmanager
 def running_service(
-    *flags: str, program: Sequence[str] = ("-m", "hadakv_service"), log: IO[str] | None = None
+    *flags: str, program: Sequence[str] = ("-m", "hadakv_service"), log: IO[str] | int | None = None
 ) -> Iterator[RunningService]:
     """Start the service on a free loopback port, and stop it at the end of the block.
 

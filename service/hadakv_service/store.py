@@ -54,6 +54,11 @@ class Store:
         return len(self._entries) + self.tier.sessions - self._entries.saved
 
     @property
+    def in_memory(self) -> int:
+        """Sessions in memory, though their pages may be elsewhere."""
+        return len(self._entries)
+
+    @property
     def evictions(self) -> int:
         """Sessions that were ended to make room."""
         return self._room.evictions
@@ -255,7 +260,8 @@ class Store:
         """Forget every session in memory that has expired."""
         with suppress(TierUnavailable):
             for key in self._entries.all_expired():
-                self._room.end(key)
+                # Who comes back after a loss of power has expired then, too.
+                self._room.end(key, sync=False)
 
     def tend(self) -> None:
         """What has to be done now and then: forget who has expired, tell the tier who was used, let it shrink."""
@@ -264,7 +270,7 @@ class Store:
             self._settling.note_uses(self._entries.mortal())
             for key in self.tier.expired(self._entries.clock()):
                 if key not in self._entries:
-                    self._room.end(key)
+                    self._room.end(key, sync=False)
             self.residence.drop_loose()
             self.tier.tidy()
 

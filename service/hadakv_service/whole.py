@@ -25,12 +25,12 @@ class WholeProtocol(DirectProtocol):
 
     async def _answer(
         self, cycle: RequestResponseCycle, status_code: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
-    ) -> None:
-        """Answer a request that is none for the head alone; `headers` has the body's length."""
+    ) -> bool:
+        """Answer a request that is none for the head alone, if its client is there; `headers` has the body's length."""
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
         if cycle.disconnected:
-            return
+            return False
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
         lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
@@ -41,3 +41,4 @@ class WholeProtocol(DirectProtocol):
         if not cycle.keep_alive:
             self.transport.close()
         cycle.on_response()
+        return True

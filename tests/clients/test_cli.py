@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -255,6 +255,14 @@ def test_a_service_at_a_unix_socket_is_found_by_its_path(run: Run, tmp_path: Pat
 # On a terminal
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Programs started within can be interrupted, also if this one was started in the background and cannot."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def on_a_terminal(url: str, folder: Path, *arguments: str) -> tuple["subprocess.Popen[str]", int]:
     """Start the program with a terminal as its stderr; the process, and what reads from the terminal."""
     ours, theirs = pty.openpty()
@@ -294,6 +302,7 @@ def test_progress_is_shown_on_a_terminal_and_wiped_away(
     assert "349" in told or "346.5 KiB" in told
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_export_leaves_nothing(rigged: Callable[..., Any], tmp_path: Path) -> None:
     def begins(exchange: Any) -> None:
         exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 4000000\r\n\r\n")

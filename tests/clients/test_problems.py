@@ -116,6 +116,19 @@ def test_what_the_fields_say_are_attributes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "header", "expected"),
+    [({"request_id": "a"}, "b", "a"), ({}, "b", "b"), ({"request_id": "a"}, None, "a"), ({}, None, "")],
+)
+def test_a_problem_names_its_request(said: dict[str, Any], header: str | None, expected: str) -> None:
+    headers = {} if header is None else {"x-request-id": header}
+
+    error = refusal(422, json.dumps(document("invalid-request", **said)).encode(), **headers)
+
+    assert isinstance(error, Problem)
+    assert error.request_id == expected
+
+
+@pytest.mark.parametrize(
     ("status", "kind"),
     [
         (400, MalformedBody),

@@ -1,5 +1,6 @@
 """What the real service refuses, as the exceptions of the real clients."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,13 @@ def test_what_is_not_finite_is_refused_by_its_place(
     assert (refused.value.head, refused.value.token) == (head, token)
     with pytest.raises(SessionNotFound):
         session.info()
+
+
+def test_a_refusal_names_the_request_as_the_services_log_does(session: Any) -> None:
+    with pytest.raises(SessionNotFound) as refused:
+        session.info()
+
+    assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", refused.value.request_id)
 
 
 def test_what_is_not_finite_is_not_encoded(client: Any, k: Any) -> None:

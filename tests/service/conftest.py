@@ -25,6 +25,20 @@ def alone() -> Iterator[Caller]:
         yield caller
 
 
+@pytest.fixture(scope="session")
+def watched() -> Iterator[RunningService]:
+    """A service whose metrics nobody else moves."""
+    with running_service("--memory-budget", "1GiB", "--max-body", "256MiB") as service:
+        yield service
+
+
+@pytest.fixture
+def asking(watched: RunningService) -> Iterator[Caller]:
+    """A client of that service."""
+    with Caller(watched.url) as caller:
+        yield caller
+
+
 @pytest.fixture
 def session() -> str:
     """A session id of this test's own."""

@@ -13,6 +13,7 @@ from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.device import BATCH, Device
 from hadakv_service.errors import Busy
+from hadakv_service.observer import Observer
 
 SPEC = Codec().at(64)
 T = TypeVar("T")
@@ -71,12 +72,14 @@ class Noted:
             raise ValueError(f"{self.name} fails to {step}")
 
 
-def on_device(work: Callable[[Device], Awaitable[T]], limit: int = 100) -> tuple[T, list[list[float]]]:
+def on_device(
+    work: Callable[[Device], Awaitable[T]], limit: int = 100, observer: Observer | None = None
+) -> tuple[T, list[list[float]]]:
     """Run something with a device; its result and the launches."""
     backend = Recording()
 
     async def run() -> T:
-        device = Device(backend, limit)
+        device = Device(backend, limit, observer)
         device.start(asyncio.get_running_loop())
         try:
             return await work(device)

@@ -89,6 +89,7 @@ BAD_VALUES = {
     "any origin": (("--allowed-origins", "*"), "allowed_origins"),
     "an unknown backend": (("--backend", "abacus"), "backend"),
     "an unknown log level": (("--log-level", "loud"), "log_level"),
+    "an unknown form of the log": (("--log-format", "xml"), "log_format"),
 }
 
 

@@ -62,6 +62,7 @@ def test_the_document_has_every_call(document: Json) -> None:
         ("POST", "/sessions/{id}/import"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        ("GET", "/metrics"),
     }
 
 

@@ -55,7 +55,7 @@ def test_the_answer_is_that_of_the_ordinary_way(
 
     for (status, headers, told), (status_too, headers_too, told_too) in zip(answers[::2], answers[1::2], strict=True):
         assert status == status_too
-        assert headers.keys() == headers_too.keys() == {"date", "content-type", "content-length"}
+        assert headers.keys() == headers_too.keys() == {"date", "content-type", "content-length", "x-request-id"}
         assert headers["content-type"] == headers_too["content-type"]
         assert told | {"session": ""} == told_too | {"session": ""}
 

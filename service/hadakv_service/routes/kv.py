@@ -36,7 +36,9 @@ async def store(service: Context, key: Key, body: wire.Buffer) -> Appended:
     """Do what an append's body asks for; the body must last until then."""
     checked = Append.from_body(wire.decode_body(wire.AppendBody, body))
     job = AppendJob(key, checked, service.store, service.backend, service.new_session)
-    return await service.device.run(job)
+    appended = await service.device.run(job)
+    service.tally.appended += job.added_tokens
+    return appended
 
 
 def answer(session: str, appended: Appended, *, minimal: bool) -> answers.Appended:
@@ -72,7 +74,9 @@ async def read(
 
     wanted = Wanted(start, stop, chosen, form, layout == "ring")
     job = ReadJob(key, wanted, service.store, service.backend, int(service.settings.max_body))
-    return MsgpackResponse(await service.device.run(job))
+    found = await service.device.run(job)
+    service.tally.read += found["stop"] - found["start"]
+    return MsgpackResponse(found)
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:

@@ -127,12 +127,23 @@ class Tier(Protocol):
         budget: bytes it may take; 0 for a tier that takes nothing.
         used: bytes counted against that.
         sessions: how many manifests there are.
+        failures: how often something could not be done.
     """
 
     name: str
     budget: int
     used: int
     sessions: int
+    failures: int
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be added now.
+
+        Raises:
+            TierFailed: nobody knows.
+        """
+        ...
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
@@ -143,6 +154,14 @@ class Tier(Protocol):
 
         Raises:
             TierFailed: they could not be made.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Let all that was changed outlive a loss of power.
+
+        Raises:
+            TierFailed: it may not.
         """
         ...
 

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from hadakv_kernels import tables
@@ -31,10 +32,13 @@ CREATE TABLE holds (
 CREATE INDEX by_page ON holds (page);
 """
 # In blocks of 4 KiB large blobs are read and written at half the speed; in blocks of 64 KiB small ones cost more. The
-# log is brought into the file every 64 MiB, and the fsync that takes is shared by as much.
-_PAGE_NBYTES = 32 << 10
+# log is brought into the file every 64 MiB, and the fsync that takes is shared by as much; on a small disk sooner.
+BLOCK_NBYTES = 32 << 10
 _LOG_NBYTES = 64 << 20
+_LOG_SHARE = 16
 _BUSY_SECONDS = 2.0
+# Writes something. Always something else, as SQLite does not write what is there already.
+TOUCH = "REPLACE INTO about VALUES ('touched', hex(randomblob(8)))"
 
 
 def open_database(directory: Path) -> sqlite3.Connection:
@@ -48,7 +52,7 @@ def open_database(directory: Path) -> sqlite3.Connection:
     new = path.stat().st_size == 0
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        _configure(connection, new=new)
+        _configure(connection, log_nbytes(directory), new=new)
         # Whoever made the file may have been stopped before anything was in it.
         if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
             _create(connection)
@@ -60,6 +64,41 @@ def open_database(directory: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def log_nbytes(directory: Path) -> int:
+    """How large the log may become before it is brought into the file."""
+    disk = os.statvfs(directory)
+    return min(_LOG_NBYTES, max(disk.f_blocks * disk.f_frsize // _LOG_SHARE, 32 * BLOCK_NBYTES))
+
+
+def free_nbytes(directory: Path) -> int:
+    """Bytes that the disk has for more pages.
+
+    What is left besides is for the log to grow, and for what is in it to be brought into the file: without that
+    nobody could be deleted any longer, as that is written, too.
+    """
+    disk = os.statvfs(directory)
+    return max(0, disk.f_bavail * disk.f_frsize - 2 * log_nbytes(directory) - (1 << 20))
+
+
+def strike_out(connection: sqlite3.Connection) -> bool:
+    """See to it that a transaction whose commit failed never comes back.
+
+    The log may have all of it, if only the sync has failed, and who opens the file next would take it for made.
+
+    Returns:
+        whether it is certain that what comes after will outlive a loss of power.
+    """
+    with suppress(sqlite3.Error):
+        # What was made before goes into the file, and the log is empty.
+        ((busy, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return not busy
+    with suppress(sqlite3.Error):
+        # Where that is not possible now, something else is written in its place, so that the log ends there.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(TOUCH)
+    return False
 
 
 def _reason(error: sqlite3.Error) -> str:
@@ -83,16 +122,18 @@ def _place(directory: Path) -> Path:
     return path
 
 
-def _configure(connection: sqlite3.Connection, *, new: bool) -> None:
+def _configure(connection: sqlite3.Connection, log: int, *, new: bool) -> None:
     if new:
-        connection.execute(f"PRAGMA page_size = {_PAGE_NBYTES}")
+        connection.execute(f"PRAGMA page_size = {BLOCK_NBYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     for setting in (
         "locking_mode = EXCLUSIVE",
         "journal_mode = WAL",
         "synchronous = NORMAL",
-        f"wal_autocheckpoint = {_LOG_NBYTES // _PAGE_NBYTES}",
-        f"journal_size_limit = {_LOG_NBYTES}",
+        f"wal_autocheckpoint = {log // BLOCK_NBYTES}",
+        f"journal_size_limit = {log}",
+        # Some builds of SQLite write zeros over all that is deleted, which takes as much of the log.
+        "secure_delete = FAST",
         "cache_size = -8192",
         "temp_store = MEMORY",
         "cell_size_check = ON",

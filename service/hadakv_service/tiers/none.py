@@ -13,7 +13,9 @@ class NoTier:
     name = "none"
     budget = 0
     used = 0
+    room = 0
     sessions = 0
+    failures = 0
 
     def cost(self, nbytes: int) -> int:
         """Pages are counted as what they are."""
@@ -22,6 +24,9 @@ class NoTier:
     def transaction(self, *, sync: bool = False) -> AbstractContextManager[Transaction]:
         """There can be none."""
         raise TierFailed("there is nothing below memory" + (" to keep this in" if sync else ""))
+
+    def sync(self) -> None:
+        """There is nothing to be lost."""
 
     def content(self, row: int) -> Content:
         """There is no page."""

@@ -15,7 +15,7 @@ import xxhash
 
 from hadakv_kernels import Encoded
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed
-from hadakv_service.tiers.database import open_database
+from hadakv_service.tiers.database import BLOCK_NBYTES, TOUCH, free_nbytes, open_database, strike_out
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,27 @@ class SqliteTier:
 
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
+        self.failures = 0
+        self._directory = directory
         self._sql = open_database(directory)
-        # Pages of sessions that were never written as a whole are nobody's once the process has ended.
-        self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
+        # Whether the log is known to have nothing that failed.
+        self._certain = True
+        try:
+            # Pages of sessions that were never written as a whole are nobody's once the process has ended.
+            self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
+        except sqlite3.Error as error:
+            log.error("%s: pages that nobody needs stay, as they cannot be removed: %s", directory, error)
         count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
         self.sessions = int(self._one("SELECT COUNT(*) FROM sessions")[0])
         self.used = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be added now: of what the budget allows as much as the disk has."""
+        with self._reading():
+            (idle,) = self._one("PRAGMA freelist_count")
+        # What is added to the file is in its log before.
+        return min(self.budget - self.used, int(idle) * BLOCK_NBYTES + free_nbytes(self._directory) // 2)
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
@@ -62,13 +77,22 @@ class SqliteTier:
     def transaction(self, *, sync: bool = False) -> Iterator["_Transaction"]:
         """Changes, made at the end of the block."""
         change = _Transaction(self._sql)
+        if sync and not self._certain:
+            self._certain = strike_out(self._sql)
+            if not self._certain:
+                raise TierFailed("the disk has failed to sync, and still does")
+        committing = False
         try:
             self._sql.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
             self._sql.execute("BEGIN IMMEDIATE")
             yield change
+            committing = True
             self._sql.execute("COMMIT")
         except sqlite3.Error as error:
+            self.failures += 1
             self._roll_back()
+            if committing and getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
+                self._certain = strike_out(self._sql)
             log.error("the disk tier could not be written: %s; make room or mend the disk, the service goes on", error)
             raise TierFailed(str(error)) from error
         except BaseException:
@@ -76,6 +100,12 @@ class SqliteTier:
             raise
         self.used += change.used
         self.sessions += change.sessions
+
+    def sync(self) -> None:
+        """Let all that was changed outlive a loss of power."""
+        # What has nothing to write would not sync either.
+        with self.transaction(sync=True):
+            self._sql.execute(TOUCH)
 
     def _roll_back(self) -> None:
         if self._sql.in_transaction:
@@ -89,8 +119,10 @@ class SqliteTier:
         try:
             yield
         except sqlite3.OperationalError as error:
+            self.failures += 1
             raise TierFailed(str(error)) from error
         except sqlite3.DatabaseError as error:
+            self.failures += 1
             raise Damaged(str(error)) from error
 
     def content(self, row: int) -> Content:
@@ -101,6 +133,7 @@ class SqliteTier:
             raise Damaged(f"page {row} is missing")
         header, checksum, blob = found
         if not _is_sound(checksum, header, blob):
+            self.failures += 1
             raise Damaged(f"page {row} has another checksum than when it was written")
         return _unpacked(header, blob)
 
@@ -147,7 +180,7 @@ class SqliteTier:
     def check(self) -> None:
         """See whether it can be written."""
         with self.transaction():
-            self._sql.execute("REPLACE INTO about VALUES ('checked', datetime())")
+            self._sql.execute(TOUCH)
 
     def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:
         """Who was used least recently among those that are not permanent, if that was before a moment."""

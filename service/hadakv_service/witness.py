@@ -1,0 +1,108 @@
+"""What every request meets first: it gets an id, is counted, and is logged when it is over."""
+
+import re
+from collections.abc import Iterable
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hadakv_service import problems
+from hadakv_service.exchange import SCOPE_KEY, Exchange, current
+from hadakv_service.logs import RequestLog
+from hadakv_service.tallies import OTHER, RequestTally
+
+# The route of a request whose head cannot be read.
+UNREADABLE = "unreadable"
+_PARAMETER = re.compile(r"\\{\w+\\}")
+
+
+class Templates:
+    """The templates of an app's paths, `/sessions/{id}/kv` say."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = [OTHER, *dict.fromkeys(paths)]
+        patterns = [_PARAMETER.sub("[^/]+", re.escape(path)) for path in self._paths[1:]]
+        self._pattern = re.compile("|".join(f"({pattern})" for pattern in patterns))
+
+    def of(self, path: str) -> str:
+        """The template that fits a path; "other" if none does, so that there are never more."""
+        match = self._pattern.fullmatch(path)
+        return self._paths[match.lastindex or 0] if match else OTHER
+
+
+class Witness:
+    """ASGI middleware.
+
+    Args:
+        app: what comes next.
+        templates: what paths are called.
+        tally: counts requests.
+        log: tells of each, if anybody wants to know.
+    """
+
+    def __init__(self, app: ASGIApp, templates: Templates, tally: RequestTally, log: RequestLog | None) -> None:
+        self._app = app
+        self._templates = templates
+        self._tally = tally
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope[SCOPE_KEY] = exchange = Exchange(scope, send)
+        # It stays set: what the server still logs of a request names it too, and each request is a task of its own.
+        current.set(exchange)
+        self._tally.in_flight += 1
+        try:
+            await self._app(scope, receive, exchange.send)
+        except Exception as error:
+            if exchange.status:
+                # It is too late for another answer; the server logs the error and closes the connection.
+                exchange.status = 500
+                raise
+            await problems.unforeseen(error)(scope, receive, exchange.send)
+        finally:
+            self._tally.in_flight -= 1
+            self._over(exchange)
+            # Both lead back to the scope; left there, all of it would wait for the garbage collector.
+            del scope[SCOPE_KEY]
+            scope.pop("extensions", None)
+
+    def _over(self, exchange: Exchange) -> None:
+        seconds = perf_counter() - exchange.started
+        exchange.route = exchange.route or self._templates.of(exchange.scope["path"])
+        status = exchange.outcome
+        self._tally.count(exchange, status, seconds)
+        if self._log:
+            self._log.write(exchange, status, seconds)
+
+    def flush(self) -> None:
+        """Write what is still to be logged."""
+        if self._log:
+            self._log.flush()
+
+    def unread(self, client: tuple[str, int] | None, scope: Scope | None, status: int) -> bytes:
+        """Note a request that cannot be read, or not to its end.
+
+        Args:
+            client: who sent it.
+            scope: its scope, if its head was read.
+            status: of the answer that the connection gives to it.
+
+        Returns:
+            its id.
+        """
+        exchange: Exchange | None = scope.get(SCOPE_KEY) if scope else None
+        if exchange is not None:
+            exchange.status = status
+            return exchange.id
+        exchange = Exchange({"headers": (), "method": OTHER, "client": client}, _nowhere)
+        exchange.answered(UNREADABLE, status, 0)
+        self._over(exchange)
+        return exchange.id
+
+
+async def _nowhere(_: Message) -> None:
+    """The connection answers by itself."""

@@ -1,0 +1,27 @@
+"""Runs a copy of the service instead of the one that is installed: `python altered.py FOLDER FLAGS...`."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+
+class Finder:
+    """Finds `hadakv_service` in a folder."""
+
+    folder = sys.argv[1]
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Of that package alone."""
+        if name.partition(".")[0] != "hadakv_service":
+            return None
+        return PathFinder.find_spec(name, path or [cls.folder], target)
+
+
+sys.meta_path.insert(0, Finder)
+del sys.argv[1]
+runpy.run_module("hadakv_service", run_name="__main__", alter_sys=True)

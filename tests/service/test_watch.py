@@ -1,0 +1,116 @@
+"""What every request meets first, by itself: the labels it may get, and errors that nothing behind it answers."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from hadakv_service.exchange import Exchange, address, current_id
+from hadakv_service.tallies import OTHER, RequestTally
+from hadakv_service.watch import Templates, Watch
+
+
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/a", "/a"),
+        ("/a/x", "/a/{id}"),
+        ("/a/{id}", "/a/{id}"),
+        ("/a/x/b.c", "/a/{id}/b.c"),
+        ("/a/x/bxc", OTHER),
+        ("/a/x/y", OTHER),
+        ("/a/", OTHER),
+        ("/a\n", OTHER),
+        ("", OTHER),
+        ("/other", OTHER),
+    ],
+)
+def test_a_path_has_the_template_that_fits_it(path: str, template: str) -> None:
+    templates = Templates(["/a", "/a/{id}", "/a", "/a/{id}/b.c"])
+
+    assert templates.of(path) == template
+
+
+async def nowhere(_: Message) -> None:
+    """Nothing is sent."""
+
+
+def test_a_method_that_is_not_known_is_counted_as_other() -> None:
+    tally = RequestTally()
+
+    for method in ("GET", "PURGE", "GET", "BREW"):
+        exchange = Exchange({"method": method, "headers": []}, nowhere)
+        exchange.answered("/a", 200, 3)
+        tally.count(exchange, 200, 0.1)
+
+    assert {key: calls.statuses for key, calls in tally.calls.items()} == {
+        ("/a", "GET"): {200: 2},
+        ("/a", OTHER): {200: 2},
+    }
+
+
+class OutOfOrder(Exception):
+    """What nobody expected."""
+
+
+async def refuse(_: Scope, __: Receive, ___: Send) -> None:
+    raise OutOfOrder
+
+
+async def refuse_halfway(_: Scope, __: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    raise OutOfOrder
+
+
+async def do_nothing(_: Scope, __: Receive, ___: Send) -> None:
+    """Answer nothing at all."""
+
+
+def watched(app: Any) -> tuple[list[Message], dict[int, int], str]:
+    """What is sent for a request to an app, how it is counted, and which request is named where an error ends up."""
+    sent: list[Message] = []
+    tally = RequestTally()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/a", "headers": [(b"x-request-id", b"mine")]}
+
+    async def run() -> str:
+        try:
+            await Watch(app, Templates(["/a"]), tally, None)(scope, receive, send)
+        except OutOfOrder:
+            return current_id()
+        return ""
+
+    named = asyncio.run(run())
+    assert tally.in_flight == 0
+    return sent, tally.calls["/a", "GET"].statuses, named
+
+
+def test_an_error_that_nothing_answered_is_a_problem() -> None:
+    (head, body), statuses, named = watched(refuse)
+
+    assert (head["status"], statuses, named) == (500, {500: 1}, "")
+    assert (b"x-request-id", b"mine") in head["headers"]
+    assert json.loads(body["body"])["request_id"] == "mine"
+
+
+def test_an_error_in_the_midst_of_an_answer_is_raised_for_the_server_and_counted_as_a_failure() -> None:
+    sent, statuses, named = watched(refuse_halfway)
+
+    assert (len(sent), statuses, named) == (1, {500: 1}, "mine")
+
+
+def test_a_request_without_an_answer_is_counted_as_gone() -> None:
+    assert watched(do_nothing) == ([], {499: 1}, "")
+
+
+@pytest.mark.parametrize(("client", "told"), [(("127.0.0.1", 5), "127.0.0.1:5"), (("::1", 5), "[::1]:5"), (None, None)])
+def test_an_address_is_told_as_people_write_it(client: tuple[str, int] | None, told: str | None) -> None:
+    assert address(client) == told
