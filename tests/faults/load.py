@@ -221,6 +221,9 @@ class Worker:
         assert known.state is not None
         layers = self._some_layers(known.state)
         length, count = known.state.lengths[layers.start], self._rng.randint(1, 5)
+        if not length:
+            # The refusal would be that of a session which was evicted.
+            return
         append = Append(layers, length + count, self._numbers(count))
         if length >= count and self._rng.random() < 0.5:
             there = known.state.layers[layers.start][length - count :]
