@@ -38,7 +38,9 @@ def test_a_client_that_leaves_before_its_body_is_whole_is_counted_as_gone(
 def test_a_client_that_leaves_before_its_answer_is_counted_as_gone_though_its_tokens_are_stored(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    head = f"POST /sessions/a/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: {len(PACKED)}"
+    head = (
+        f"POST /sessions/a/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: {len(PACKED)}"
+    )
 
     with running_service("--backend", "cpu", program=("-c", HELD, str(gate))) as service:
         with connect(service.url) as connection:

@@ -81,7 +81,9 @@ def test_no_two_requests_get_one_id(caller: Caller, session: str) -> None:
 
 
 def test_requests_sent_one_behind_another_keep_their_ids_apart(server: RunningService, session: str) -> None:
-    requests = [f"GET /sessions/{session}-{n} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: id-{n}\r\n\r\n" for n in range(5)]
+    requests = [
+        f"GET /sessions/{session}-{n} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: id-{n}\r\n\r\n" for n in range(5)
+    ]
 
     with connect(server.url) as connection:
         connection.sendall("".join(requests).encode().removesuffix(b"\r\n") + b"Connection: close\r\n\r\n")
@@ -155,9 +157,7 @@ def test_what_is_no_request_is_named_all_the_same(server: RunningService, sent: 
 
 
 def test_a_body_that_breaks_its_chunks_is_refused_by_the_requests_own_id(server: RunningService, session: str) -> None:
-    head = (
-        f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nX-Request-Id: broken.chunks\r\n"
-    )
+    head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nX-Request-Id: broken.chunks\r\n"
 
     with connect(server.url) as connection:
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n".encode())
