@@ -58,7 +58,7 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
     tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
     quotas = Quotas(Quota(tenant_nbytes, settings.tenant_sessions))
     store = _store(settings, backend, quotas)
-    device = Device(backend, settings.queue, store.settle, tracing.device(work, traces))
+    device = Device(backend, settings.queue, tracing.device(work, traces), store.settle)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:

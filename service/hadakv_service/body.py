@@ -105,8 +105,6 @@ class BodyReader:
         header = request.headers.get("content-length")
         if header is None:
             return None
-        # The parser leaves the spaces that may follow a value.
-        header = header.rstrip(" \t")
         if not header.isdecimal():
             raise MalformedBody("Content-Length is not a number.")
         if int(header) > self.limit:

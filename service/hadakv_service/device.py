@@ -6,6 +6,8 @@ steps, between which those that came meanwhile have their turn.
 """
 
 import asyncio
+import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -19,6 +21,8 @@ from hadakv_kernels import Backend, Encoded, Stream
 from hadakv_service.errors import Busy, InsufficientStorage
 from hadakv_service.observer import Observer, Unobserved, Work
 from hadakv_service.slices import encode_in_slices
+
+log = logging.getLogger(__name__)
 
 # As many as are encoded in one call; more would make the first of them wait for the last.
 BATCH = 32
@@ -101,12 +105,14 @@ class LongJob(ABC, Generic[T]):
 class _Waiting:
     """A job, the future its caller awaits if there is one, what the observer noted of it, and what became of it."""
 
-    __slots__ = ("error", "future", "job", "note", "result", "streams")
+    __slots__ = ("alone", "error", "future", "job", "note", "result", "streams")
 
     def __init__(self, job: Job[Any], future: "asyncio.Future[Any] | None", note: Any) -> None:
         self.job = job
         self.future = future
         self.note = note
+        # Whether there was no room for it beside others, so that it is tried once more with nobody beside it.
+        self.alone = False
         self.streams: Sequence[Stream] = ()
         self.result: Any = None
         self.error: Exception | None = None
@@ -118,8 +124,8 @@ class Device:
     Args:
         backend: used by that thread alone.
         limit: jobs that may wait or run at a time.
-        settle: called after each batch, before anybody is answered; gives the keys of jobs that failed after all.
         observer: is told what was done.
+        settle: called after each batch, before anybody is answered; gives the keys of jobs that failed after all.
 
     Attributes:
         limit: the same.
@@ -130,8 +136,8 @@ class Device:
         self,
         backend: Backend,
         limit: int,
-        settle: Callable[[], Mapping[Any, Exception]] = dict[Any, Exception],
         observer: Observer | None = None,
+        settle: Callable[[], Mapping[Any, Exception]] = dict[Any, Exception],
     ) -> None:
         self.backend = backend
         self.depth = 0
@@ -183,12 +189,17 @@ class Device:
         open_ = True
         while open_ or backlog or self._long:
             open_ = self._drain(backlog, wait=not (backlog or self._long)) and open_
-            self._turn(backlog)
+            try:
+                self._turn(backlog)
+            except BaseException:
+                # Whoever waits would wait for ever, and what is on disk is whole at any moment.
+                log.critical("the device's thread has failed; ending now", exc_info=True)
+                os._exit(70)
 
     def _turn(self, backlog: deque[_Waiting]) -> None:
         """One batch, and one step of the long job."""
         batch, long = _independent(backlog, self._long)
-        self._run(batch)
+        self._run(batch, backlog)
         if long:
             assert isinstance(long.job, LongJob)
             self._long, self._steps = long, self._in_steps(long, long.job)
@@ -196,21 +207,21 @@ class Device:
         if self._long:
             self._step()
 
-    def _run(self, batch: Sequence[_Waiting]) -> None:
+    def _run(self, batch: Sequence[_Waiting], backlog: deque[_Waiting]) -> None:
         work = Work([waiting.note for waiting in batch])
         self._work(batch, work)
         self._settle_for(batch)
+        done = []
         for waiting in batch:
             # Beside others it could not evict them; alone it can.
-            if (len(batch) > 1 or self._long) and isinstance(waiting.error, InsufficientStorage):
-                while self._long:
-                    self._step()
-                waiting.error = None
-                self._work([waiting], work)
-                self._settle_for([waiting])
-        if batch:
+            if not waiting.alone and (len(batch) > 1 or self._long) and isinstance(waiting.error, InsufficientStorage):
+                waiting.error, waiting.alone = None, True
+            else:
+                done.append(waiting)
+        backlog.extendleft(waiting for waiting in reversed(batch) if waiting not in done)
+        if done:
             self._observer.done(work)
-            self._events.call_soon_threadsafe(self._answer, batch)
+            self._events.call_soon_threadsafe(self._answer, done)
 
     def _step(self) -> None:
         assert self._long is not None
@@ -310,7 +321,10 @@ def _is_long(job: Job[Any]) -> bool:
 
 
 def _independent(backlog: deque[_Waiting], under_way: _Waiting | None) -> tuple[list[_Waiting], _Waiting | None]:
-    """Take up to a batch of jobs and a long one unless one is under way, no two of one key, leaving others in order."""
+    """Take up to a batch of jobs and a long one unless one is under way, no two of one key, leaving others in order.
+
+    Who is to be alone waits for the long one, and then is.
+    """
     batch: list[_Waiting] = []
     long: _Waiting | None = None
     seen: set[Hashable] = {under_way.job.key} if under_way else set()
@@ -319,7 +333,9 @@ def _independent(backlog: deque[_Waiting], under_way: _Waiting | None) -> tuple[
         waiting = backlog.popleft()
         key = waiting.job.key
         is_long = _is_long(waiting.job)
-        if (key is not None and key in seen) or (is_long and (long or under_way)):
+        if waiting.alone and not (batch or long or under_way or left):
+            return [waiting], None
+        if waiting.alone or (key is not None and key in seen) or (is_long and (long or under_way)):
             left.append(waiting)
         elif is_long:
             long = waiting

@@ -69,6 +69,10 @@ class DirectProtocol(HttpToolsProtocol):
         # As uvicorn's own: what follows a request that closes the connection is no error.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header, without the spaces that may follow a value: the parser leaves them."""
+        super().on_header(name, value.rstrip(b" \t"))
+
     def on_headers_complete(self) -> None:
         """Offer the extension to the app, whose task begins only after this."""
         if self.parser.should_upgrade():

@@ -126,11 +126,11 @@ class Entries:
         self.saved += (manifest is not None) - (entry.saved is not None)
         entry.saved, entry.clean = manifest, clean
 
-    def note_used(self, entry: Entry) -> Manifest:
-        """Its manifest as of its last use, which the tier is to be told."""
+    @staticmethod
+    def as_used(entry: Entry) -> Manifest:
+        """Its manifest as of its last use."""
         assert entry.saved is not None
-        entry.saved = replace(entry.saved, last_used=entry.last_used, expires=entry.expires)
-        return entry.saved
+        return replace(entry.saved, last_used=entry.last_used, expires=entry.expires)
 
     def expired(self, entry: Entry) -> bool:
         """Whether it has not been used for too long."""

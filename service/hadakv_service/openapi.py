@@ -51,6 +51,9 @@ _ROOM = (InsufficientStorage, QuotaExceeded)
 _CONFLICTS = (ShapeMismatch, CodecMismatch, PositionConflict)
 # A session as a safetensors file, as body or answer.
 _FILE = "File"
+# What Prometheus reads, in either of the forms that it asks for.
+_METRICS = "Metrics"
+_KINDS = {_FILE: (OCTETS,), _METRICS: ("text/plain", "application/openmetrics-text")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,10 @@ class Call:
     parameters: list[Schema] = field(default_factory=list)
 
 
+_REQUEST_ID = {
+    "description": "The request's own, if it had one of 1 to 128 of A-Z a-z 0-9 . _ -, else a new one.",
+    "schema": {"type": "string"},
+}
 _PREFER = {
     "name": "Prefer",
     "in": "header",
@@ -118,6 +125,7 @@ CALLS = {
     ),
     ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
     ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, AnswerTooLarge), "DecodeBody", json=False),
+    ("/metrics", "get"): Call("metrics", {200: _METRICS}, (*_CONNECTION, Unauthorized)),
     ("/healthz", "get"): Call("healthz", {200: "Health"}, _CONNECTION),
     ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (*_CONNECTION, TierUnavailable)),
 }
@@ -141,6 +149,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     base["components"] = {
         "schemas": openapi_schemas.schemas() | problem_schemas.schemas(),
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        "headers": {"X-Request-Id": _REQUEST_ID},
     }
     for (path, method), call in CALLS.items():
         operation = base["paths"].setdefault(path, {}).setdefault(method, _append_operation())
@@ -167,6 +176,8 @@ def _complete(operation: dict[str, Any], path: str, call: Call) -> None:
         operation["requestBody"] = {"required": call.body != "SessionBody", "content": _body(call)}
     told = {str(status): _answer(status, answer, json=call.json) for status, answer in call.answers.items()}
     operation["responses"] = told | problem_schemas.responses(call.problems)
+    for response in operation["responses"].values():
+        response.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/X-Request-Id"}
     # Nothing, or a token: which of the two is up to the service's settings.
     operation["security"] = [{}, {"token": []}] if Unauthorized in call.problems else []
 
@@ -184,5 +195,5 @@ def _answer(status: int, answer: str | None, *, json: bool) -> dict[str, Any]:
     description = "Created" if status == 201 else "Done"
     if answer is None:
         return {"description": description}
-    kinds = (OCTETS,) if answer == _FILE else (JSON, MSGPACK) if json else (MSGPACK,)
+    kinds = _KINDS.get(answer, (JSON, MSGPACK) if json else (MSGPACK,))
     return {"description": description, "content": {kind: {"schema": reference(answer)} for kind in kinds}}

@@ -40,6 +40,7 @@ def schemas() -> dict[str, Schema]:
     made["DecodeBody"]["properties"]["head_dim"] = {"enum": list(HEAD_DIMS)}
     made["SessionBody"]["properties"]["head_dim"] = {"enum": [*HEAD_DIMS, None], "default": None}
     made["Stream"] = {"oneOf": [reference("Packed"), reference("Values")]}
+    made["Metrics"] = {"type": "string"}
     made["File"] = {"type": "string", "format": "binary", "description": "A session as one safetensors file."}
     made["Codec"] = {
         "type": "object",

@@ -69,6 +69,7 @@ def _schema(kind: Kind) -> Schema:
         "title": {**_STRING, "const": kind.title},
         "status": {"type": "integer", "const": kind.status},
         "detail": {**_STRING, "description": "This occurrence, for people."},
+        "request_id": {**_STRING, "description": "As in the header X-Request-Id."},
     }
     return {
         "type": "object",

@@ -56,15 +56,19 @@ class ReadJob(LongJob[answers.Range]):
         self._store = store
         self._backend = backend
         self._limit = limit
+        self._nbytes: int | None = None
 
     @property
     def nbytes(self) -> int:  # type: ignore[override]  # known only once it is asked for
         """About what the answer will have, as far as that can be told beforehand."""
-        try:
-            entry = self._store.find(self._key)
-            return self._size(entry.session)[1] if entry else 0
-        except ServiceError:
-            return 0
+        if self._nbytes is None:
+            try:
+                entry = self._store.find(self._key)
+                self._nbytes = self._size(entry.session)[1] if entry else 0
+            except ServiceError:
+                # It will be told when it begins.
+                self._nbytes = 0
+        return self._nbytes
 
     def _size(self, session: Session) -> tuple[int, int]:
         """Vectors of each stream, and bytes of the answer."""
@@ -73,6 +77,8 @@ class ReadJob(LongJob[answers.Range]):
             return 0, 0
         tokens = session.window or 0 if self._wanted.ring else stop - start
         rows = (b - a) * (session.kv_heads or 0) * tokens
+        # An answer without layers has axes all the same, which NumPy must be able to count.
+        rows = rows or (session.kv_heads or 0) * tokens
         return rows, rows * sum(row_nbytes(spec, self._wanted.form) for spec in session.specs)
 
     def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is stored

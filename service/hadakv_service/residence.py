@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from hadakv_kernels import Backend, Codec, Encoded
+from hadakv_service.entries import Entries, Entry
 from hadakv_service.errors import SessionDamaged, TierUnavailable
 from hadakv_service.ledger import AWAY_NBYTES, PAGE_NBYTES, Ledger
 from hadakv_service.page import Page
@@ -16,6 +17,8 @@ from hadakv_service.session import Session
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, Tier, TierFailed
 
 log = logging.getLogger(__name__)
+# Rows that are removed in one transaction, so that nobody waits for long.
+DROP = 64
 _OPTIONS = ("layers", "kv_heads", "head_dim", "window", "ttl_seconds", "durability")
 
 
@@ -92,8 +95,8 @@ class Residence:
         """Have the rows of pages removed once nobody needs them."""
         self._loose.update(page.row for page in pages if page.row is not None)
 
-    def drop_loose(self) -> None:
-        """Remove the rows that neither a manifest nor anything in memory needs.
+    def drop_loose(self, *, everything: bool = True) -> None:
+        """Remove rows that neither a manifest nor anything in memory needs; some of them, or everything.
 
         Raises:
             TierFailed: they are still there.
@@ -102,11 +105,13 @@ class Residence:
         # Who lets go of them says so again.
         self._loose -= {row for row, page in alive.items() if page.holders}
         # Work under way may have a value of a session that nobody else has any longer.
-        rows = self._loose - alive.keys()
-        if rows:
+        rows = [row for row in self._loose if row not in alive]
+        for some in (rows[i : i + DROP] for i in range(0, len(rows), DROP)):
             with self.tier.transaction() as change:
-                change.remove_pages(rows)
-            self._loose -= rows
+                change.remove_pages(some)
+            self._loose.difference_update(some)
+            if not everything:
+                return
 
     def write(
         self, savings: Sequence[Saving], pages: Iterable[Page] = (), removed: Iterable[Key] = (), *, sync: bool = False
@@ -145,15 +150,18 @@ class Residence:
         to_host = self._backend.to_host
         return Content(*(Encoded(to_host(stream.packed), to_host(stream.norms)) for stream in page.streams))
 
-    def touch(self, used: Iterable[tuple[Key, Manifest]]) -> None:
-        """Note when sessions were used.
+    def note_uses(self, used: Sequence[tuple[Key, Entry]]) -> None:
+        """Tell the tier when sessions that it has were used last.
 
         Raises:
-            TierFailed: nothing was noted.
+            TierFailed: it was not told.
         """
+        manifests = [Entries.as_used(entry) for _, entry in used]
         with self.tier.transaction() as change:
-            for key, manifest in used:
+            for (key, _), manifest in zip(used, manifests, strict=True):
                 change.touch(key, manifest.last_used, manifest.expires)
+        for (_, entry), manifest in zip(used, manifests, strict=True):
+            entry.saved = manifest
 
     def find(self, key: Key) -> tuple[Session, Manifest] | None:
         """A session that the tier has, none of whose pages need be in memory.

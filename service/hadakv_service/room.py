@@ -124,7 +124,7 @@ class Room:
                 if excess <= 0:
                     return
                 if entry.clean and not any(page.is_here for page in entry.session.all_pages()):
-                    self._residence.touch([(key, self._entries.note_used(entry))])
+                    self._residence.note_uses([(key, entry)])
                     self._leave(key, entry)
 
     def _free_others(self, excess: int, keep: Collection[Hashable]) -> bool:
@@ -143,6 +143,8 @@ class Room:
         try:
             self.below(self._new_nbytes(pages), {key, *keep})
         except NoRoomBelow:
+            if entry.session.durability == "ack":
+                raise
             # There is no room for it anywhere, and nobody colder who could give it up.
             self._evict(key)
             return True
@@ -205,12 +207,14 @@ class Room:
             NoRoomBelow: they do not fit even then. Nobody was ended.
         """
         tier = self._tier
+        if not nbytes:
+            return
         try:
             if nbytes <= tier.room:
                 return
             self._residence.drop_loose()
             kept, limit = _keys(keep), tier.used + tier.room
-            if tier.kept_nbytes(kept, before) + nbytes > limit:
+            if tier.kept_nbytes(kept, before) + self._unbound_nbytes(keep) + nbytes > limit:
                 raise NoRoomBelow(f"On disk there is room for {limit} bytes, not for {nbytes} more.")
             if nbytes > tier.room:
                 while nbytes > tier.room:
@@ -219,6 +223,13 @@ class Room:
                 tier.sync()
         except TierError as error:
             raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
+
+    def _unbound_nbytes(self, keep: Collection[Hashable]) -> int:
+        """Bytes counted for pages of sessions in memory that are in the tier, and in no manifest of theirs."""
+        entries = [entry for key in keep if (entry := self._entries.get(key))]
+        pages = {page for entry in entries for page in entry.session.all_pages() if page.row is not None}
+        bound = {row for entry in entries if entry.saved for run in entry.saved.runs for row in run.pages}
+        return sum(self._tier.cost(page.nbytes) for page in pages if page.row not in bound)
 
     def _coldest(self, keep: Collection[Key], before: float) -> Key:
         """Who has something in the tier, may be ended, and was used least recently, before a moment.
@@ -231,7 +242,7 @@ class Room:
             if entry is None or entry.saved is None or entry.saved.last_used == entry.last_used:
                 return key
             # It was used since; the tier is told, and asked again.
-            self._residence.touch([(key, self._entries.note_used(entry))])
+            self._residence.note_uses([(key, entry)])
         for key, entry in self._entries.items():
             spared = key in keep or entry.session.durability == "ack" or entry.last_used >= before
             if not spared and any(page.row is not None for page in entry.session.all_pages()):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Iterable
 
 from hadakv_service.entries import Entries, Entry, changes
-from hadakv_service.errors import InsufficientStorage, ServiceError
+from hadakv_service.errors import InsufficientStorage
 from hadakv_service.ledger import Ledger
 from hadakv_service.page import Page
 from hadakv_service.quota import Owners
@@ -42,26 +42,19 @@ class Settling:
         if new.session.durability == "ack" or (new.saved is not None and not begins(new.saved, new.session)):
             self._before.setdefault(key, old)
 
-    def settle(self) -> dict[Key, ServiceError]:
+    def settle(self) -> dict[Key, Exception]:
         """Write what was noted; whom that failed for, and why. Those are as they were before."""
-        failed: dict[Key, ServiceError] = {}
+        failed: dict[Key, Exception] = {}
         if self._before:
             noted, self._before = self._before, {}
             try:
                 self._write(noted)
-            except (TierError, InsufficientStorage) as error:
-                reason = (
-                    error
-                    if isinstance(error, ServiceError)
-                    else InsufficientStorage(
-                        f"What is acknowledged must be on disk, which cannot be written: {error}. Nothing was stored."
-                    )
-                )
-                failed = dict.fromkeys(noted, reason)
+            except Exception as error:
+                failed = dict.fromkeys(noted, _refusal(error))
                 for key, old in noted.items():
                     self._revert(key, old)
         try:
-            self._residence.drop_loose()
+            self._residence.drop_loose(everything=False)
         except TierFailed as error:
             log.warning("rows that nobody needs stay for now: %s", error)
         return failed
@@ -123,7 +116,7 @@ class Settling:
         """
         late = [(key, entry) for key, entry in used if entry.saved and entry.saved.last_used != entry.last_used]
         if late:
-            self._residence.touch([(key, self._entries.note_used(entry)) for key, entry in late])
+            self._residence.note_uses(late)
 
     def write_ahead(self, key: Key, session: Session) -> Generator[None, None, None]:
         """Of what `settle` will have to write, write most before, if it is so much that others should have their turn.
@@ -134,8 +127,8 @@ class Settling:
         new = [page for page in session.all_pages() if page.row is None]
         if session.durability != "ack" or sum(page.nbytes for page in new) <= SPILL_NBYTES:
             return
+        self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), {key})
         for pages in _portions(new):
-            self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in pages), {key})
             try:
                 self._residence.write([], pages)
             except TierFailed as error:
@@ -153,6 +146,15 @@ class Settling:
         yield
         (manifest,) = self._residence.write([_saving(key, entry)])
         self._entries.note_saved(entry, manifest, clean=True)
+
+
+def _refusal(error: Exception) -> Exception:
+    """What the caller is told."""
+    if not isinstance(error, TierError):
+        return error
+    return InsufficientStorage(
+        f"What is acknowledged must be on disk, which cannot be written: {error}. Nothing was stored."
+    )
 
 
 def _saving(key: Key, entry: Entry) -> Saving:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Generator, Hashable
 from contextlib import suppress
+from itertools import islice
 
 from hadakv_kernels import Backend
 from hadakv_service.entries import Clock, Entries, Entry, changes
@@ -16,6 +17,9 @@ from hadakv_service.settling import Settling
 from hadakv_service.slices import to_the_end
 from hadakv_service.tiers import Key, Tier, TierError, TierFailed
 from hadakv_service.tiers.none import NoTier
+
+# Who has expired is not there for anybody; that they go has time.
+SWEEP = 32
 
 __all__ = ["Clock", "Entry", "Key", "Store"]
 
@@ -257,9 +261,9 @@ class Store:
         return len(self) < before
 
     def sweep(self) -> None:
-        """Forget every session in memory that has expired."""
+        """Forget sessions in memory that have expired; of very many some at a time."""
         with suppress(TierUnavailable):
-            for key in self._entries.all_expired():
+            for key in islice(self._entries.all_expired(), SWEEP):
                 # Who comes back after a loss of power has expired then, too.
                 self._room.end(key, sync=False)
 
@@ -285,7 +289,7 @@ class Store:
         except TierFailed as error:
             raise TierUnavailable(f"The disk cannot be written: {error}.") from error
 
-    def settle(self) -> dict[Key, ServiceError]:
+    def settle(self) -> dict[Key, Exception]:
         """Bring the tier up to date with what was stored since; whom that failed for, and why."""
         return self._settling.settle()
 

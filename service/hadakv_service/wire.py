@@ -24,7 +24,7 @@ MAX_TTL_SECONDS = 1e9
 
 Dimension = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
-Window = Annotated[int, msgspec.Meta(ge=1)]
+Window = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
 TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)]
 
 

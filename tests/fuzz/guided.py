@@ -8,6 +8,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +26,12 @@ def main() -> None:
     with atheris.instrument_imports(include=["hadakv_service", "uvicorn.protocols"]):
         from fuzz.inside import target
 
-    # The process ends before anything could be closed.
-    outcome, mutated = target(name).__enter__()
+    with target(name) as (outcome, mutated):
+        fuzz(outcome, mutated, told)
+
+
+def fuzz(outcome: Callable[[bytes], str], mutated: Callable[[bytes, random.Random], bytes], told: Path) -> None:
+    """Let libFuzzer try inputs; it ends the process."""
     seen: Counter[str] = Counter()
 
     def one(data: bytes) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import msgpack
 import requests
 import schemathesis
+from hypothesis import strategies as st
 from schemathesis import Case, DeserializationContext, GenerationMode, HookContext, Response, SerializationContext
 from schemathesis.transport.serialization import Binary
 
 from contract import JSON, MSGPACK, Json
 from fuzz import values
+from service.files import OCTETS
 
 LOG = open(os.environ["HADAKV_FUZZ_LOG"], "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the end
 
@@ -49,6 +51,12 @@ def _unshown(shown: str) -> Any:
         return base64.b64decode(shown, validate=True)
     except (binascii.Error, ValueError):
         return shown
+
+
+# Of bytes the schema says nothing.
+schemathesis.openapi.media_type(
+    OCTETS, st.integers(0, 1 << 32).map(lambda seed: values.session_file(random.Random(seed)))
+)
 
 
 @schemathesis.deserializer(MSGPACK)

@@ -7,7 +7,6 @@ fault: between what we and `msgpack` take for one well-formed value, and between
 import random
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,14 +14,12 @@ import msgpack
 import safetensors
 
 from contract import append_body, tensor
-from hadakv_kernels import Codec
-from hadakv_service import fromfile, sessionfile, wire
+from fuzz import values
+from hadakv_service import fromfile, wire
 from hadakv_service.append import Append
 from hadakv_service.context import check_session_id
 from hadakv_service.errors import InvalidRequest, MalformedBody, ServiceError
-from hadakv_service.pages import Run
 from hadakv_service.routes import codec as codec_route
-from hadakv_service.session import Session
 from hadakv_service.shortcut import _plain_append
 from hadakv_service.wellformed import MAX_DEPTH, MAX_ITEMS, check_well_formed
 from service.mutations import MUTATIONS, NORMS, ROWS, K, flip_bytes, replace_value, reshape
@@ -146,13 +143,6 @@ _PACKED: list[tuple[int, Any]] = [
 ]
 
 
-def _file(**options: Any) -> bytes:
-    """A session's file; all elements are zero."""
-    both = (Codec(bits=3, layout="byte", d512_scale=0.5), Codec(kind="float16"))
-    stored = Session(codecs=both, kv_heads=2, head_dim=64, **options)
-    return sessionfile.header(stored, "chat-1", datetime.fromtimestamp(1, UTC)) + bytes(stored.nbytes)
-
-
 SEEDS = [
     *(bytes([kind]) + msgpack.packb(value) for kind, value in _PACKED),
     b"\x07/sessions/chat-1/kv\napplication/msgpack",
@@ -160,9 +150,7 @@ SEEDS = [
     b'\x08{"codec": {"k": {"bits": 4}, "v": {"bits": 8}}, "layers": 2, "window": 7, "ttl_seconds": 1e3}',
     b'\x09{"length": 12}',
     b'\x0a{"id": "a.b_c:d-e", "length": 0}',
-    b"\x0b" + _file(runs=(Run(2, 0, 3), Run(1))),
-    b"\x0b" + _file(runs=(Run(1, 256, 300),), window=9, layers=7, ttl_seconds=1e6),
-    b"\x0b" + _file(),
+    *(b"\x0b" + values.session_file(random.Random(seed)) for seed in range(6)),
 ]
 
 

@@ -19,7 +19,7 @@ def test_a_client_that_leaves_before_its_body_is_whole_is_counted_as_gone(
     watched: RunningService, session: str
 ) -> None:
     gone = ("hadakv_http_requests_total", f"method=POST route={KV} status=499")
-    head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\n"
+    head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\n"
 
     def act() -> None:
         before = scrape(watched.url).get(gone, 0)
@@ -38,7 +38,9 @@ def test_a_client_that_leaves_before_its_body_is_whole_is_counted_as_gone(
 def test_a_client_that_leaves_before_its_answer_is_counted_as_gone_though_its_tokens_are_stored(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    head = f"POST /sessions/a/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\nContent-Length: {len(PACKED)}"
+    head = (
+        f"POST /sessions/a/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: {len(PACKED)}"
+    )
 
     with running_service("--backend", "cpu", program=("-c", HELD, str(gate))) as service:
         with connect(service.url) as connection:
@@ -67,7 +69,7 @@ def test_a_client_that_leaves_while_its_answer_is_sent_is_counted_as_gone(
     def act() -> None:
         before = scrape(watched.url).get(gone, 0)
         with connect(watched.url) as connection:
-            connection.sendall(f"GET /sessions/{session}/kv?form=float32 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            connection.sendall(f"GET /sessions/{session}/kv?form=float32 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             connection.recv(1000)
         eventually(lambda: scrape(watched.url).get(gone, 0) == before + 1)
 

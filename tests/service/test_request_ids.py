@@ -58,7 +58,7 @@ def test_an_answer_has_the_id_that_the_client_gave(
 def test_a_bad_id_is_replaced(server: RunningService, session: str, given: str) -> None:
     with connect(server.url) as connection, connection.makefile("rb") as stream:
         connection.sendall(
-            f"GET /sessions/{session} HTTP/1.1\r\nHost: x\r\nX-Request-ID: {given}\r\n\r\n".encode("latin-1")
+            f"GET /sessions/{session} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {given}\r\n\r\n".encode("latin-1")
         )
         lines = [line.strip() for line in iter(stream.readline, b"\r\n")]
 
@@ -81,7 +81,9 @@ def test_no_two_requests_get_one_id(caller: Caller, session: str) -> None:
 
 
 def test_requests_sent_one_behind_another_keep_their_ids_apart(server: RunningService, session: str) -> None:
-    requests = [f"GET /sessions/{session}-{n} HTTP/1.1\r\nHost: x\r\nX-Request-Id: id-{n}\r\n\r\n" for n in range(5)]
+    requests = [
+        f"GET /sessions/{session}-{n} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: id-{n}\r\n\r\n" for n in range(5)
+    ]
 
     with connect(server.url) as connection:
         connection.sendall("".join(requests).encode().removesuffix(b"\r\n") + b"Connection: close\r\n\r\n")
@@ -143,7 +145,7 @@ def test_a_full_queue_names_the_request(tmp_path: Path) -> None:
         assert held.result().status == 201
 
 
-@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"CONNECT x:80 HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_what_is_no_request_is_named_all_the_same(server: RunningService, sent: bytes) -> None:
     with connect(server.url) as connection:
         connection.sendall(sent)
@@ -155,14 +157,12 @@ def test_what_is_no_request_is_named_all_the_same(server: RunningService, sent: 
 
 
 def test_a_body_that_breaks_its_chunks_is_refused_by_the_requests_own_id(server: RunningService, session: str) -> None:
-    head = (
-        f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\nX-Request-Id: broken.chunks\r\n"
-    )
+    head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nX-Request-Id: broken.chunks\r\n"
 
     with connect(server.url) as connection:
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n".encode())
         with connect(server.url) as other:
-            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert other.recv(1000).startswith(b"HTTP/1.1 200 "), "by now the request has begun"
         connection.sendall(b"not a length\r\n")
         with connection.makefile("rb") as stream:

@@ -118,7 +118,7 @@ def test_what_is_no_request_is_counted_too(watched: RunningService, sent: bytes)
 
 def test_a_request_under_way_is_in_flight_until_it_is_answered(watched: RunningService, session: str) -> None:
     in_flight = ("hadakv_http_requests_in_flight", "")
-    head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: x\r\nContent-Type: {MSGPACK}\r\n"
+    head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\n"
 
     with connect(watched.url) as connection:
         connection.sendall(f"{head}Content-Length: {len(PACKED)}\r\n\r\n".encode())

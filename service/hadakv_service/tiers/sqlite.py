@@ -55,7 +55,7 @@ class SqliteTier:
         except sqlite3.Error as error:
             self._sql.close()
             raise TierRefused(f"{directory / FILE}: {error}; move it away, or choose another --data-dir") from error
-        self.used = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
+        self.used: int = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
 
     def _drop_nobodys(self) -> None:
         """Remove pages of sessions that were never written as a whole, which nobody has once the process has ended."""
@@ -70,7 +70,8 @@ class SqliteTier:
         with self._reading():
             (idle,) = self._one("PRAGMA freelist_count")
         # What is added to the file is in its log before.
-        return min(self.budget - self.used, int(idle) * BLOCK_NBYTES + free_nbytes(self._directory) // 2)
+        of_disk: int = int(idle) * BLOCK_NBYTES + free_nbytes(self._directory) // 2
+        return min(self.budget - self.used, of_disk)
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
@@ -256,7 +257,8 @@ class _Transaction:
         header = json.dumps({"options": dict(manifest.options), "runs": [_numbers(run) for run in manifest.runs]})
         blob = header.encode()
         times = (manifest.created, manifest.last_used, manifest.expires)
-        values = (*key, manifest.nbytes, *times, manifest.permanent, _checksum(blob), blob)
+        fixed = (manifest.nbytes, manifest.created, manifest.permanent)
+        values = (*key, manifest.nbytes, *times, manifest.permanent, _checksum(blob, _fixed(*fixed)), blob)
         places = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS.split(", ")[2:])
         ((session,),) = self._sql.execute(
             f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -266,7 +268,8 @@ class _Transaction:
         if old is None:
             self.sessions += 1
             self.used += SESSION_NBYTES
-        before, after = _places(old) if old else {}, _places(manifest)
+        same = {i for i, (a, b) in enumerate(zip(old.runs, manifest.runs, strict=False)) if a == b} if old else set()
+        before, after = _places(old, same) if old else {}, _places(manifest, same)
         gone, come = before.items() - after.items(), after.items() - before.items()
         self._sql.executemany(
             "DELETE FROM holds WHERE session = ? AND run = ? AND place = ?", [(session, *place) for place, _ in gone]
@@ -311,6 +314,11 @@ def _is_sound(checksum: object, *parts: object) -> bool:
     return all(isinstance(part, bytes) for part in parts) and _checksum(*parts) == checksum  # type: ignore[arg-type]  # just seen to be
 
 
+def _fixed(nbytes: object, created: object, permanent: object) -> bytes:
+    """The columns beside the header that a checksum is for."""
+    return f"{nbytes!r} {created!r} {permanent!r}".encode()
+
+
 def _numbers(run: RunRows) -> list[int]:
     return [run.layers, run.base, run.length, run.full, run.place]
 
@@ -320,15 +328,18 @@ def _run(numbers: Sequence[int], pages: Iterable[int]) -> RunRows:
     return RunRows(layers, base, length, full, place, tuple(pages))
 
 
-def _places(manifest: Manifest) -> dict[tuple[int, int], int]:
-    runs = enumerate(manifest.runs)
+def _places(manifest: Manifest, same: Collection[int]) -> dict[tuple[int, int], int]:
+    """Where each page belongs, but for those of runs that are the same."""
+    runs = [(i, run) for i, run in enumerate(manifest.runs) if i not in same]
     return {(i, place): page for i, run in runs for place, page in enumerate(run.pages, run.place)}
 
 
 def _manifest(row: Sequence[Any], pages: Mapping[int, list[int]]) -> Manifest:
     """What a row says, checked against its checksum."""
     _, _, nbytes, created, last_used, expires, permanent, checksum, header = row[:9]
-    if not _is_sound(checksum, header):
+    sound = _is_sound(checksum, header, _fixed(nbytes, created, bool(permanent)))
+    # When it was used last changes more often than the rest, and has no checksum.
+    if not (sound and isinstance(last_used, float) and isinstance(expires, float | None)):
         raise Damaged("its manifest has another checksum than when it was written")
     content = json.loads(header)
     runs = tuple(_run(numbers, pages.get(i, ())) for i, numbers in enumerate(content["runs"]))
