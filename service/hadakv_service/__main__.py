@@ -23,7 +23,7 @@ from hadakv_service.auth import TokenFile
 from hadakv_service.context import Context
 from hadakv_service.listen import Listener, tls_context
 from hadakv_service.settings import Settings
-from hadakv_service.tiers import TierRefused
+from hadakv_service.tiers import TierError
 from hadakv_service.tracing import provider_from_environment
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def main() -> None:
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
         sys.exit(f"hadakv: {reasons}")
-    except (BackendUnavailable, TierRefused, ValueError, OSError) as error:
+    except (BackendUnavailable, TierError, ValueError, OSError) as error:
         sys.exit(f"hadakv: {error}")
     config = uvicorn.Config(
         app,

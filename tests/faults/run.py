@@ -44,8 +44,8 @@ def main() -> int:
         rounds.finish(plan)
     except Violation as violation:
         rounds.tally.violations[:] = rounds.tally.violations or [str(violation)]
-    except Exception:
-        rounds.tally.violation(traceback.format_exc())
+    except Exception as error:
+        rounds.tally.violation(f"{error!r}\n{traceback.format_exc()}")
     print(rounds.tally.table(options.seed, time.monotonic() - began, KINDS))
     if rounds.tally.violations:
         assert plan is not None

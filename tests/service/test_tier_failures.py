@@ -102,6 +102,24 @@ def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / FILE).read_bytes() == b"dear diary" * 1000
 
 
+@pytest.mark.parametrize("table", ["sqlite_schema", "sessions", "pages", "about"])
+def test_a_file_that_is_damaged_all_over_is_refused_and_left_alone(tmp_path: Path, table: str) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+    connection = sqlite3.connect(tmp_path / FILE)
+    roots = {"sqlite_schema": 1, **dict(connection.execute("SELECT name, rootpage FROM sqlite_schema"))}
+    ((block,),) = connection.execute("PRAGMA page_size").fetchall()
+    connection.close()
+    content = bytearray((tmp_path / FILE).read_bytes())
+    # The first bytes of the first block are the file's own.
+    first = (roots[table] - 1) * block + (100 if table == "sqlite_schema" else 0)
+    content[first : first + 1000] = b"\xaa" * 1000
+    (tmp_path / FILE).write_bytes(content)
+
+    assert "malformed; move it away" in refusal(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == content
+
+
 def test_two_services_never_share_a_directory(tmp_path: Path) -> None:
     with service(tmp_path) as caller:
         assert "in use by another process" in refusal(tmp_path)

@@ -15,7 +15,7 @@ import xxhash
 
 from hadakv_kernels import Encoded
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed, TierRefused
-from hadakv_service.tiers.database import BLOCK_NBYTES, TOUCH, free_nbytes, open_database, strike_out
+from hadakv_service.tiers.database import BLOCK_NBYTES, FILE, TOUCH, free_nbytes, open_database, strike_out
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class SqliteTier:
         budget: bytes that pages and manifests may take. The file has its log of 64 MiB besides.
 
     Raises:
-        TierRefused: what is there is not for this version, or in use.
+        TierRefused: what is there is not for this version, damaged all over, or in use.
         OSError: the directory cannot be used.
     """
 
@@ -49,17 +49,20 @@ class SqliteTier:
         # Whether the log is known to have nothing that failed.
         self._certain = True
         try:
-            # Pages of sessions that were never written as a whole are nobody's once the process has ended.
-            self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
-        except sqlite3.Error as error:
-            log.error("%s: pages that nobody needs stay, as they cannot be removed: %s", directory, error)
-        try:
+            self._drop_nobodys()
             count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
-            self.sessions = int(self._one("SELECT COUNT(*) FROM sessions")[0])
+            self.sessions = int(self._one("SELECT COUNT(*), SUM(nbytes) FROM sessions")[0])
         except sqlite3.Error as error:
             self._sql.close()
-            raise TierRefused(f"{directory}: {error}; move the file away, or choose another --data-dir") from error
+            raise TierRefused(f"{directory / FILE}: {error}; move it away, or choose another --data-dir") from error
         self.used: int = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
+
+    def _drop_nobodys(self) -> None:
+        """Remove pages of sessions that were never written as a whole, which nobody has once the process has ended."""
+        try:
+            self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
+        except sqlite3.OperationalError as error:
+            log.error("pages that nobody needs stay, as they cannot be removed: %s", error)
 
     @property
     def room(self) -> int:
