@@ -78,7 +78,8 @@ def test_requests_of_every_outcome_have_a_line_each(capfd: pytest.CaptureFixture
                 stranger.get("/sessions/a"),
                 stranger.get("/healthz"),
             ]
-        head = f"POST /sessions/d/kv HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\nContent-Type: {MSGPACK}\r\n"
+        start = "POST /sessions/d/kv HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+        head = f"{start}Content-Type: {MSGPACK}\r\n"
         for length in (1000, 1_000_000):
             with connect(service.url) as connection:
                 connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + bytes(100))

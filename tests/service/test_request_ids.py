@@ -157,7 +157,8 @@ def test_what_is_no_request_is_named_all_the_same(server: RunningService, sent: 
 
 
 def test_a_body_that_breaks_its_chunks_is_refused_by_the_requests_own_id(server: RunningService, session: str) -> None:
-    head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nX-Request-Id: broken.chunks\r\n"
+    start = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\n"
+    head = f"{start}Content-Type: {MSGPACK}\r\nX-Request-Id: broken.chunks\r\n"
 
     with connect(server.url) as connection:
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n".encode())

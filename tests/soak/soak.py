@@ -90,5 +90,3 @@ def _check(service: RunningService, tally: Tally, sessions: list[Known]) -> None
             Check(client, tally, exact=False).everything(sessions)
     except Violation as error:
         tally.violation(str(error))
-
-

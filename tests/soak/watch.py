@@ -78,7 +78,9 @@ def table(samples: list[Sample], budget: int, settled: float) -> str:
     """Memory over time: at some moments, the slope once settled, and the peak."""
     lines = ["seconds  resident MiB  ledger MiB  disk MiB  sessions"]
     for each in samples[:: max(1, len(samples) // 10)]:
-        mib = [f"{nbytes / MIB:>{width}.1f}" for nbytes, width in ((each.resident, 14), (each.used, 12), (each.disk, 10))]
+        mib = [
+            f"{nbytes / MIB:>{width}.1f}" for nbytes, width in ((each.resident, 14), (each.used, 12), (each.disk, 10))
+        ]
         lines.append(f"{each.seconds:7.0f}{''.join(mib)}{each.sessions:>10}")
     late = [each for each in samples if each.seconds >= settled]
     peak = max(each.resident for each in samples)
