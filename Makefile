@@ -1,6 +1,6 @@
-# Targets: demo serve test check bench bench-gpu gpu-matrix mutants attacks fuzz load install-launchd clean. Each makes
-# what it needs and skips what is there.
-#   make test ARGS="-k append"      passes arguments on, as demo, serve, bench, gpu-matrix, fuzz and load do
+# Targets: demo serve test check bench bench-gpu gpu-matrix mutants attacks faults faults-mutants fuzz soak load
+# install-launchd clean. Each makes what it needs and skips what is there.
+#   make test ARGS="-k append"      passes arguments on, as demo, serve, bench, gpu-matrix, faults, fuzz, soak and load do
 #   make test WHEEL=1               tests the built wheel instead of the sources in place; CI always does
 # Written for GNU make 3.81, the one on a Mac.
 
@@ -20,7 +20,8 @@ else
 INSTALLED := $(VENV)/editable
 endif
 
-.PHONY: demo serve test check bench bench-gpu gpu-matrix mutants attacks fuzz load install-launchd clean
+.PHONY: demo serve test check bench bench-gpu gpu-matrix mutants attacks faults faults-mutants fuzz soak load \
+	install-launchd clean
 
 demo: $(INSTALLED)
 	@$(RUN) clients/demo/demo.py $(ARGS)
@@ -53,6 +54,15 @@ gpu-matrix: $(INSTALLED)
 
 mutants: $(INSTALLED)
 	@$(RUN) tests/metal/mutants.py $(ARGS)
+
+faults: $(INSTALLED)
+	@$(RUN) tests/faults/run.py $(ARGS)
+
+faults-mutants: $(INSTALLED)
+	@$(RUN) tests/faults/mutants.py $(ARGS)
+
+soak: $(INSTALLED)
+	@$(RUN) tests/soak/run.py $(ARGS)
 
 fuzz: $(INSTALLED)
 	@$(RUN) tests/fuzz/run.py $(ARGS)

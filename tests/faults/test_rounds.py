@@ -1,4 +1,4 @@
-"""Kills, full disks, failing calls and losses of power, in rounds: nothing acknowledged is lost, and a fault is seen."""
+"""Kills, full disks, failing calls, losses of power, in rounds: nothing acknowledged is lost, and faults are seen."""
 
 import os
 import subprocess

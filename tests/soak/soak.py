@@ -1,7 +1,7 @@
 """Many clients on one service for a long time, where memory is for a tenth of what they store.
 
-Every client appends, repeats, misplaces, reads, truncates, forks and deletes, as in the fault tests, and compares whatever
-comes back with the reference.
+Every client appends, repeats, misplaces, reads, truncates, forks and deletes, as in the fault tests, and compares
+whatever comes back with the reference.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter
 

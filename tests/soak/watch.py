@@ -87,8 +87,8 @@ def table(samples: list[Sample], budget: int, settled: float) -> str:
     lines += [
         "",
         f"{peak / MIB:>14.1f}  MiB resident at most; {samples[0].resident / MIB:.1f} before the first call",
-        f"{max(each.used for each in samples) / MIB:>14.1f}  MiB in the ledger at most, of a budget of {budget / MIB:.1f}",
-        f"{max(each.used / budget + each.disk / budget for each in samples):>14.1f}  times the budget: data at most, disk included",
+        f"{max(each.used for each in samples) / MIB:>14.1f}  MiB in the ledger at most, budget {budget / MIB:.1f}",
+        f"{max((each.used + each.disk) / budget for each in samples):>14.1f}  times the budget is all data, at most",
     ]
     if len(late) > 2:
         minutes = np.array([each.seconds for each in late]) / 60
