@@ -101,16 +101,15 @@ class DeviceTally:
         busy: seconds in which the device's thread worked.
     """
 
+    # What is noted of a job is when it was asked for.
+    asked = staticmethod(perf_counter)
+
     def __init__(self) -> None:
         self.wait = Histogram(SECONDS)
         self.batches = Histogram(JOBS)
         self.encode = Histogram(SECONDS)
         self.job = Histogram(SECONDS)
         self.busy = 0.0
-
-    def asked(self) -> float:
-        """When."""
-        return perf_counter()
 
     def done(self, work: Work) -> None:
         """Count a batch."""

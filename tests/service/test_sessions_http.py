@@ -203,8 +203,8 @@ def test_an_expired_session_is_gone_and_its_name_is_free(caller: Caller, session
 def test_the_services_ttl_counts_where_a_session_has_none_of_its_own(alone: Caller, session: str) -> None:
     alone.append(f"{session}.default", *pair(1, 1, 1))
     alone.put(f"/sessions/{session}.open", {})
-    alone.put(f"/sessions/{session}.own", {"ttl_seconds": 60})
+    alone.put(f"/sessions/{session}.own", {"ttl_seconds": 7200})
 
     ttls = [alone.info(f"{session}.{name}")["ttl_seconds"] for name in ("default", "open", "own")]
 
-    assert ttls == [TTL_SECONDS, TTL_SECONDS, 60.0]
+    assert ttls == [TTL_SECONDS, TTL_SECONDS, 7200.0]
