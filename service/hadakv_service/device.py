@@ -220,6 +220,7 @@ class Device:
                 done.append(waiting)
         backlog.extendleft(waiting for waiting in reversed(batch) if waiting not in done)
         if done:
+            work.notes = [waiting.note for waiting in done]
             self._observer.done(work)
             self._events.call_soon_threadsafe(self._answer, done)
 

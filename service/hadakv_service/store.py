@@ -251,14 +251,14 @@ class Store:
             raise
 
     def remove(self, key: Key) -> bool:
-        """Forget a session; whether there was one, damaged or expired ones included.
+        """Forget a session; whether there was one that had not expired, though it may be damaged.
 
         Raises:
             TierUnavailable: the tier keeps it; nothing happened.
         """
-        before = len(self)
+        before, entry = len(self), self._entries.get(key)
         self._room.end(key)
-        return len(self) < before
+        return len(self) < before and not (entry and self._entries.expired(entry))
 
     def sweep(self) -> None:
         """Forget sessions in memory that have expired; of very many some at a time."""

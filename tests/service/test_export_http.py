@@ -13,9 +13,9 @@ from contract import Caller, array, connect, status_line
 from hadakv_kernels import Codec
 from hadakv_kernels.tables import fingerprint
 from hadakv_service.spawn import RunningService, running_service
+from memory import peak_nbytes
 from service.files import METADATA, OCTETS, exported, taken_apart, tensors, told
 from service.samples import CODECS, pair
-from service.test_fuzz_body import memory_nbytes
 
 
 def stored(caller: Caller, session: str, layer: int) -> dict[str, Any]:
@@ -194,11 +194,11 @@ def test_an_export_takes_no_more_memory_than_two_layers() -> None:
         k, v = pair(1, 4, 2048, 256)
         for layer in range(layers):
             caller.append("large", k, v, layer=layer, codec={"kind": "float16"})
-        before = memory_nbytes(service.process.pid)
+        before = peak_nbytes(service.process.pid)
 
         with caller.http.stream("GET", "/sessions/large/export") as answer:
             nbytes = sum(map(len, answer.iter_raw()))
-        after = memory_nbytes(service.process.pid)
+        after = peak_nbytes(service.process.pid)
 
     assert nbytes > layers * mebibytes << 20
     assert after - before < 3 * mebibytes << 20, f"{(after - before) >> 20} MiB"

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -172,8 +170,7 @@ def test_the_level_is_that_of_the_least_that_is_logged(
 
     assert [entry["status"] for entry in of_requests(log) if entry["status"] != 400] == statuses
     assert [entry["message"] for entry in log if "exception" in entry] == ["unforeseen error"]
-    told = [entry["request_id"] for entry in log if entry["logger"].startswith("uvicorn")]
-    assert len(told) == (level != "error"), "its own server's loggers do the same"
+    assert not [entry for entry in log if entry["logger"].startswith("uvicorn")], "nonsense is no news"
 
 
 def test_a_console_gets_lines_for_people(capfd: pytest.CaptureFixture[str]) -> None:
@@ -204,16 +201,6 @@ def test_the_form_is_that_of_a_console_at_a_terminal() -> None:
     os.close(ours)
 
     assert "hadakv_service.requests: GET /healthz 200 " in seen
-
-
-def test_an_address_that_is_taken_is_told_in_the_same_form() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "hadakv_service", "--port", str(taken.getsockname()[1])]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-    (entry,) = entries(finished.stderr)
-    assert entry["level"] == "error"
-    assert "address already in use" in entry["message"]
 
 
 def test_a_log_that_nobody_reads_any_more_is_no_failure() -> None:

@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from hadakv_service.exchange import Exchange, address, current_id
 from hadakv_service.tallies import OTHER, RequestTally
-from hadakv_service.watch import Templates, Watch
+from hadakv_service.witness import Templates, Witness
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def watched(app: Any) -> tuple[list[Message], dict[int, int], str]:
 
     async def run() -> str:
         try:
-            await Watch(app, Templates(["/a"]), tally, None)(scope, receive, send)
+            await Witness(app, Templates(["/a"]), tally, None)(scope, receive, send)
         except OutOfOrder:
             return current_id()
         return ""
