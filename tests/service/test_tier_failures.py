@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -159,6 +160,18 @@ def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     assert "file" in refusal(tmp_path / "file")
+
+
+def test_once_the_directory_is_gone_nothing_is_acknowledged(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    with service(directory, "--durability", "ack") as caller:
+        assert caller.append("a", K, V).status == 201
+        shutil.rmtree(directory)
+
+        caller.append("b", K, V).problem(507, "insufficient-storage")
+        caller.put("/sessions/c", {"durability": "memory"})
+        assert caller.append("c", K, V).status == 200
+        assert holds(caller, "a")
 
 
 @pytest.fixture

@@ -70,7 +70,12 @@ class SqliteTier:
         with self._reading():
             (idle,) = self._one("PRAGMA freelist_count")
         # What is added to the file is in its log before.
-        of_disk: int = int(idle) * BLOCK_NBYTES + free_nbytes(self._directory) // 2
+        try:
+            free = free_nbytes(self._directory)
+        except OSError as error:
+            # Whoever took the directory away has the files, too, though they can still be written.
+            raise TierFailed(str(error)) from error
+        of_disk: int = int(idle) * BLOCK_NBYTES + free // 2
         return min(self.budget - self.used, of_disk)
 
     def cost(self, nbytes: int) -> int:
