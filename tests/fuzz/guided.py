@@ -24,6 +24,7 @@ def main() -> None:
     name, told = sys.argv[1], Path(sys.argv[2])
     _let_sources_be_found()
     with atheris.instrument_imports(include=["hadakv_service", "uvicorn.protocols"]):
+        from fuzz import parse, protocol  # noqa: F401 - what is imported later gets no counters
         from fuzz.inside import target
 
     with target(name) as (outcome, mutated):

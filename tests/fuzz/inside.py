@@ -33,7 +33,7 @@ Mutated = Callable[[bytes, random.Random], bytes]
 @contextmanager
 def target(name: str) -> Iterator[tuple[Outcome, Mutated]]:
     """What judges an input of "parse" or "protocol", and what changes one."""
-    # atheris compiles what it is to watch when that is imported.
+    # Not before atheris is ready to compile what it is to watch.
     from fuzz import parse, protocol
 
     if name == "parse":
@@ -92,6 +92,8 @@ def _guided(name: str, limit: Limit, tally: Tally) -> None:
     peak = re.search(r"stat::peak_rss_mb:\s*(\d+)", done.stderr)
     if begun and peak:
         tally.note_grown(int(peak[1]) - int(begun[1]) << 20)
+    if "no interesting inputs" in done.stderr:
+        tally.failures.append("atheris saw nothing of what ran: the sources have no counters")
     if done.returncode != 0:
         tally.failures.append(f"ended with {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
 

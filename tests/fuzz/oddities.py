@@ -9,7 +9,7 @@ import msgpack
 
 from contract import JSON, MSGPACK, Json
 from fuzz import values
-from service.mutations import MUTATIONS, VALID
+from service.mutations import MUTATIONS, VALID, replace_value
 
 BODIES: dict[str, Json] = {
     **VALID,
@@ -19,7 +19,9 @@ BODIES: dict[str, Json] = {
 READS = [
     "GET /sessions/fuzz{}/kv",
     "GET /sessions/fuzz{}",
+    "GET /sessions/put{}",
     "DELETE /sessions/fuzz{}",
+    "DELETE /sessions/put{}",
     "GET /sessions",
     "GET /readyz",
 ]
@@ -55,6 +57,8 @@ def made(rng: random.Random) -> Call:
         name, body = rng.choice(list(BODIES.items()))
         method, path = name.format(rng.randrange(20)).split(" ")
         call = Call(method, path, {"Content-Type": MSGPACK}, _packed(rng, name, body))
+    if rng.random() < 0.3:
+        call.headers["Accept"] = MSGPACK
     for _ in range(rng.choice([0, 1, 1, 2])):
         rng.choice(ODDITIES)(rng, call)
     return call
@@ -66,9 +70,26 @@ def _packed(rng: random.Random, name: str, body: Json) -> bytes:
     return bytes(msgpack.packb(body))
 
 
+def odd_tensor(rng: random.Random, body: bytes) -> bytes:
+    """Let dtype, shape and data of one tensor disagree, but not by much."""
+    value = msgpack.unpackb(body)
+    tensor = rng.choice([inner for inner in value.values() if isinstance(inner, dict) and "data" in inner])
+    data, shape = tensor["data"], tensor["shape"]
+    match rng.randrange(4):
+        case 0:
+            tensor["data"] = rng.choice([data[:-1], data + b"\0", data[: len(data) // 2], data * 2])
+        case 1:
+            tensor["dtype"] = rng.choice(["float32", "float16", "bfloat16", "uint8", "int8"])
+        case 2:
+            shape[rng.randrange(len(shape))] += rng.choice([-1, 1, 64])
+        case _:
+            tensor["shape"] = rng.choice([shape[::-1], [*shape, 1], shape[1:], [1, *shape]])
+    return bytes(msgpack.packb(value))
+
+
 def odd_body(rng: random.Random, call: Call) -> None:
     if call.body:
-        mutation = rng.choice(MUTATIONS)
+        mutation = rng.choice([*MUTATIONS, odd_tensor, odd_tensor, replace_value, replace_value])
         try:
             call.body = mutation(rng, call.body)
         except (ValueError, msgpack.UnpackException, AttributeError, IndexError):
@@ -90,25 +111,29 @@ ODD_JSON = [
     b"[" * 100_000,
     b'{"codec":' * 50_000,
     b'{"codec": {"d512_scale": 1e-400}}',
-    b'{"ttl_seconds": 1e9, "window": 9223372036854775807}',
-    b'{"ttl_seconds": 1e9, "window": 18446744073709551615}',
-    b'{"window": 18446744073709551616}',
     b'{"kv_heads": 65536, "head_dim": 512, "layers": 1024}',
 ]
+
+
+# What is no number of this kind, or hardly one, in one of the two formats.
+ODD_NUMBERS = ["-1", "0", "0.1", "1e400", "9007199254740993", str(1 << 63), str(1 << 64), "1" + "0" * 30, "9" * 400]
+FIELDS = ["length", "window", "layers", "kv_heads", "head_dim", "ttl_seconds"]
 
 
 def odd_json(rng: random.Random, call: Call) -> None:
     """JSON in place of msgpack, where that is read and where it is not."""
     if call.body is None:
         return
-    call.headers["Content-Type"] = rng.choice([JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=utf-16", "text/json"])
-    call.body = rng.choice(ODD_JSON)
-    if rng.random() < 0.5:
-        valid = json.dumps(rng.choice([{"length": 3}, {"id": "f"}, {"codec": {"bits": 3}, "window": 4}])).encode()
-        at = rng.randrange(len(valid))
-        call.body = (
-            valid[:at] + rng.choice([b"", b"\xff", b"\\u", b"9" * 400, b"{", b"}"]) + valid[at + rng.randrange(3) :]
-        )
+    call.headers["Content-Type"] = rng.choice([JSON, JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=utf-16"])
+    match rng.randrange(3):
+        case 0:
+            call.body = rng.choice(ODD_JSON)
+        case 1:
+            call.body = f'{{"{rng.choice(FIELDS)}": {rng.choice(ODD_NUMBERS)}}}'.encode()
+        case _:
+            valid = json.dumps(rng.choice([{"length": 3}, {"id": "f"}, {"codec": {"bits": 3}, "window": 4}])).encode()
+            at, put = rng.randrange(len(valid)), rng.choice([b"", b"\xff", b"\\u", b"9" * 400, b"{", b"}"])
+            call.body = valid[:at] + put + valid[at + rng.randrange(3) :]
     call.how += ", odd JSON"
 
 

@@ -15,6 +15,7 @@ import safetensors
 
 from contract import append_body, tensor
 from fuzz import values
+from fuzz.oddities import odd_tensor
 from hadakv_service import fromfile, wire
 from hadakv_service.append import Append
 from hadakv_service.context import check_session_id
@@ -199,7 +200,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     if kind[0] % len(TARGETS) == FILE_KIND and rng.random() < 0.7:
         return kind + _with_other_header(rng, body)
     # Most ways to spoil a body make of it none at all; past that check only what keeps its structure comes.
-    mutation = rng.choice([replace_value, reshape]) if rng.random() < 0.6 else rng.choice(MUTATIONS)
+    mutation = rng.choice([replace_value, reshape, odd_tensor] if rng.random() < 0.6 else MUTATIONS)
     try:
         return kind + mutation(rng, body)
     except Exception:

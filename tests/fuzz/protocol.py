@@ -9,6 +9,7 @@ import logging
 import random
 from typing import Any
 
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
@@ -26,18 +27,24 @@ from hadakv_service.whole import EXTENSION
 
 LIMIT = 1 << 20
 LIMITS = Limits(1 << 16, connections=10, idle_seconds=1.0, head_seconds=1.0, body_seconds=1.0, rate=1 << 18)
+# As much as is written before a peer must have taken it.
+HIGH_WATER = 1 << 16
 BODIES = BodyReader(LIMIT)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads a body as the service does and answers its size; a path that begins with /w is answered in one write."""
+    """Reads a body as the service does, and answers its size and as many zeros.
+
+    A path that begins with /w is answered in one write.
+    """
     try:
         if scope["path"].startswith("/w"):
             answer = scope["extensions"][EXTENSION]
             await answer(200, [(b"content-type", MSGPACK.encode()), (b"content-length", b"1")], b"\x80")
             return
         async with BODIES.read(Request(scope, receive)) as body:
-            await MsgpackResponse({"nbytes": len(body)})(scope, receive, send)
+            zeros = np.zeros(len(body), np.uint8)
+            await MsgpackResponse({"nbytes": len(body), "zeros": zeros})(scope, receive, send)
     except ServiceError as error:
         await from_service_error(error)(scope, receive, send)
     except ClientDisconnect:
@@ -47,8 +54,11 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 class Wire(asyncio.Transport):
     """A connection's other end: keeps what is written, and hands on what it is given to whoever reads now."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: PatientProtocol, *, stalls: bool) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self._connection = protocol
+        self._stalls = stalls
+        self._unread = 0
         self.written = bytearray()
         self.closed = False
         self._loop = loop
@@ -82,8 +92,19 @@ class Wire(asyncio.Transport):
             self._protocol.connection_lost(None)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self.closed:
-            self.written += data
+        if self.closed:
+            return
+        self.written += data
+        self._unread += len(data)
+        if self._unread > HIGH_WATER:
+            self._connection.pause_writing()
+            if not self._stalls:
+                self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        """The peer takes what was written."""
+        self._unread = 0
+        self._connection.resume_writing()
 
     def is_closing(self) -> bool:
         return self.closed
@@ -110,7 +131,7 @@ class Wire(asyncio.Transport):
             self._loop.call_soon(self._pump)
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self._unread if self._unread > HIGH_WATER else 0
 
     def is_reading(self) -> bool:
         return not self._paused
@@ -146,7 +167,7 @@ class Peer:
 
     async def _outcome(self, data: bytes) -> str:
         protocol = PatientProtocol(self._config, self._state, {}, self._loop, watch=self._watch)
-        wire = Wire(self._loop, protocol)
+        wire = Wire(self._loop, protocol, stalls=bool(data) and data[0] % 4 == 3)
         protocol.connection_made(wire)
         for piece in _pieces(data):
             wire.feed(piece)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract import Caller, Json, append_body, tensor
+from contract import JSON, MSGPACK, Caller, Json, append_body, tensor
 from service.refusals import VALID, K, V, assert_names_field
 
 X = tensor(K)
@@ -128,6 +128,7 @@ INVALID_SESSIONS: dict[str, tuple[Any, str]] = {
     "has head_dim -64": ({"head_dim": -64}, "head_dim"),
     "has a window of 0": ({"window": 0}, "window"),
     "has a window of -1": ({"window": -1}, "window"),
+    "has a window beyond all tokens": ({"window": (1 << 48) + 1}, "window"),
     "has a ttl of 0": ({"ttl_seconds": 0}, "ttl_seconds"),
     "has a ttl before now": ({"ttl_seconds": -1.5}, "ttl_seconds"),
     "has a ttl that is not a number": ({"ttl_seconds": float("nan")}, "ttl_seconds"),
@@ -146,6 +147,24 @@ def test_a_session_is_refused_that(caller: Caller, session: str, body: Any, fiel
     assert_names_field(answer, field)
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
     assert caller.get("/sessions").status == 200
+
+
+def test_a_number_that_only_json_has_is_refused(caller: Caller, session: str) -> None:
+    """An answer in msgpack could not have it."""
+    body = b'{"window": %d}' % (1 << 64)
+
+    answer = caller.send("PUT", f"/sessions/{session}", body, JSON, accept=MSGPACK)
+
+    assert_names_field(answer, "window")
+
+
+def test_the_largest_window_is_told_in_every_format(caller: Caller, session: str) -> None:
+    body = b'{"window": %d}' % (1 << 48)
+
+    made = caller.send("PUT", f"/sessions/{session}", body, JSON, accept=MSGPACK)
+
+    assert made.status == 201
+    assert made.body["window"] == caller.info(session)["window"] == 1 << 48
 
 
 ROW = {"dtype": "uint8", "shape": [2, 32], "data": bytes(64)}
