@@ -5,9 +5,9 @@ import signal
 import threading
 import time
 
+from faults.calls import Weather
 from faults.disk import Disk
 from faults.interpose import Action, Call, Interposed
-from faults.load import Weather
 from faults.schedule import Plan
 from faults.service import Service
 
@@ -75,14 +75,18 @@ class Course:
 
 
 class Losing(Course):
-    """It is killed, and what was not synced is lost; sometimes after a while in which nothing need be."""
+    """It ends, mostly by kill -9, and what was not synced is lost; often after a while in which nothing need be."""
 
     def run(self) -> None:
         wait(self.plan.seconds / 2)
-        if self.rng.random() < 0.7:
+        if self.rng.random() < 0.8:
+            self.weather.lazy_but = self.rng.choice(("truncate", "delete"))
             self.weather.lazy.set()
         wait(self.plan.seconds / 2)
-        self.kill()
+        if self.rng.random() < 0.2:
+            self.terminate()
+        else:
+            self.kill()
 
 
 class Starting(Course):

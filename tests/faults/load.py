@@ -1,19 +1,19 @@
 """Who uses the service: threads that each have sessions of their own, and know what was answered."""
 
 import random
-import threading
+import tempfile
 import traceback
 from collections.abc import Callable
 from itertools import groupby
-from typing import TypeVar
 
 import numpy as np
 
 from faults import check
+from faults.calls import Caller, Gone, Refused, Weather
 from faults.model import Append, Durability, Known, State
 from faults.pool import TOKENS, Numbers, Pool
 from faults.tally import Tally, Violation
-from hadakv_client import Client, PositionConflict, Problem, Session, SessionNotFound, TransportError
+from hadakv_client import Client, PositionConflict, Session, TransportError
 
 SESSIONS = 5  # of each thread at most
 MOST_TOKENS = 1200  # of a session, more or less
@@ -21,37 +21,6 @@ MOST_CALLS = 100_000  # of a thread in a round
 ANSWER_SECONDS = 60.0
 WINDOWS = (None, None, None, 40, 300)
 DURABILITIES: tuple[Durability, ...] = ("ack", "ack", "ack", "ack", "spill", "spill", "spill", "memory")
-
-T = TypeVar("T")
-
-
-class Weather:
-    """What is to be expected, for all threads of a round.
-
-    Attributes:
-        over: there is to be no further call.
-        ending: the service may end, so that calls go without an answer.
-        trouble: calls may be refused for want of room, or of a disk.
-        refused: one was.
-        lazy: only such calls are made as need not be synced at once, unless they take something back.
-        evicting: sessions that are not acknowledged may be gone.
-    """
-
-    def __init__(self, *, evicting: bool) -> None:
-        self.over = threading.Event()
-        self.ending = threading.Event()
-        self.trouble = threading.Event()
-        self.refused = threading.Event()
-        self.lazy = threading.Event()
-        self.evicting = evicting
-
-
-class _Refused(Exception):
-    """A call was refused, as was to be expected."""
-
-
-class _Gone(Exception):
-    """A session was evicted, as was to be expected."""
 
 
 class Worker:
@@ -81,15 +50,19 @@ class Worker:
         self._rng = rng
         self._tally = tally
         self._weather = weather
+        self._ask = Caller(tally, weather).ask
         self._actions: tuple[tuple[Callable[[Known], object], int], ...] = (
             *((self._append, 48), (self._repeat, 7), (self._misplace, 4), (self._read, 10), (self._look, 5)),
-            *((self._truncate, 10), (self._fork, 9), (self._delete, 7)),
+            *((self._truncate, 10), (self._fork, 9), (self._delete, 7), (self._move, 4)),
         )
 
     def run(self, url: str) -> None:
         """Make calls to the service there until there are to be no more, or nobody answers."""
         try:
-            with Client(url, retries=0, timeout=ANSWER_SECONDS) as self._client:
+            with (
+                Client(url, retries=0, timeout=ANSWER_SECONDS) as self._client,
+                tempfile.TemporaryDirectory() as self._folder,
+            ):
                 for _ in range(MOST_CALLS):
                     if self._weather.over.is_set():
                         return
@@ -118,41 +91,15 @@ class Worker:
                 self._delete(known)
             else:
                 action(known)
-        except (_Refused, _Gone):
+        except (Refused, Gone):
             self._sessions[:] = [each for each in self._sessions if each.state is not None]
 
     def _be_lazy(self, known: Known | None) -> None:
         if known is None:
             self._weather.over.wait(0.01)
         else:
-            self._rng.choice((self._append, self._truncate, self._read))(known)
-
-    def _ask(self, known: Known, call: Callable[[], T], state: State | None, append: Append | None = None) -> T:
-        """Make a call that leads to a state."""
-        trouble = self._weather.trouble.is_set()
-        known.ask(state, append)
-        self._tally.add("requests")
-        try:
-            answer = call()
-        except TransportError:
-            self._tally.add("unanswered")
-            raise
-        except Problem as problem:
-            known.refused()
-            if problem.status in (503, 507) and (trouble or self._weather.trouble.is_set()):
-                self._tally.add("refused")
-                self._weather.refused.set()
-                raise _Refused from problem
-            missing = isinstance(problem, SessionNotFound) or (
-                isinstance(problem, PositionConflict) and problem.length == 0
-            )
-            if missing and (known.durability == "memory" or (known.durability == "spill" and self._weather.evicting)):
-                known.state = None
-                self._tally.add("lost")
-                raise _Gone from problem
-            raise
-        known.answered()
-        return answer
+            taking = self._truncate if self._weather.lazy_but == "truncate" else self._delete
+            self._rng.choice((self._append, self._append, self._read, taking))(known)
 
     def _session(self, known: Known) -> Session:
         return check.handle(self._client, known)
@@ -168,8 +115,7 @@ class Worker:
         window = self._rng.choice(WINDOWS)
         if window or durability != "ack" or self._rng.random() < 0.3:
             session, empty = self._session(known), State.empty(known.layers, window)
-            options = {"window": window, "durability": durability}
-            self._ask(known, lambda: session.create(**options), empty)
+            self._ask(known, lambda: session.create(window=window, durability=durability), empty)
         self._append(known)
 
     def _numbers(self, count: int) -> Numbers:
@@ -290,6 +236,19 @@ class Worker:
         state = known.state if cut is None else known.state.cut(cut)
         session = self._session(known)
         self._ask(new, lambda: session.fork(new.name, cut), state)
+
+    def _move(self, known: Known) -> None:
+        """A session goes into a file, and comes back as another one, which has the service's default durability."""
+        assert known.state is not None
+        if len(self._sessions) == SESSIONS or not any(known.state.lengths):
+            return
+        state, last, session = known.state, known.last, self._session(known)
+        path = f"{self._folder}/session.safetensors"
+        self._ask(known, lambda: session.export(path), state)
+        known.last = last
+        new = Known(self._free_name(), known.pool)
+        self._sessions.append(new)
+        self._ask(new, lambda: self._client.import_session(path, new.name), state)
 
     def _delete(self, known: Known) -> None:
         session = self._session(known)

@@ -57,7 +57,7 @@ def seen(mutation: Mutation | None, seed: int, rounds: int, kinds: tuple[str, ..
 def main() -> int:
     """Print the table; the exit status, 0 if each was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12, help="in so many each must be seen (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=60, help="in so many each must be seen (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=20260)
     parser.add_argument("--only", nargs="+", help="faults whose names have one of these words in them")
     options = parser.parse_args()

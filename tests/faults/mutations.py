@@ -25,9 +25,9 @@ _KILLS = ("kill", "write")
 MUTATIONS = {
     "answers go out before the disk has it": Mutation(
         "device.py",
-        "        self._work(batch)\n        self._settle_for(batch)\n        for",
-        "        self._work(batch)\n        self._events.call_soon_threadsafe(self._answer, list(batch))\n"
-        "        self._settle_for(batch)\n        for",
+        "        self._work(batch, work)\n        self._settle_for(batch)\n        done = []",
+        "        self._work(batch, work)\n        self._events.call_soon_threadsafe(self._answer, list(batch))\n"
+        "        self._settle_for(batch)\n        done = []",
         ("write",),
     ),
     "acknowledged without a sync": Mutation("tiers/sqlite.py", "{'FULL' if sync else 'NORMAL'}", "NORMAL", ("power",)),
@@ -81,15 +81,7 @@ MUTATIONS = {
         "settling.py", "and not entry.clean:", "and not entry.saved:", ("term",)
     ),
     "acknowledged sessions end like any other": Mutation(
-        "tiers/sqlite.py", "WHERE NOT permanent ORDER BY", "ORDER BY", ("budget",)
-    ),
-    "what is under way is tied together on disk": Mutation(
-        "room.py",
-        "                self.below(self._new_nbytes(pages), keep)\n                self._spill(pages, [])",
-        "                self.below(self._new_nbytes(pages), keep)\n                key = next(k for k, e in "
-        "self._entries.items() if e is entry)\n                saving = Saving(key, entry.session, entry.created, "
-        "entry.last_used, entry.saved)\n                self._spill(pages, [saving])",
-        ("budget", "errors", "full"),
+        "tiers/sqlite.py", "WHERE NOT permanent AND last_used", "WHERE last_used", ("budget",)
     ),
     "a repetition is not compared": Mutation("append.py", "            self._check_repetition(page)\n", "", _KILLS),
     "a page comes back as another": Mutation(
