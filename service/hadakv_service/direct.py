@@ -134,7 +134,8 @@ class DirectProtocol(HttpToolsProtocol):
 
 
 def _is_gone(cycle: RequestResponseCycle) -> bool:
-    return cycle.disconnected and not cycle.response_complete
+    # A transport that could not write is closing at once, and the cycle told only when it is the loop's turn.
+    return not cycle.response_complete and (cycle.disconnected or cycle.transport.is_closing())
 
 
 class _Filling(asyncio.BufferedProtocol):

@@ -40,9 +40,10 @@ class Exchange:
         route: template of its path, `""` while nobody has looked.
         trace_id: of the trace it belongs to, in hex, where there is one.
         whole: whether the answer is known to have been handed over as a whole.
+        lost: whether the client was seen to have left while it was answered.
     """
 
-    __slots__ = ("_send", "id", "received", "route", "scope", "sent", "started", "status", "trace_id", "whole")
+    __slots__ = ("_send", "id", "lost", "received", "route", "scope", "sent", "started", "status", "trace_id", "whole")
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope = scope
@@ -50,7 +51,7 @@ class Exchange:
         self.started = perf_counter()
         self.status = self.received = self.sent = 0
         self.route = self.trace_id = ""
-        self.whole = False
+        self.whole = self.lost = False
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -58,7 +59,10 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = self.status or message["status"]
             message = {**message, "headers": [*message.get("headers", ()), (HEADER, self.id)]}
+        # Once the last of the answer has been handed over it can no longer be told from one that arrived.
+        self.lost = self.lost or self._is_gone()
         await self._send(message)
+        self.lost = self.lost or self._is_gone()
         if self.scope["method"] != "HEAD" and not self.lost:
             self.sent += len(message.get("body", b""))
 
@@ -69,9 +73,8 @@ class Exchange:
         self.status = status
         self.sent = nbytes
 
-    @property
-    def lost(self) -> bool:
-        """Whether the client left before its answer was whole."""
+    def _is_gone(self) -> bool:
+        """Whether the client has left, and an answer to it is not whole."""
         extensions = self.scope.get("extensions")
         gone = extensions.get(GONE) if extensions else None
         return gone is not None and bool(gone())
@@ -79,7 +82,8 @@ class Exchange:
     @property
     def outcome(self) -> int:
         """The status, or that of a client that is gone."""
-        return self.status if self.whole or (self.status and not self.lost) else CLIENT_GONE
+        arrived = self.whole or (self.status and not (self.lost or self._is_gone()))
+        return self.status if arrived else CLIENT_GONE
 
     @property
     def tenant(self) -> str | None:

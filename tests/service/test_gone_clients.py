@@ -4,7 +4,9 @@ import os
 import socket
 from pathlib import Path
 
-from contract import MSGPACK, connect
+import numpy as np
+
+from contract import MSGPACK, Caller, connect
 from hadakv_service.spawn import RunningService, running_service
 from service.held import HELD
 from service.refusals import PACKED
@@ -54,3 +56,24 @@ def test_a_client_that_leaves_before_its_answer_is_counted_as_gone_though_its_to
     assert found["hadakv_http_received_bytes_total", call] == len(PACKED)
     assert found["hadakv_http_sent_bytes_total", call] == 0
     assert found["hadakv_appended_tokens_total", ""] == 5
+
+
+def test_a_client_that_leaves_while_its_answer_is_sent_is_counted_as_gone(
+    watched: RunningService, asking: Caller, session: str
+) -> None:
+    call = f"method=GET route={KV}"
+    gone = ("hadakv_http_requests_total", f"{call} status=499")
+    x = np.zeros((8, 8, 1024, 128), np.float16)
+    asking.append(session, x, x)
+
+    def act() -> None:
+        before = scrape(watched.url).get(gone, 0)
+        with connect(watched.url) as connection:
+            connection.sendall(f"GET /sessions/{session}/kv?form=float32 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            connection.recv(1000)
+        eventually(lambda: scrape(watched.url).get(gone, 0) == before + 1)
+
+    found = moved(watched.url, act)
+
+    assert found[gone] == found["hadakv_http_request_seconds_count", call] == 1
+    assert found["hadakv_http_sent_bytes_total", call] < 2 * 4 * x.size, "what was not sent is not counted"
