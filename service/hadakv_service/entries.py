@@ -3,14 +3,16 @@
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 
 from hadakv_service.ledger import Ledger, beside, cost
 from hadakv_service.page import Page
+from hadakv_service.pages import Run
 from hadakv_service.session import Session
 from hadakv_service.tiers import Key, Manifest
 
 Clock = Callable[[], float]
+_NO_LAYERS = Run(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -151,7 +153,22 @@ def changes(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
     """The pages that a new value of a session has more than the old one, and those that it no longer has."""
     if old is None:
         return set(new.all_pages()), set()
-    same = {id(run) for run in old.runs} & {id(run) for run in new.runs}
-    before = {page for run in old.runs if id(run) not in same for page in run.pages}
-    after = {page for run in new.runs if id(run) not in same for page in run.pages}
-    return after - before, before - after
+    gained: set[Page] = set()
+    lost: set[Page] = set()
+    for a, b in zip_longest(old.runs, new.runs, fillvalue=_NO_LAYERS):
+        if a is not b:
+            # Most of what an append leaves as it is are the pages of long runs.
+            common = _common(a, b)
+            lost.update(a.pages[common:])
+            gained.update(b.pages[common:])
+    return gained - lost, lost - gained
+
+
+def _common(a: Run, b: Run) -> int:
+    """How many pages two runs certainly begin with alike: all that an append left, or the full ones."""
+    if a.base != b.base:
+        return 0
+    every, full = min(len(a.pages), len(b.pages)), min(a.full, b.full)
+    if a.pages[:every] == b.pages[:every]:
+        return every
+    return full if a.pages[:full] == b.pages[:full] else 0

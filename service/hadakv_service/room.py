@@ -47,6 +47,8 @@ class Room:
 
     def missing(self, nbytes: int, keep: Collection[Hashable]) -> int:
         """How many bytes would not fit into memory beside these sessions, whatever happens to others."""
+        if nbytes <= self._ledger.free:
+            return 0
         kept = [entry for key in keep if (entry := self._entries.get(key))]
         more = nbytes + self._ledger.reserved - self._ledger.budget
         as_they_are = more + sum(entry.cost for entry in kept)

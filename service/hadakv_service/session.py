@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from typing import Literal
 
@@ -39,9 +40,11 @@ class Shape:
     position: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Session:
     """All of a session but its name and its age. `None` means not yet decided.
+
+    What is asked for again and again while a batch is worked on is worked out once, as a value never changes.
 
     Attributes:
         codecs: of k and of v.
@@ -61,7 +64,7 @@ class Session:
     durability: Durability = "memory"
     runs: tuple[Run, ...] = ()
 
-    @property
+    @cached_property
     def specs(self) -> tuple[CodecSpec, CodecSpec]:
         """The codecs of k and v at the session's head_dim; only once it has both."""
         assert self.codecs is not None
@@ -84,12 +87,12 @@ class Session:
         """Stored vectors of one stream."""
         return (self.kv_heads or 0) * sum(run.layers * (run.length - run.base) for run in self.runs)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Stored bytes of both streams."""
         return self.rows * sum(spec.nbytes for spec in self.specs) if self.rows else 0
 
-    @property
+    @cached_property
     def pages(self) -> int:
         """Stored pages."""
         return sum(len(run.pages) for run in self.runs)

@@ -124,8 +124,10 @@ class Settling:
         Raises:
             InsufficientStorage: the disk takes it not.
         """
+        if session.durability != "ack":
+            return
         new = [page for page in session.all_pages() if page.row is None]
-        if session.durability != "ack" or sum(page.nbytes for page in new) <= SPILL_NBYTES:
+        if sum(page.nbytes for page in new) <= SPILL_NBYTES:
             return
         self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), {key})
         for pages in _portions(new):
