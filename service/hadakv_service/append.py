@@ -1,6 +1,7 @@
 """The append: everything an append checks, reserves, encodes and stores, as one job of the device."""
 
 from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
 from hadakv_service import wire
 from hadakv_service.device import LongJob
-from hadakv_service.errors import InvalidRequest, NonFinite
+from hadakv_service.errors import InvalidRequest, NonFinite, ServiceError
 from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS, same_bytes
 from hadakv_service.session import MAX_LAYERS, Session, Shape
@@ -81,13 +82,24 @@ class AppendJob(LongJob[Appended]):
 
     def __init__(self, key: Key, append: Append, store: Store, backend: Backend, new: Session) -> None:
         self.key: Hashable = key
-        self.nbytes = append.k.nbytes + append.v.nbytes
+        self._nbytes: int | None = None
         self._key = key
         self._append = append
         self._store = store
         self._backend = backend
         self._new = new
         self._reserved = 0
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]  # known only once it is asked for
+        """Of the tensors, and of what is stored and has to be split for them."""
+        if self._nbytes is None:
+            self._nbytes = self._append.k.nbytes + self._append.v.nbytes
+            # It will be told when it begins.
+            with suppress(ServiceError):
+                if entry := self._store.find(self._key):
+                    self._nbytes += entry.session.split_nbytes(self._append.shape.layer, self._append.shape.layers)
+        return self._nbytes
 
     def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:
         """Check against the session and reserve the bytes."""
@@ -99,6 +111,7 @@ class AppendJob(LongJob[Appended]):
         self._position, self._at_end = self._session.place(shape)
         self._specs = self._session.specs
         if self._at_end:
+            self._split = bool(self._session.split_nbytes(shape.layer, shape.layers))
             self._session = self._session.opened(shape.layer, shape.layers)
             rows = shape.layers * shape.kv_heads * shape.tokens
             nbytes = rows * sum(spec.nbytes for spec in self._specs)
@@ -125,7 +138,7 @@ class AppendJob(LongJob[Appended]):
                 part = page if tokens == slice(0, page.tokens) else page.cut(slice(None), tokens)
                 session = session.append(self._append.shape.layer, part, self._backend)
                 yield
-            yield from self._store.ahead_in_steps(self._key, session)
+            yield from self._store.ahead_in_steps(self._key, session, split=self._split)
             yield from self._store.room_in_steps(self._reserved, self._batch)
             self._store.put(self._key, session, self._reserved, self._batch)
             self._reserved = 0

@@ -1,5 +1,7 @@
 """A page: the bytes of some tokens, which never change, wherever they lie."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from hadakv_kernels import Encoded
@@ -27,11 +29,24 @@ class Page:
         layers: how many.
         tokens: how many a layer.
         nbytes: bytes of packed vectors and norms.
-        row: its number in the tier below memory, once it is there.
+        row: its number in the tier below memory, once it is there by itself.
+        whole: if it is there as part of another page only, that page, and which of its layers these are.
+        lender: the same for all that share the memory of one page; None if it has memory of its own.
         holders: how many sessions the ledger counts it for.
     """
 
-    __slots__ = ("__weakref__", "_home", "_streams", "holders", "layers", "nbytes", "row", "tokens")
+    __slots__ = (
+        "__weakref__",
+        "_home",
+        "_streams",
+        "holders",
+        "layers",
+        "lender",
+        "nbytes",
+        "row",
+        "tokens",
+        "whole",
+    )
 
     def __init__(self, k: Encoded, v: Encoded) -> None:
         self._streams: tuple[Encoded, Encoded] | None = (k, v)
@@ -40,6 +55,8 @@ class Page:
         self.tokens = int(k.packed.shape[2])
         self.nbytes = sum(int(stream.packed.nbytes + stream.norms.nbytes) for stream in (k, v))
         self.row: int | None = None
+        self.whole: tuple[Page, slice] | None = None
+        self.lender: object = None
         self.holders = 0
 
     @classmethod
@@ -47,7 +64,7 @@ class Page:
         """A page that lies elsewhere."""
         page = cls.__new__(cls)
         page.layers, page.tokens, page.nbytes, page.holders = layers, tokens, nbytes, 0
-        page._streams = None
+        page._streams = page.lender = None
         page.stay_at(home, row)
         return page
 
@@ -82,14 +99,30 @@ class Page:
         """A part of the page, sharing its memory."""
         return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in self.streams))
 
+    def split(self, borders: Sequence[int]) -> list["Page"]:
+        """The page as parts, of the layers from each border to the next; nothing is read or copied for it."""
+        return [self._part(slice(a, b)) for a, b in pairwise(borders)]
+
+    def _part(self, layers: slice) -> "Page":
+        if self._streams is not None:
+            page = self.cut(layers, slice(None))
+            page.lender = self.lender or self._streams
+            return page
+        assert self._home is not None
+        whole, first = (self.whole[0], self.whole[1].start) if self.whole else (self, 0)
+        count = layers.stop - layers.start
+        page = Page.at(self._home, 0, count, self.tokens, self.nbytes // self.layers * count)
+        page.row, page.whole = None, (whole, slice(first + layers.start, first + layers.stop))
+        return page
+
     def stay_at(self, home: Home, row: int) -> None:
         """Note where its bytes lie beside memory."""
-        self._home, self.row = home, row
+        self._home, self.row, self.whole = home, row, None
 
     def leave(self) -> None:
-        """Free its memory; it has to lie elsewhere too."""
+        """Free its memory, unless others share that; it has to lie elsewhere too."""
         assert self._home is not None
-        self._streams = None
+        self._streams = self.lender = None
 
     def come(self, k: Encoded, v: Encoded) -> None:
         """Take its bytes into memory again."""

@@ -58,11 +58,13 @@ class Run:
     pages: tuple[Page, ...] = ()
     full: int = 0
 
-    def split(self, at: int) -> tuple["Run", "Run"]:
-        """The first `at` layers and the others, sharing memory."""
-        parts = (slice(0, at), slice(at, self.layers))
-        first, rest = (tuple(page.cut(part, slice(None)) for page in self.pages) for part in parts)
-        return replace(self, layers=at, pages=first), replace(self, layers=self.layers - at, pages=rest)
+    def split(self, borders: Sequence[int]) -> list["Run"]:
+        """A run for the layers from each border to the next, 0 and all layers being borders; see `Page.split`."""
+        split = [page.split(borders) for page in self.pages]
+        return [
+            replace(self, layers=b - a, pages=tuple(parts[i] for parts in split))
+            for i, (a, b) in enumerate(pairwise(borders))
+        ]
 
     def append(self, page: Page, backend: Backend) -> "Run":
         """The run with a page's tokens after its own."""

@@ -1,7 +1,7 @@
 """Where pages are: in memory, in the tier below it, or both. Moves them, and what ties them together."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -78,6 +78,8 @@ class Residence:
         return k, v
 
     def _content(self, page: Page) -> Content:
+        if page.whole:
+            return _part(self._content(page.whole[0]), page.whole[1])
         assert page.row is not None
         try:
             return self.tier.content(page.row)
@@ -126,14 +128,15 @@ class Residence:
 
         Raises:
             TierFailed: nothing was written.
+            SessionDamaged, TierUnavailable: nor if they are parts of a page that cannot be read.
         """
         rows: dict[Page, int] = {}
         manifests: list[Manifest] = []
         gone: list[int] = []
+        new = (page for page in chain(pages, *(saving.session.all_pages() for saving in savings)) if page.row is None)
         with self.tier.transaction(sync=sync) as change:
-            for page in chain(pages, *(saving.session.all_pages() for saving in savings)):
-                if page.row is None and page not in rows:
-                    rows[page] = change.add_page(self._on_host(page))
+            for page, content in self._contents(dict.fromkeys(new)):
+                rows[page] = change.add_page(content)
             for saving in savings:
                 manifests.append(_manifest(saving, rows))
                 gone += change.put(saving.key, manifests[-1], saving.old)
@@ -144,6 +147,19 @@ class Residence:
             self._known[row] = page
         self._loose.update(gone)
         return manifests
+
+    def _contents(self, pages: Iterable[Page]) -> Iterator[tuple[Page, Content]]:
+        """Each page with its bytes in host memory. What is read for one part of a page is read for all."""
+        whole, read = None, None
+        for page in by_whole(pages):
+            if page.is_here:
+                yield page, self._on_host(page)
+                continue
+            assert page.whole is not None
+            if read is None or page.whole[0] is not whole:
+                whole = page.whole[0]
+                read = self._content(whole)
+            yield page, _part(read, page.whole[1])
 
     def _on_host(self, page: Page) -> Content:
         assert self._backend is not None
@@ -190,6 +206,16 @@ class Residence:
         if page is None:
             page = self._known[row] = Page.at(self, row, *known)
         return page
+
+
+def by_whole(pages: Iterable[Page]) -> list[Page]:
+    """Pages in an order in which parts of one page follow each other, so that it need not be read again for each."""
+    return sorted(pages, key=lambda page: (page.whole[0].row or 0) if page.whole else 0)
+
+
+def _part(content: Content, layers: slice) -> Content:
+    """Some layers of a page's content: a copy, so that they do not keep all of it."""
+    return Content(*(Encoded(s.packed[layers].copy(), s.norms[layers].copy()) for s in content))
 
 
 def outline(manifest: Manifest) -> Session:

@@ -1,6 +1,7 @@
 """Makes room: sessions leave memory for the tier, and end where there is none."""
 
-from collections.abc import Collection, Generator, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
 from contextlib import suppress
 from math import inf
 from typing import cast
@@ -143,7 +144,7 @@ class Room:
         whole = len(pages) == sum(page.is_here for page in entry.session.all_pages())
         savings = [Saving(key, entry.session, entry.created, entry.last_used, entry.saved)] if whole else []
         try:
-            self.below(self._new_nbytes(pages), {key, *keep})
+            self.below(self._new_nbytes(entry.session.all_pages() if whole else pages), {key, *keep})
         except NoRoomBelow:
             if entry.session.durability == "ack":
                 raise
@@ -166,18 +167,27 @@ class Room:
         return False
 
     def _to_leave(self, entry: Entry, excess: int) -> list[Page]:
-        """Pages of a session that are in memory, as many as are worth writing at a time."""
-        pages: list[Page] = []
+        """Pages of a session that are in memory, as many as are worth writing at a time.
+
+        Those that share memory leave together: it is not free before.
+        """
+        pages: dict[Page, None] = {}
         wanted = min(max(excess, SPILL_NBYTES // 2), SPILL_NBYTES)
+        lent: dict[int, list[Page]] | None = None
         for page in entry.session.all_pages():
             if wanted <= 0:
                 break
-            if page.is_here:
-                pages.append(page)
-                wanted -= page.nbytes
-        return pages
+            if not page.is_here or page in pages:
+                continue
+            group = [page]
+            if page.lender is not None:
+                lent = _by_lender(entry.session.all_pages()) if lent is None else lent
+                group = lent[id(page.lender)]
+            pages.update(dict.fromkeys(group))
+            wanted -= sum(each.nbytes for each in group)
+        return list(pages)
 
-    def _new_nbytes(self, pages: Sequence[Page]) -> int:
+    def _new_nbytes(self, pages: Iterable[Page]) -> int:
         return sum(self._tier.cost(page.nbytes) for page in pages if page.row is None)
 
     def _spill(self, pages: Sequence[Page], savings: Sequence[Saving]) -> list[Manifest]:
@@ -250,6 +260,15 @@ class Room:
             if not spared and any(page.row is not None for page in entry.session.all_pages()):
                 return key
         raise NoRoomBelow("The disk budget is taken by sessions that may not be ended.")
+
+
+def _by_lender(pages: Iterable[Page]) -> dict[int, list[Page]]:
+    """Pages in memory that share it with others, by with whom."""
+    lent: dict[int, list[Page]] = defaultdict(list)
+    for page in pages:
+        if page.lender is not None:
+            lent[id(page.lender)].append(page)
+    return lent
 
 
 def _keys(keep: Collection[Hashable]) -> list[Key]:

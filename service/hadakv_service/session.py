@@ -179,13 +179,28 @@ class Session:
         return PositionConflict(detail, length)
 
     def opened(self, layer: int, layers: int) -> "Session":
-        """The session with runs that begin and end where these layers do, and still without further tokens."""
+        """The session with runs that begin and end where these layers do, and still without further tokens.
+
+        A run that has other layers besides is split into as many each, as those are likely to come by themselves, too.
+        """
         stop = layer + layers
         runs = self.runs
         if self.stored_layers < stop:
             runs = (*runs, *self._empty_runs(layer, stop))
-        runs = _split(_split(runs, layer), stop)
-        return self if runs is self.runs else replace(self, runs=runs)
+        parts, at = list[Run](), 0
+        for run in runs:
+            parts += run.split(borders) if len(borders := _borders(layer - at, layers, run.layers)) > 2 else [run]
+            at += run.layers
+        return self if len(parts) == len(self.runs) else replace(self, runs=tuple(parts))
+
+    def split_nbytes(self, layer: int, layers: int) -> int:
+        """Stored bytes of the runs that `opened` splits."""
+        nbytes, at = 0, 0
+        for run in self.runs:
+            if len(_borders(layer - at, layers, run.layers)) > 2:
+                nbytes += sum(page.nbytes for page in run.pages)
+            at += run.layers
+        return nbytes
 
     def new_pages(self, layer: int, layers: int, tokens: int) -> int:
         """How many pages an append to these layers adds at most; they must be opened."""
@@ -285,11 +300,7 @@ def _one(pages: list[Page], axis: int, backend: Backend) -> Page:
     return pages[0].here() if len(pages) == 1 else join(pages, axis, backend)
 
 
-def _split(runs: tuple[Run, ...], layer: int) -> tuple[Run, ...]:
-    """The same layers, with a border between runs at `layer`."""
-    at = 0
-    for i, run in enumerate(runs):
-        if at < layer < at + run.layers:
-            return (*runs[:i], *run.split(layer - at), *runs[i + 1 :])
-        at += run.layers
-    return runs
+def _borders(layer: int, layers: int, all_layers: int) -> list[int]:
+    """Where a run is split so that some layers, counted from its first, are by themselves; its ends are borders too."""
+    inside = 0 < layer < all_layers or 0 < layer + layers < all_layers
+    return [0, *range(layer % layers or layers, all_layers, layers), all_layers] if inside else [0, all_layers]

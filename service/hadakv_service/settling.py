@@ -5,11 +5,11 @@ import time
 from collections.abc import Generator, Iterable
 
 from hadakv_service.entries import Entries, Entry, changes
-from hadakv_service.errors import InsufficientStorage
+from hadakv_service.errors import InsufficientStorage, ServiceError
 from hadakv_service.ledger import Ledger
 from hadakv_service.page import Page
 from hadakv_service.quota import Owners
-from hadakv_service.residence import Residence, Saving
+from hadakv_service.residence import Residence, Saving, by_whole
 from hadakv_service.room import SPILL_NBYTES, Room
 from hadakv_service.session import Session
 from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
@@ -102,7 +102,7 @@ class Settling:
             if entry and self._room.can_leave(entry) and not entry.clean:
                 try:
                     written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
-                except (TierError, InsufficientStorage) as error:
+                except (TierError, ServiceError) as error:
                     log.error("session %s was not written: %s", key[1], error)
                     written = False
                 left += not written
@@ -118,16 +118,24 @@ class Settling:
         if late:
             self._residence.note_uses(late)
 
-    def write_ahead(self, key: Key, session: Session) -> Generator[None, None, None]:
-        """Of what `settle` will have to write, write most before, if it is so much that others should have their turn.
+    def write_ahead(self, key: Key, session: Session, *, split: bool) -> Generator[None, None, None]:
+        """Write before `settle` or a spill would have to, if it is so much that others should have their turn.
+
+        Args:
+            key: whose value it will be.
+            session: that value.
+            split: whether it may have parts of pages that are on disk. They are written first of all: as long as they
+                are none of their own each is read with all that it was part of.
 
         Raises:
             InsufficientStorage: the disk takes it not.
+            SessionDamaged, TierUnavailable: a page cannot be read.
         """
-        if session.durability != "ack":
+        acknowledged = session.durability == "ack"
+        if not (acknowledged or split):
             return
-        new = [page for page in session.all_pages() if page.row is None]
-        if sum(page.nbytes for page in new) <= SPILL_NBYTES:
+        new = [page for page in session.all_pages() if page.row is None and (acknowledged or page.whole)]
+        if sum(page.nbytes for page in new) <= SPILL_NBYTES and not any(page.whole for page in new):
             return
         self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), {key})
         for pages in _portions(new):
@@ -165,7 +173,7 @@ def _saving(key: Key, entry: Entry) -> Saving:
 
 def _portions(pages: list[Page]) -> Generator[list[Page], None, None]:
     portion: list[Page] = []
-    for page in pages:
+    for page in by_whole(pages):
         portion.append(page)
         if sum(each.nbytes for each in portion) >= SPILL_NBYTES:
             yield portion

@@ -182,9 +182,9 @@ class Store:
         """Give back what was reserved: the work under way stores nothing."""
         self.ledger.reserved -= nbytes
 
-    def ahead_in_steps(self, key: Key, session: Session) -> Generator[None, None, None]:
+    def ahead_in_steps(self, key: Key, session: Session, *, split: bool = False) -> Generator[None, None, None]:
         """Write ahead of `settle`, which otherwise does it in one go; see `Settling.write_ahead`."""
-        return self._settling.write_ahead(key, session)
+        return self._settling.write_ahead(key, session, split=split)
 
     def room_in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
         """Make room ahead of `put`, which otherwise does it in one go; see `Room.in_steps`."""

@@ -47,7 +47,7 @@ MUTATIONS = {
         "tiers/database.py", '"journal_mode = WAL"', '"journal_mode = OFF"', _KILLS
     ),
     "a manifest names a page that is not written": Mutation(
-        "residence.py", "rows[page] = change.add_page(self._on_host(page))", "rows[page] = 10**6 + len(rows)", _KILLS
+        "residence.py", "rows[page] = change.add_page(content)", "rows[page] = 10**6 + len(rows)", _KILLS
     ),
     "a manifest lacks its last page": Mutation(
         "tiers/sqlite.py", "after.items() - before.items()", "sorted(after.items() - before.items())[:-1]", _KILLS

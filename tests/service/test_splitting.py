@@ -1,0 +1,217 @@
+"""Layers that came together and now come by themselves: their pages are split, wherever these lie."""
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hadakv_kernels import Codec
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service import wire
+from hadakv_service.append import Append, AppendJob
+from hadakv_service.errors import InsufficientStorage, SessionDamaged
+from hadakv_service.page import Page
+from hadakv_service.room import SPILL_NBYTES
+from hadakv_service.session import Durability, Session
+from hadakv_service.store import Store
+from hadakv_service.tiers.sqlite import SqliteTier
+from service.test_sharing import numbered, numbers_of
+
+BACKEND = CpuBackend(1)
+KEY, OTHER = ("", "a"), ("", "b")
+LAYERS, TOKENS = 8, 40 * 256
+# Of float16, K and V, one head of 64.
+TOKEN = 2 * 128 * LAYERS
+NBYTES = TOKENS * TOKEN
+BUDGET = 4 << 20
+
+
+@pytest.fixture
+def tier(tmp_path: Path) -> Iterator[SqliteTier]:
+    made = SqliteTier(tmp_path / "data", 1 << 30)
+    yield made
+    made.close()
+
+
+def session(durability: Durability = "spill") -> Session:
+    codec = Codec(kind="float16")
+    return Session((codec, codec), kv_heads=1, head_dim=64, durability=durability)
+
+
+def stored(store: Store, tokens: int = TOKENS, durability: Durability = "spill") -> None:
+    """A session of numbers, all layers at once."""
+    new = session(durability)
+    for start in range(0, tokens, 256):
+        page = numbered([i % 2048 for i in range(start, min(start + 256, tokens))], LAYERS)
+        new = new.append(0, page, BACKEND)
+        store.put(KEY, new)
+    store.settle()
+
+
+def layer_job(store: Store, layer: int, number: float) -> AppendJob:
+    x = np.full((1, 1, 1, 64), number, np.float16)
+    k, v = (wire.Tensor("float16", list(t.shape), t.reshape(-1).view(np.uint8).data) for t in (x, -x))
+    return AppendJob(KEY, Append.from_body(wire.AppendBody(k, v, layer)), store, BACKEND, session())
+
+
+def steps(job: AppendJob) -> Iterator[None]:
+    """The job as the device does a long one."""
+    encoded = BACKEND.encode(job.begin(frozenset([KEY])))
+    yield
+    yield from job.finish_in_steps(encoded)
+
+
+def held(store: Store, layer: int) -> NDArray[np.float16]:
+    """The numbers of a layer's tokens, read a few pages at a time."""
+    value = store.get(KEY).session
+    _, _, stop = value.span(layer, 1)
+    parts = [
+        numbers_of(value.read(layer, layer + 1, at, min(at + 1000, stop), BACKEND))[0] for at in range(0, stop, 1000)
+    ]
+    return np.concatenate(parts)
+
+
+def reads(tier: SqliteTier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that are read from now on."""
+    rows: list[int] = []
+    content = tier.content
+    monkeypatch.setattr(tier, "content", lambda row: (rows.append(row), content(row))[1])
+    return rows
+
+
+@pytest.mark.parametrize("durability", ["spill", "ack"])
+def test_a_session_larger_than_memory_is_split_within_the_budget_reading_each_page_once(
+    tier: SqliteTier, durability: Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(BUDGET, tier=tier, backend=BACKEND)
+    stored(store, durability=durability)
+    away = [page for page in store.get(KEY).session.all_pages() if not page.is_here]
+    rows = reads(tier, monkeypatch)
+
+    tracemalloc.start()
+    pauses = 0
+    for _ in steps(layer_job(store, 3, 7.0)):
+        pauses += 1
+        assert store.ledger.used <= BUDGET
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert not store.settle()
+    assert len(away) * 256 * TOKEN > NBYTES - BUDGET, "most of it is on disk"
+    assert sorted(rows) == sorted(page.row for page in away)
+    assert pauses > NBYTES // SPILL_NBYTES / 2, "others have their turn"
+    assert peak < 2 * SPILL_NBYTES, "nor does it pass through memory at once"
+    for layer in range(LAYERS):
+        more = [7.0] if layer == 3 else []
+        np.testing.assert_array_equal(held(store, layer), [*(i % 2048 for i in range(TOKENS)), *more])
+
+
+def test_further_layers_find_theirs_split_already(tier: SqliteTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(BUDGET, tier=tier, backend=BACKEND)
+    stored(store)
+    for _ in steps(layer_job(store, 0, 7.0)):
+        pass
+    written = tier.used
+    rows = reads(tier, monkeypatch)
+
+    for layer in range(1, LAYERS):
+        for _ in steps(layer_job(store, layer, 7.0)):
+            pass
+
+    assert rows == []
+    # As much again was on disk until nobody needed the pages of all layers any longer.
+    store.tend()
+    assert tier.used < written
+    assert tier.used < 1.2 * NBYTES
+
+
+def test_memory_that_parts_share_is_given_up_together(tier: SqliteTier) -> None:
+    store = Store(2 * NBYTES, tier=tier, backend=BACKEND)
+    stored(store)
+    for _ in steps(layer_job(store, 5, 7.0)):
+        pass
+    before = store.ledger.stored
+
+    store.ledger.budget = before - 1
+    for _ in store.room_in_steps(0, {KEY}):
+        pass
+
+    pages = list(store.get(KEY).session.all_pages())
+    lenders = {id(page.lender): page.lender for page in pages if page.lender}.values()
+    assert 0 < len(lenders) < TOKENS // 256, "some went"
+    for lender in lenders:
+        assert sum(page.lender is lender for page in pages) == LAYERS, "all of them, or none"
+    np.testing.assert_array_equal(held(store, 5), [*(i % 2048 for i in range(TOKENS)), 7.0])
+
+
+def test_a_disk_that_has_no_room_for_it_leaves_all_as_it_was(tmp_path: Path) -> None:
+    tier = SqliteTier(tmp_path / "little", NBYTES + (1 << 20))
+    store = Store(BUDGET, tier=tier, backend=BACKEND)
+    stored(store)
+    job = layer_job(store, 3, 7.0)
+    used = tier.used
+
+    with pytest.raises(InsufficientStorage):
+        for _ in steps(job):
+            pass
+    job.abandon()
+
+    store.settle()
+    assert tier.used <= used + NBYTES // LAYERS
+    assert store.ledger.reserved == 0
+    for layer in range(LAYERS):
+        np.testing.assert_array_equal(held(store, layer), [i % 2048 for i in range(TOKENS)])
+    tier.close()
+
+
+def test_a_damaged_page_is_told_and_nothing_is_stored(tier: SqliteTier) -> None:
+    store = Store(BUDGET, tier=tier, backend=BACKEND)
+    stored(store)
+    *_, last = (page for page in store.get(KEY).session.all_pages() if not page.is_here)
+    tier._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (last.row,))
+    used = tier.used
+    job = layer_job(store, 3, 7.0)
+
+    with pytest.raises(SessionDamaged):
+        for _ in steps(job):
+            pass
+    job.abandon()
+
+    assert tier.used > used, "some parts were written before"
+    # As long as anybody has them, an error's traceback say, they stay.
+    del job
+    gc.collect()
+    store.tend()
+    assert tier.used == used
+    assert store.get(KEY).session.span(3, 1) == (0, TOKENS, TOKENS)
+    assert not store.settle()
+
+
+def test_parts_of_parts_are_parts_of_the_whole(tier: SqliteTier) -> None:
+    store = Store(BUDGET, tier=tier, backend=BACKEND)
+    stored(store)
+    page: Page = next(page for page in store.get(KEY).session.all_pages() if not page.is_here)
+
+    first, rest = page.split([0, 2, LAYERS])
+    _, last = rest.split([0, 3, rest.layers])
+
+    assert (first.layers, rest.layers, last.layers) == (2, 6, 3)
+    assert last.whole == (page, slice(5, 8))
+    assert last.nbytes == 3 * page.nbytes // LAYERS
+    for stream, whole in zip(last.streams, page.streams, strict=True):
+        np.testing.assert_array_equal(stream.packed, whole.packed[5:])
+
+
+def test_layers_are_split_as_they_come() -> None:
+    whole = session().append(0, numbered([1, 2], LAYERS), BACKEND)
+
+    opened = whole.opened(5, 2)
+
+    assert [run.layers for run in opened.runs] == [1, 2, 2, 2, 1]
+    assert opened.opened(3, 2) is opened
+    assert whole.split_nbytes(5, 2) == whole.nbytes
+    assert opened.split_nbytes(3, 2) == whole.split_nbytes(0, LAYERS) == 0
