@@ -3,7 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush, heapreplace
 from itertools import islice, zip_longest
+from math import inf
 
 from hadakv_service.ledger import Ledger, beside, cost
 from hadakv_service.page import Page
@@ -13,6 +15,7 @@ from hadakv_service.tiers import Key, Manifest
 
 Clock = Callable[[], float]
 _NO_LAYERS = Run(0)
+_SPARE_LOOKS = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -62,8 +65,10 @@ class Entries:
         self._ledger = ledger
         # Least recently used first.
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
-        # The same order for each time to live: who expires first is first.
-        self._mortal: dict[float, OrderedDict[Key, None]] = {}
+        # A heap of when to look at whom again: nobody expires before, but to be used moves that further away. And for
+        # each key which of its places in the heap counts.
+        self._looks: list[tuple[float, Key]] = []
+        self._look: dict[Key, float] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -100,18 +105,22 @@ class Entries:
         """Add an entry, as the one used last."""
         self._entries[key] = entry
         self.saved += entry.saved is not None
-        if (ttl := entry.session.ttl_seconds) is not None:
-            self._mortal.setdefault(ttl, OrderedDict())[key] = None
+        if (expires := entry.expires) is not None and expires < self._look.get(key, inf):
+            self._look_at(key, expires)
         self._ledger.stored += beside(entry.session)
+
+    def _look_at(self, key: Key, at: float) -> None:
+        self._look[key] = at
+        heappush(self._looks, (at, key))
+        if len(self._looks) > 2 * len(self._entries) + _SPARE_LOOKS:
+            # Most are of sessions that are gone.
+            self._look = {key: entry.expires for key, entry in self._entries.items() if entry.expires is not None}
+            self._looks = sorted((expires, key) for key, expires in self._look.items())
 
     def forget(self, key: Key) -> Entry:
         """Take an entry out."""
         entry = self._entries.pop(key)
         self.saved -= entry.saved is not None
-        if (ttl := entry.session.ttl_seconds) is not None:
-            del self._mortal[ttl][key]
-            if not self._mortal[ttl]:
-                del self._mortal[ttl]
         self._ledger.stored -= beside(entry.session)
         return entry
 
@@ -120,8 +129,6 @@ class Entries:
         entry = self._entries[key]
         entry.last_used = self.clock()
         self._entries.move_to_end(key)
-        if entry.session.ttl_seconds is not None:
-            self._mortal[entry.session.ttl_seconds].move_to_end(key)
 
     def note_saved(self, entry: Entry, manifest: Manifest | None, *, clean: bool) -> None:
         """Note what the tier has of an entry that is here."""
@@ -140,13 +147,23 @@ class Entries:
 
     def all_expired(self) -> Iterator[Key]:
         """Everybody who has expired, one after the other; each must be taken out before the next is asked for."""
-        for keys in list(self._mortal.values()):
-            while keys and self.expired(self._entries[first := next(iter(keys))]):
-                yield first
+        while self._looks and self._looks[0][0] <= self.clock():
+            at, key = self._looks[0]
+            entry = self._entries.get(key)
+            expires = entry.expires if entry and self._look.get(key) == at else None
+            if expires is None:
+                heappop(self._looks)
+                if self._look.get(key) == at:
+                    del self._look[key]
+            elif expires > at:
+                heapreplace(self._looks, (expires, key))
+                self._look[key] = expires
+            else:
+                yield key
 
     def mortal(self) -> Iterator[tuple[Key, Entry]]:
         """Everybody who may expire."""
-        return ((key, self._entries[key]) for keys in self._mortal.values() for key in keys)
+        return ((key, entry) for key in self._look if (entry := self._entries.get(key)) and entry.expires is not None)
 
 
 def changes(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:

@@ -20,6 +20,8 @@ from faults.schedule import Plan
 from faults.service import Service
 from faults.tally import Tally, Violation
 from hadakv_client import Client
+from hadakv_service.tiers.database import page_cost
+from hadakv_service.tiers.sqlite import SESSION_NBYTES
 
 WORKERS = 5
 FILE = "sessions.hadakv"
@@ -27,8 +29,6 @@ GRACE_SECONDS = 10
 FLAGS = ("--durability", "ack", "--threads", "1", "--backend", "cpu")
 # The first has room for the largest append and little else.
 MEMORY = ("1331KiB", "2MiB", "4MiB")
-# What the tier counts beside a page's and a manifest's own bytes.
-PAGE_NBYTES, SESSION_NBYTES = 256, 512
 
 
 class Rounds:
@@ -177,8 +177,10 @@ class Rounds:
         ):
             if number(query):
                 raise Violation(f"rows hang loose: {query} is {number(query)}")
-        pages = f"SELECT COUNT(*) * {PAGE_NBYTES} + COALESCE(SUM(nbytes), 0) FROM pages"
-        self._used = number(pages) + number("SELECT COUNT(*) FROM sessions") * SESSION_NBYTES
+        pages = connection.execute("SELECT nbytes FROM pages").fetchall()
+        self._used = (
+            sum(page_cost(nbytes) for (nbytes,) in pages) + number("SELECT COUNT(*) FROM sessions") * SESSION_NBYTES
+        )
 
     def finish(self, plan: Plan) -> None:
         """Start once more, check all, delete all, end: then nothing may be left in the file.

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from hadakv_service.pages import PAGE_TOKENS
 from hadakv_service.store import Key, Store
-from hadakv_service.tiers.sqlite import PAGE_NBYTES, SESSION_NBYTES, SqliteTier
+from hadakv_service.tiers.database import page_cost
+from hadakv_service.tiers.sqlite import SESSION_NBYTES, SqliteTier
 from service.stored import ANN, BACKEND, BOB, CID, TOKEN, append
 
 
-def disk_cost(tokens: int, pages: int) -> int:
+def disk_cost(tokens: int) -> int:
     """What a session takes on disk."""
-    return tokens * TOKEN + pages * PAGE_NBYTES + SESSION_NBYTES
+    pages = [min(PAGE_TOKENS, tokens - start) for start in range(0, tokens, PAGE_TOKENS)]
+    return sum(page_cost(page * TOKEN) for page in pages) + SESSION_NBYTES
 
 
 def opened(directory: Path, budget: int) -> Store:
@@ -25,7 +28,7 @@ def spill(store: Store, key: Key, tokens: int) -> None:
 
 @pytest.mark.parametrize("further", [1, 256])
 def test_who_has_to_make_room_for_others_at_the_end_is_gone_as_a_whole(tmp_path: Path, further: int) -> None:
-    budget = disk_cost(600, 3) + disk_cost(further, 1)
+    budget = disk_cost(600) + disk_cost(further)
     store = opened(tmp_path, budget)
     spill(store, ANN, 300)
     assert store.close(float("inf")) == 0
@@ -42,12 +45,12 @@ def test_who_has_to_make_room_for_others_at_the_end_is_gone_as_a_whole(tmp_path:
     assert bob is not None
     assert bob.session.read(0, 1, 0, 600, BACKEND).tokens == 600
     assert len(store) == 1
-    assert store.tier.used == disk_cost(600, 3)
+    assert store.tier.used == disk_cost(600)
     store.close(float("inf"))
 
 
 def test_at_the_end_those_used_last_are_kept(tmp_path: Path) -> None:
-    budget = 2 * disk_cost(300, 2)
+    budget = 2 * disk_cost(300)
     store = opened(tmp_path, budget)
     for key in (ANN, BOB, CID):
         spill(store, key, 300)

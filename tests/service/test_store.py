@@ -8,7 +8,7 @@ import pytest
 
 from hadakv_service.errors import InsufficientStorage, SessionNotFound
 from hadakv_service.pages import PAGE_TOKENS
-from hadakv_service.store import Key, Store
+from hadakv_service.store import Entry, Key, Store
 from service.stored import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, cost, create, opened
 
 # Getting, listing, removing
@@ -229,6 +229,39 @@ def test_a_sweep_finds_the_expired_whatever_their_times_and_uses() -> None:
     listed = [id_ for id_, _ in store.page("", "", "", 100)[0]]
     assert len(store) == len(listed) < 40
     assert store.ledger.used == len(listed) * cost(1)
+
+
+def test_a_sweep_looks_only_at_whom_it_may_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at all of thousands of sessions, each with a time to live of its own."""
+    clock = Clock()
+    store = Store(1 << 30, clock)
+    for i in range(2000):
+        create(store, ("", f"{i:04}"), ttl_seconds=10 + i)
+    store.touch(("", "0000"))
+    asked: list[Entry] = []
+    expires = Entry.expires.fget
+    monkeypatch.setattr(Entry, "expires", property(lambda entry: (asked.append(entry), expires(entry))[1]))
+
+    store.sweep()
+    clock.now += 10.5
+    store.sweep()
+
+    assert len(store) == 1999
+    assert len(asked) < 10
+
+
+def test_sessions_that_come_and_go_leave_nothing_to_look_at() -> None:
+    store = Store(1 << 30, Clock())
+    tracemalloc.start()
+    for i in range(20_000):
+        if i == 2000:
+            before, _ = tracemalloc.get_traced_memory()
+        create(store, ("", f"{i:05}"), ttl_seconds=1e9)
+        store.remove(("", f"{i:05}"))
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert after - before < 100_000
 
 
 def test_an_expired_session_begins_anew() -> None:

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from hadakv_kernels import tables
@@ -35,6 +36,10 @@ CREATE INDEX by_page ON holds (page);
 # log is brought into the file every 64 MiB, and the fsync that takes is shared by as much; on a small disk sooner.
 BLOCK_NBYTES = 32 << 10
 _LOG_NBYTES = 64 << 20
+# What a block of the tree has beside rows, and a page's row beside its bytes: other columns, the session's hold on it.
+_LEAF_NBYTES, _ROW_NBYTES = 8, 160
+# What says where a row goes on, and how long it is.
+_LINK_NBYTES = 16
 _LOG_SHARE = 16
 _BUSY_SECONDS = 2.0
 # Writes something. Always something else, as SQLite does not write what is there already.
@@ -82,6 +87,26 @@ def free_nbytes(directory: Path) -> int:
     return max(0, disk.f_bavail * disk.f_frsize - 2 * log_nbytes(directory) - (1 << 20))
 
 
+@lru_cache(4096)
+def page_cost(nbytes: int) -> int:
+    """Bytes of the file that a page of so many bytes comes to, with what ties it to its session.
+
+    A block has rows side by side as long as they fit. Of a row that is larger than a block, whole blocks are filled
+    first, and what is left stands in the tree if it fits there
+    (https://www.sqlite.org/fileformat2.html#b_tree_pages, "Cell Payload Overflow Pages").
+    """
+    usable = BLOCK_NBYTES - _LEAF_NBYTES
+    row = nbytes + _ROW_NBYTES
+    if row <= BLOCK_NBYTES - 35:
+        return -(-BLOCK_NBYTES // (usable // row))
+    least = (BLOCK_NBYTES - 12) * 32 // 255 - 23
+    inside = least + (row - least) % (BLOCK_NBYTES - 4)
+    if inside > BLOCK_NBYTES - 35:
+        inside = least
+    blocks = -(-(row - inside) // (BLOCK_NBYTES - 4))
+    return blocks * BLOCK_NBYTES - (-BLOCK_NBYTES // (usable // (inside + _LINK_NBYTES)))
+
+
 def strike_out(connection: sqlite3.Connection) -> bool:
     """See to it that a transaction whose commit failed never comes back.
 
@@ -112,13 +137,23 @@ def _reason(error: sqlite3.Error) -> str:
 def _place(directory: Path) -> Path:
     """The file, which exists from then on, readable by this user alone."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if directory.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    found = directory.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        raise TierRefused(f"{directory}: another user's, who may put in what they like; choose another --data-dir")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise TierRefused(f"{directory}: others may write there, and put in what they like; chmod it to 700")
     path = directory / FILE
     for each in (path, *(path.with_name(FILE + suffix) for suffix in ("-wal", "-shm", "-journal"))):
         if each.is_symlink():
             raise TierRefused(f"{each}: a symbolic link; what it points to is none of this service's business")
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        # A copy that was brought back, say, may be open to others; SQLite gives its log the same mode.
+        os.fchmod(file, 0o600)
+    except PermissionError as error:
+        raise TierRefused(f"{path}: another user's; choose another --data-dir") from error
+    finally:
+        os.close(file)
     return path
 
 

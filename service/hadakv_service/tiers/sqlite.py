@@ -15,12 +15,11 @@ import xxhash
 
 from hadakv_kernels import Encoded
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed, TierRefused
-from hadakv_service.tiers.database import BLOCK_NBYTES, FILE, TOUCH, free_nbytes, open_database, strike_out
+from hadakv_service.tiers.database import BLOCK_NBYTES, FILE, TOUCH, free_nbytes, open_database, page_cost, strike_out
 
 log = logging.getLogger(__name__)
 
-# What a page and a manifest take beside their bytes, about: columns, indices, what is left over of a block.
-PAGE_NBYTES = 256
+# What a manifest takes, about: columns, indices, what is left over of a block.
 SESSION_NBYTES = 512
 # Enough at a time that none of it holds up others for long.
 _SOME = 256
@@ -50,12 +49,12 @@ class SqliteTier:
         self._certain = True
         try:
             self._drop_nobodys()
-            count, pages = self._one("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages")
+            pages = self._cost("SELECT nbytes, COUNT(*) FROM pages GROUP BY nbytes")
             self.sessions = int(self._one("SELECT COUNT(*), SUM(nbytes) FROM sessions")[0])
         except sqlite3.Error as error:
             self._sql.close()
             raise TierRefused(f"{directory / FILE}: {error}; move it away, or choose another --data-dir") from error
-        self.used: int = int(pages) + count * PAGE_NBYTES + self.sessions * SESSION_NBYTES
+        self.used: int = pages + self.sessions * SESSION_NBYTES
 
     def _drop_nobodys(self) -> None:
         """Remove pages of sessions that were never written as a whole, which nobody has once the process has ended."""
@@ -80,7 +79,11 @@ class SqliteTier:
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
-        return nbytes + PAGE_NBYTES
+        return page_cost(nbytes)
+
+    def _cost(self, query: str, values: Sequence[Any] = ()) -> int:
+        """What pages are counted as; the query says how many there are of each size."""
+        return sum(page_cost(nbytes) * count for nbytes, count in self._sql.execute(query, values))
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
         row: tuple[Any, ...] = self._sql.execute(query, values).fetchone()
@@ -206,12 +209,11 @@ class SqliteTier:
         """Bytes counted for pages of permanent sessions, of these, and of those that were used since a moment."""
         which = " OR ".join(["permanent", "last_used >= ?", *["(owner = ? AND name = ?)"] * len(keep)])
         query = (
-            f"SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM pages WHERE id IN (SELECT page FROM holds "
-            f"WHERE session IN (SELECT id FROM sessions WHERE {which}))"
+            f"SELECT nbytes, COUNT(*) FROM pages WHERE id IN (SELECT page FROM holds "
+            f"WHERE session IN (SELECT id FROM sessions WHERE {which})) GROUP BY nbytes"
         )
         with self._reading():
-            count, nbytes = self._one(query, [since, *(part for key in keep for part in key)])
-        return int(nbytes) + int(count) * PAGE_NBYTES
+            return self._cost(query, [since, *(part for key in keep for part in key)])
 
     def expired(self, now: float) -> list[Key]:
         """Some of those who have expired."""
@@ -253,7 +255,7 @@ class _Transaction:
         done = self._sql.execute(
             "INSERT INTO pages (layers, tokens, nbytes, checksum, header, content) VALUES (?, ?, ?, ?, ?, ?)", values
         )
-        self.used += len(blob) + PAGE_NBYTES
+        self.used += page_cost(len(blob))
         assert done.lastrowid is not None
         return done.lastrowid
 
@@ -304,7 +306,7 @@ class _Transaction:
         query = "DELETE FROM pages WHERE id = ? AND NOT EXISTS (SELECT 1 FROM holds WHERE page = id) RETURNING nbytes"
         for row in rows:
             for (nbytes,) in self._sql.execute(query, (row,)).fetchall():
-                self.used -= nbytes + PAGE_NBYTES
+                self.used -= page_cost(nbytes)
 
 
 def _checksum(*parts: bytes) -> bytes:
