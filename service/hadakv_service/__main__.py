@@ -27,6 +27,8 @@ from hadakv_service.tiers import TierError
 from hadakv_service.tracing import provider_from_environment
 
 log = logging.getLogger(__name__)
+# As shells have it for who was interrupted.
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class _Server(Listener):
@@ -54,6 +56,9 @@ class _Server(Listener):
             app.state.ends_at = time.monotonic() + 0.9 * grace  # type: ignore[union-attr]  # it is ours
             # Whatever hangs, in a driver say: what is on disk is whole at any moment, the rest was promised to nobody.
             threading.Thread(target=_end_after, args=(grace,), daemon=True).start()
+        elif sig == signal.SIGINT:
+            log.warning("asked to end twice: ending at once; sessions that are not on disk yet are lost")
+            os._exit(INTERRUPTED)
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -119,7 +124,10 @@ def main() -> None:
     if app.state.tokens:
         # From now on this says that the file is to be read again; until the service is there, it is about to be.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _Server(config, app.state.context, app.state.tokens).run()
+    try:
+        _Server(config, app.state.context, app.state.tokens).run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

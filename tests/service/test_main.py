@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import httpx
 import msgpack
@@ -247,3 +249,34 @@ def test_a_signal_ends_the_program_in_order_though_a_connection_is_open() -> Non
         code = service.process.wait(30)
 
     assert code == 0
+
+
+def interrupted(directory: Path, times: int) -> tuple[int, str, int]:
+    """Ctrl-C so many times at a program that has a session: its exit code, what it says, and what is kept."""
+    k = np.ones((1, 1, 2, 64), np.float16)
+    command = [*PROGRAM, "--port", "0", "--disk-budget", "1GiB", "--data-dir", str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = next(part for part in process.stdout.readline().split(", ") if part.startswith("http"))
+        with Caller(url) as caller:
+            caller.append("a", k, k)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        _, said = process.communicate(timeout=60)
+    with running_service("--disk-budget", "1GiB", "--data-dir", str(directory)) as service:
+        kept = len(httpx.get(f"{service.url}/sessions").json()["sessions"])
+    return process.returncode, said, kept
+
+
+def test_ctrl_c_ends_the_program_in_order(tmp_path: Path) -> None:
+    assert interrupted(tmp_path, 1) == (130, "", 1)
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_says_what_that_costs(tmp_path: Path) -> None:
+    """Unless it has ended before the second."""
+    code, said, _ = interrupted(tmp_path, 2)
+
+    assert code == 130
+    assert "Traceback" not in said
+    assert said == "" or "asked to end twice" in said
