@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Backend, CodecSpec, Encoded, Stream
 from hadakv_service.device import LongJob
-from hadakv_service.errors import InvalidRequest, SessionExists
+from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.fromfile import SessionFile
 from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS, Run
@@ -41,6 +41,7 @@ class ImportJob(LongJob[Entry]):
         self._backend = backend
         self._new = new
         self._reserved = 0
+        self._passes = False
 
     def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:
         """Reserve the bytes, unless there is such a session; there is nothing to encode."""
@@ -51,9 +52,21 @@ class ImportJob(LongJob[Entry]):
         ttl, durability = session.ttl_seconds or self._new.ttl_seconds, self._new.durability
         self._session = replace(session, ttl_seconds=ttl, durability=durability, runs=empty)
         pages = sum(-(-span.tokens // PAGE_TOKENS) for span in spans)
-        self._reserved = self._store.reserve_growth(self._key, self._session, batch, nbytes=self.nbytes, pages=pages)
+        try:
+            self._reserve(batch, pages)
+        except InsufficientStorage:
+            if not self._store.can_leave(self._session):
+                raise
+            # More than memory is for: it goes past that.
+            self._passes = True
+            self._reserve(batch, pages, away=self.nbytes)
         self._batch = batch
         return ()
+
+    def _reserve(self, batch: Collection[Hashable], pages: int, away: int = 0) -> None:
+        self._reserved = self._store.reserve_growth(
+            self._key, self._session, batch, nbytes=self.nbytes, pages=pages, away=away
+        )
 
     def finish(self, encoded: Sequence[Encoded]) -> Entry:
         """Store the session."""
@@ -71,6 +84,8 @@ class ImportJob(LongJob[Entry]):
                     streams.append(self._stream(name, spec, layers, tokens))
                     yield
                 run = run.append(Page(*streams), self._backend)  # noqa: PLW2901 - the run grows into its successor
+                if self._passes:
+                    self._store.leave(self._key, run.pages[-1:])
                 yield
             runs.append(run)
             first = layers.stop

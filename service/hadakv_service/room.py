@@ -12,6 +12,7 @@ from hadakv_service.ledger import Ledger, least_cost
 from hadakv_service.page import Page
 from hadakv_service.quota import Owners
 from hadakv_service.residence import Residence, Saving
+from hadakv_service.session import Session
 from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
 
 # When pages have to leave memory, so much of them goes at once: one transaction is worth it, and holds nobody up.
@@ -42,9 +43,9 @@ class Room:
         self._tier = residence.tier
         residence.make_room = self.spill_for
 
-    def can_leave(self, entry: Entry) -> bool:
+    def can_leave(self, session: Session) -> bool:
         """Whether a session's pages may go to the tier."""
-        return self._tier.budget > 0 and entry.session.durability != "memory"
+        return self._tier.budget > 0 and session.durability != "memory"
 
     def missing(self, nbytes: int, keep: Collection[Hashable]) -> int:
         """How many bytes would not fit into memory beside these sessions, whatever happens to others."""
@@ -55,7 +56,7 @@ class Room:
         as_they_are = more + sum(entry.cost for entry in kept)
         if as_they_are <= 0 or not self._tier.budget or not self._fits_below(as_they_are, keep):
             return as_they_are
-        return more + sum(least_cost(entry.session) if self.can_leave(entry) else entry.cost for entry in kept)
+        return more + sum(least_cost(entry.session) if self.can_leave(entry.session) else entry.cost for entry in kept)
 
     def _fits_below(self, nbytes: int, keep: Collection[Hashable]) -> bool:
         tier = self._tier
@@ -120,7 +121,7 @@ class Room:
         with suppress(TierError, InsufficientStorage):
             for key, entry in self._entries.oldest(_SOME):
                 while (excess := nbytes - self._ledger.free) > 0:
-                    pages = self._to_leave(entry, excess) if self.can_leave(entry) else []
+                    pages = self._to_leave(entry, excess) if self.can_leave(entry.session) else []
                     if not pages or self._new_nbytes(pages) > self._tier.room:
                         break
                     self._spill(pages, [])
@@ -137,7 +138,7 @@ class Room:
             return False
         entry = self._entries.get(key)
         assert entry is not None
-        if not self.can_leave(entry):
+        if not self.can_leave(entry.session):
             self._evict(key)
             return True
         pages = self._to_leave(entry, excess)
@@ -159,7 +160,7 @@ class Room:
     def _free_these(self, excess: int, keep: Collection[Hashable]) -> bool:
         """Free some memory of those who may not be ended; what ties their pages together is not written yet."""
         for _, entry in self._entries.ordered(keep):
-            pages = self._to_leave(entry, excess) if self.can_leave(entry) else []
+            pages = self._to_leave(entry, excess) if self.can_leave(entry.session) else []
             if pages:
                 self.below(self._new_nbytes(pages), keep)
                 self._spill(pages, [])

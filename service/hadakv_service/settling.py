@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 
 from hadakv_service.entries import Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError
@@ -99,7 +99,7 @@ class Settling:
         for key in self._entries.latest_first():
             entry = self._entries.get(key)
             # Whoever was ended to make room is not to come back.
-            if entry and self._room.can_leave(entry) and not entry.clean:
+            if entry and self._room.can_leave(entry.session) and not entry.clean:
                 try:
                     written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
                 except (TierError, ServiceError) as error:
@@ -139,13 +139,31 @@ class Settling:
             return
         self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), {key})
         for pages in _portions(new):
-            try:
-                self._residence.write([], pages)
-            except TierFailed as error:
-                raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
-            # If they are not stored after all, nobody else says that they can go.
-            self._residence.loosen(pages)
+            self._write_pages(pages)
             yield
+
+    def leave(self, key: Key, pages: Sequence[Page]) -> None:
+        """Let pages that no session has yet leave memory.
+
+        Args:
+            key: of the session that will.
+            pages: such pages.
+
+        Raises:
+            InsufficientStorage: the disk takes them not. They stay.
+        """
+        self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in pages), {key})
+        self._write_pages(pages)
+        for page in pages:
+            page.leave()
+
+    def _write_pages(self, pages: Sequence[Page]) -> None:
+        try:
+            self._residence.write([], pages)
+        except TierFailed as error:
+            raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
+        # If they are not stored after all, nobody else says that they can go.
+        self._residence.loosen(pages)
 
     def _save_in_steps(self, key: Key, entry: Entry) -> Generator[None, None, None]:
         for pages in _portions([page for page in entry.session.all_pages() if page.row is None]):

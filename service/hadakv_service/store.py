@@ -1,7 +1,7 @@
 """Sessions by owner and id: what is stored, reserved, forgotten. No HTTP, and one writer: the device."""
 
 import time
-from collections.abc import Collection, Generator, Hashable
+from collections.abc import Collection, Generator, Hashable, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -9,6 +9,7 @@ from hadakv_kernels import Backend
 from hadakv_service.entries import Clock, Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError, SessionExists, SessionNotFound, TierUnavailable
 from hadakv_service.ledger import PAGE_NBYTES, Ledger, beside, cost, least_cost, page_cost
+from hadakv_service.page import Page
 from hadakv_service.quota import Owners, Quotas
 from hadakv_service.residence import Residence, outline
 from hadakv_service.room import Room
@@ -132,7 +133,7 @@ class Store:
             self._entries.touch(key)
 
     def reserve_growth(
-        self, key: Key, session: Session, keep: Collection[Hashable], *, nbytes: int = 0, pages: int = 0
+        self, key: Key, session: Session, keep: Collection[Hashable], *, nbytes: int = 0, pages: int = 0, away: int = 0
     ) -> int:
         """Count in what a session will take more than it does now, and say how much that is.
 
@@ -142,6 +143,7 @@ class Store:
             keep: as for `reserve`.
             nbytes: packed bytes still to come.
             pages: pages still to come.
+            away: as many of the packed bytes will have left memory by then, see `leave`.
 
         Raises:
             InsufficientStorage: it would not fit.
@@ -149,7 +151,7 @@ class Store:
         """
         entry = self.find(key)
         self._owners.check(key[0], *_growth(entry, session, nbytes))
-        growth = cost(session) + nbytes + pages * PAGE_NBYTES - (entry.cost if entry else 0)
+        growth = cost(session) + nbytes - away + pages * PAGE_NBYTES - (entry.cost if entry else 0)
         # Small pages that become one free some bytes, but only once they have.
         growth = max(growth, 0)
         self.reserve(growth, keep)
@@ -185,6 +187,14 @@ class Store:
     def ahead_in_steps(self, key: Key, session: Session, *, split: bool = False) -> Generator[None, None, None]:
         """Write ahead of `settle`, which otherwise does it in one go; see `Settling.write_ahead`."""
         return self._settling.write_ahead(key, session, split=split)
+
+    def can_leave(self, session: Session) -> bool:
+        """Whether a session's pages may be on disk only."""
+        return self._room.can_leave(session)
+
+    def leave(self, key: Key, pages: Sequence[Page]) -> None:
+        """Let pages of a session that is still to be stored leave memory; see `Settling.leave`."""
+        self._settling.leave(key, pages)
 
     def room_in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
         """Make room ahead of `put`, which otherwise does it in one go; see `Room.in_steps`."""
