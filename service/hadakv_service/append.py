@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
 from hadakv_service import wire
 from hadakv_service.device import LongJob
-from hadakv_service.errors import InvalidRequest, NonFinite, ServiceError
+from hadakv_service.errors import InsufficientStorage, InvalidRequest, NonFinite
 from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS, same_bytes
 from hadakv_service.session import MAX_LAYERS, Session, Shape
@@ -95,8 +95,8 @@ class AppendJob(LongJob[Appended]):
         """Of the tensors, and of what is stored and has to be split for them."""
         if self._nbytes is None:
             self._nbytes = self._append.k.nbytes + self._append.v.nbytes
-            # It will be told when it begins.
-            with suppress(ServiceError):
+            # Whatever is wrong, it will be told when it begins.
+            with suppress(Exception):
                 if entry := self._store.find(self._key):
                     self._nbytes += entry.session.split_nbytes(self._append.shape.layer, self._append.shape.layers)
         return self._nbytes
@@ -111,15 +111,30 @@ class AppendJob(LongJob[Appended]):
         self._position, self._at_end = self._session.place(shape)
         self._specs = self._session.specs
         if self._at_end:
-            self._split = bool(self._session.split_nbytes(shape.layer, shape.layers))
+            split = self._session.split_nbytes(shape.layer, shape.layers)
             self._session = self._session.opened(shape.layer, shape.layers)
-            rows = shape.layers * shape.kv_heads * shape.tokens
-            nbytes = rows * sum(spec.nbytes for spec in self._specs)
-            pages = self._session.new_pages(shape.layer, shape.layers, shape.tokens)
-            self._reserved = self._store.reserve_growth(self._key, self._session, batch, nbytes=nbytes, pages=pages)
             self._batch = batch
+            self._in_memory = True
+            try:
+                self._reserve(split)
+            except InsufficientStorage:
+                if not (split and self._store.can_leave(self._session)):
+                    raise
+                # There is no room for a second copy of what is split.
+                self._in_memory = False
+                self._reserve(0)
+            self._split = bool(split)
         k_spec, v_spec = self._specs
         return Stream(self._append.k, k_spec), Stream(self._append.v, v_spec)
+
+    def _reserve(self, extra: int) -> None:
+        shape = self._append.shape
+        rows = shape.layers * shape.kv_heads * shape.tokens
+        nbytes = rows * sum(spec.nbytes for spec in self._specs)
+        pages = self._session.new_pages(shape.layer, shape.layers, shape.tokens)
+        self._reserved = self._store.reserve_growth(
+            self._key, self._session, self._batch, nbytes=nbytes, pages=pages, extra=extra
+        )
 
     def finish(self, encoded: Sequence[Encoded]) -> Appended:
         """Store what was encoded, unless it is not finite or stored already."""
@@ -138,7 +153,10 @@ class AppendJob(LongJob[Appended]):
                 part = page if tokens == slice(0, page.tokens) else page.cut(slice(None), tokens)
                 session = session.append(self._append.shape.layer, part, self._backend)
                 yield
-            yield from self._store.ahead_in_steps(self._key, session, split=self._split)
+            if self._split:
+                yield from self._store.room_in_steps(self._reserved, self._batch)
+                yield from self._store.separate_in_steps(self._key, session, self._backend, in_memory=self._in_memory)
+            yield from self._store.ahead_in_steps(self._key, session)
             yield from self._store.room_in_steps(self._reserved, self._batch)
             self._store.put(self._key, session, self._reserved, self._batch)
             self._reserved = 0

@@ -333,13 +333,16 @@ def _independent(backlog: deque[_Waiting], under_way: _Waiting | None) -> tuple[
     while backlog and len(batch) < BATCH:
         waiting = backlog.popleft()
         key = waiting.job.key
-        is_long = _is_long(waiting.job)
         if waiting.alone and not (batch or long or under_way or left):
             return [waiting], None
-        if waiting.alone or (key is not None and key in seen) or (is_long and (long or under_way)):
+        if waiting.alone or (key is not None and key in seen):
             left.append(waiting)
-        elif is_long:
-            long = waiting
+        # How much there is to do may depend on what is done before for the same key.
+        elif _is_long(waiting.job):
+            if long or under_way:
+                left.append(waiting)
+            else:
+                long = waiting
         else:
             batch.append(waiting)
         seen.add(key)

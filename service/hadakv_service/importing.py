@@ -59,13 +59,13 @@ class ImportJob(LongJob[Entry]):
                 raise
             # More than memory is for: it goes past that.
             self._passes = True
-            self._reserve(batch, pages, away=self.nbytes)
+            self._reserve(batch, pages, extra=-self.nbytes)
         self._batch = batch
         return ()
 
-    def _reserve(self, batch: Collection[Hashable], pages: int, away: int = 0) -> None:
+    def _reserve(self, batch: Collection[Hashable], pages: int, extra: int = 0) -> None:
         self._reserved = self._store.reserve_growth(
-            self._key, self._session, batch, nbytes=self.nbytes, pages=pages, away=away
+            self._key, self._session, batch, nbytes=self.nbytes, pages=pages, extra=extra
         )
 
     def finish(self, encoded: Sequence[Encoded]) -> Entry:

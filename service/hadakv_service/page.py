@@ -30,23 +30,11 @@ class Page:
         tokens: how many a layer.
         nbytes: bytes of packed vectors and norms.
         row: its number in the tier below memory, once it is there by itself.
-        whole: if it is there as part of another page only, that page, and which of its layers these are.
-        lender: the same for all that share the memory of one page; None if it has memory of its own.
+        whole: of a part that has no bytes of its own yet, the page that has them, and which of its layers these are.
         holders: how many sessions the ledger counts it for.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_home",
-        "_streams",
-        "holders",
-        "layers",
-        "lender",
-        "nbytes",
-        "row",
-        "tokens",
-        "whole",
-    )
+    __slots__ = ("__weakref__", "_home", "_streams", "holders", "layers", "nbytes", "row", "tokens", "whole")
 
     def __init__(self, k: Encoded, v: Encoded) -> None:
         self._streams: tuple[Encoded, Encoded] | None = (k, v)
@@ -56,16 +44,20 @@ class Page:
         self.nbytes = sum(int(stream.packed.nbytes + stream.norms.nbytes) for stream in (k, v))
         self.row: int | None = None
         self.whole: tuple[Page, slice] | None = None
-        self.lender: object = None
         self.holders = 0
 
     @classmethod
     def at(cls, home: Home, row: int, layers: int, tokens: int, nbytes: int) -> "Page":
         """A page that lies elsewhere."""
+        page = cls._of(layers, tokens, nbytes)
+        page.stay_at(home, row)
+        return page
+
+    @classmethod
+    def _of(cls, layers: int, tokens: int, nbytes: int) -> "Page":
         page = cls.__new__(cls)
         page.layers, page.tokens, page.nbytes, page.holders = layers, tokens, nbytes, 0
-        page._streams = page.lender = None
-        page.stay_at(home, row)
+        page._streams = page._home = page.row = page.whole = None
         return page
 
     @property
@@ -76,10 +68,13 @@ class Page:
     @property
     def streams(self) -> tuple[Encoded, Encoded]:
         """K and V; fetched if they are elsewhere, and whether they stay is decided there."""
-        if self._streams is None:
-            assert self._home is not None
-            return self._home.fetch(self)
-        return self._streams
+        if self._streams is not None:
+            return self._streams
+        if self.whole:
+            whole, layers = self.whole
+            return whole.cut(layers, slice(None)).streams
+        assert self._home is not None
+        return self._home.fetch(self)
 
     @property
     def k(self) -> Encoded:
@@ -100,30 +95,27 @@ class Page:
         return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in self.streams))
 
     def split(self, borders: Sequence[int]) -> list["Page"]:
-        """The page as parts, of the layers from each border to the next; nothing is read or copied for it."""
-        return [self._part(slice(a, b)) for a, b in pairwise(borders)]
+        """The page as parts, of the layers from each border to the next.
 
-    def _part(self, layers: slice) -> "Page":
-        if self._streams is not None:
-            page = self.cut(layers, slice(None))
-            page.lender = self.lender or self._streams
-            return page
-        assert self._home is not None
+        Nothing is read or copied for it: as long as they are given no bytes of their own, parts keep the page alive.
+        """
         whole, first = (self.whole[0], self.whole[1].start) if self.whole else (self, 0)
-        count = layers.stop - layers.start
-        page = Page.at(self._home, 0, count, self.tokens, self.nbytes // self.layers * count)
-        page.row, page.whole = None, (whole, slice(first + layers.start, first + layers.stop))
-        return page
+        parts = []
+        for a, b in pairwise(borders):
+            part = Page._of(b - a, self.tokens, self.nbytes // self.layers * (b - a))
+            part.whole = whole, slice(first + a, first + b)
+            parts.append(part)
+        return parts
 
     def stay_at(self, home: Home, row: int) -> None:
         """Note where its bytes lie beside memory."""
         self._home, self.row, self.whole = home, row, None
 
     def leave(self) -> None:
-        """Free its memory, unless others share that; it has to lie elsewhere too."""
+        """Free its memory; it has to lie elsewhere too."""
         assert self._home is not None
-        self._streams = self.lender = None
+        self._streams = None
 
     def come(self, k: Encoded, v: Encoded) -> None:
-        """Take its bytes into memory again."""
-        self._streams = k, v
+        """Take its bytes into memory."""
+        self._streams, self.whole = (k, v), None

@@ -78,8 +78,6 @@ class Residence:
         return k, v
 
     def _content(self, page: Page) -> Content:
-        if page.whole:
-            return _part(self._content(page.whole[0]), page.whole[1])
         assert page.row is not None
         try:
             return self.tier.content(page.row)
@@ -96,6 +94,11 @@ class Residence:
     def loosen(self, pages: Iterable[Page]) -> None:
         """Have the rows of pages removed once nobody needs them."""
         self._loose.update(page.row for page in pages if page.row is not None)
+
+    def pinned(self) -> set[Page]:
+        """Pages whose rows have to stay though no session has them: work under way does."""
+        pages = (self._known.get(row) for row in self._loose)
+        return {page for page in pages if page is not None and not page.holders}
 
     def drop_loose(self, *, everything: bool = True) -> None:
         """Remove rows that neither a manifest nor anything in memory needs; some of them, or everything.
@@ -158,7 +161,7 @@ class Residence:
             assert page.whole is not None
             if read is None or page.whole[0] is not whole:
                 whole = page.whole[0]
-                read = self._content(whole)
+                read = self._on_host(whole) if whole.is_here else self._content(whole)
             yield page, _part(read, page.whole[1])
 
     def _on_host(self, page: Page) -> Content:
@@ -210,7 +213,10 @@ class Residence:
 
 def by_whole(pages: Iterable[Page]) -> list[Page]:
     """Pages in an order in which parts of one page follow each other, so that it need not be read again for each."""
-    return sorted(pages, key=lambda page: (page.whole[0].row or 0) if page.whole else 0)
+    groups: dict[Page | None, list[Page]] = {}
+    for page in pages:
+        groups.setdefault(page.whole[0] if page.whole else None, []).append(page)
+    return list(chain.from_iterable(groups.values()))
 
 
 def _part(content: Content, layers: slice) -> Content:

@@ -1,6 +1,5 @@
 """Makes room: sessions leave memory for the tier, and end where there is none."""
 
-from collections import defaultdict
 from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
 from contextlib import suppress
 from math import inf
@@ -32,10 +31,12 @@ class Room:
 
     Attributes:
         evictions: sessions that were ended to make room.
+        under_way: pages that work under way still has to read, by the session it is for.
     """
 
     def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, owners: Owners) -> None:
         self.evictions = 0
+        self.under_way: dict[Key, Collection[Page]] = {}
         self._ledger = ledger
         self._entries = entries
         self._residence = residence
@@ -147,8 +148,14 @@ class Room:
         try:
             self.below(self._new_nbytes(entry.session.all_pages() if whole else pages), {key, *keep})
         except NoRoomBelow:
-            if entry.session.durability == "ack":
+            if _is_permanent(entry):
                 raise
+            if entry.saved:
+                # What it was may take the room that what it is needs.
+                self._residence.write([], removed=[key])
+                self._entries.note_saved(entry, None, clean=False)
+                self._residence.drop_loose()
+                return True
             # There is no room for it anywhere, and nobody colder who could give it up.
             self._evict(key)
             return True
@@ -168,25 +175,16 @@ class Room:
         return False
 
     def _to_leave(self, entry: Entry, excess: int) -> list[Page]:
-        """Pages of a session that are in memory, as many as are worth writing at a time.
-
-        Those that share memory leave together: it is not free before.
-        """
-        pages: dict[Page, None] = {}
+        """Pages of a session that are in memory, as many as are worth writing at a time."""
+        pages: list[Page] = []
         wanted = min(max(excess, SPILL_NBYTES // 2), SPILL_NBYTES)
-        lent: dict[int, list[Page]] | None = None
         for page in entry.session.all_pages():
             if wanted <= 0:
                 break
-            if not page.is_here or page in pages:
-                continue
-            group = [page]
-            if page.lender is not None:
-                lent = _by_lender(entry.session.all_pages()) if lent is None else lent
-                group = lent[id(page.lender)]
-            pages.update(dict.fromkeys(group))
-            wanted -= sum(each.nbytes for each in group)
-        return list(pages)
+            if page.is_here:
+                pages.append(page)
+                wanted -= page.nbytes
+        return pages
 
     def _new_nbytes(self, pages: Iterable[Page]) -> int:
         return sum(self._tier.cost(page.nbytes) for page in pages if page.row is None)
@@ -238,11 +236,13 @@ class Room:
             raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
 
     def _unbound_nbytes(self, keep: Collection[Hashable]) -> int:
-        """Bytes counted for pages of sessions in memory that are in the tier, and in no manifest of theirs."""
+        """Bytes counted for pages in the tier that have to stay there, and are in no manifest that is sure to stay."""
         entries = [entry for key in keep if (entry := self._entries.get(key))]
-        pages = {page for entry in entries for page in entry.session.all_pages() if page.row is not None}
+        entries += [entry for key in self.under_way if (entry := self._entries.get(key)) and _is_permanent(entry)]
+        pages = {page for entry in entries for page in entry.session.all_pages()} | self._residence.pinned()
+        pages.update(*self.under_way.values())
         bound = {row for entry in entries if entry.saved for run in entry.saved.runs for row in run.pages}
-        return sum(self._tier.cost(page.nbytes) for page in pages if page.row not in bound)
+        return sum(self._tier.cost(page.nbytes) for page in pages if page.row is not None and page.row not in bound)
 
     def _coldest(self, keep: Collection[Key], before: float) -> Key:
         """Who has something in the tier, may be ended, and was used least recently, before a moment.
@@ -263,13 +263,8 @@ class Room:
         raise NoRoomBelow("The disk budget is taken by sessions that may not be ended.")
 
 
-def _by_lender(pages: Iterable[Page]) -> dict[int, list[Page]]:
-    """Pages in memory that share it with others, by with whom."""
-    lent: dict[int, list[Page]] = defaultdict(list)
-    for page in pages:
-        if page.lender is not None:
-            lent[id(page.lender)].append(page)
-    return lent
+def _is_permanent(entry: Entry) -> bool:
+    return entry.session.durability == "ack"
 
 
 def _keys(keep: Collection[Hashable]) -> list[Key]:

@@ -216,7 +216,8 @@ class Session:
             part = slice(at - layer, at - layer + run.layers)
             at += run.layers
             if layer < at <= stop:
-                piece = page if run.layers == page.layers else page.cut(part, slice(None))
+                # A copy: as a view it would keep the memory of all layers as long as it is there itself.
+                piece = page if run.layers == page.layers else join([page.cut(part, slice(None))], 0, backend)
                 run = run.append(piece, backend)  # noqa: PLW2901 - the run grows into its successor
                 if self.window is not None:
                     run = run.forget_before(run.length - self.window)  # noqa: PLW2901 - likewise

@@ -4,10 +4,12 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Sequence
 
+from hadakv_kernels import Backend
 from hadakv_service.entries import Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError
 from hadakv_service.ledger import Ledger
 from hadakv_service.page import Page
+from hadakv_service.pages import join
 from hadakv_service.quota import Owners
 from hadakv_service.residence import Residence, Saving, by_whole
 from hadakv_service.room import SPILL_NBYTES, Room
@@ -15,6 +17,8 @@ from hadakv_service.session import Session
 from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
 
 log = logging.getLogger(__name__)
+# And so many at most in one transaction, however small they are.
+PORTION_PAGES = 512
 
 
 class Settling:
@@ -64,7 +68,7 @@ class Settling:
         stale = [key for key, entry in alive.items() if entry.session.durability != "ack"]
         savings = [_saving(key, entry) for key, entry in alive.items() if entry.session.durability == "ack"]
         new = {page for saving in savings for page in saving.session.all_pages() if page.row is None}
-        self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), alive)
+        self._room.below(self._cost(new), alive)
         manifests = self._residence.write(savings, removed=stale, sync=bool(savings or stale))
         for saving, manifest in zip(savings, manifests, strict=True):
             self._entries.note_saved(alive[saving.key], manifest, clean=True)
@@ -118,29 +122,54 @@ class Settling:
         if late:
             self._residence.note_uses(late)
 
-    def write_ahead(self, key: Key, session: Session, *, split: bool) -> Generator[None, None, None]:
-        """Write before `settle` or a spill would have to, if it is so much that others should have their turn.
+    def write_ahead(self, key: Key, session: Session) -> Generator[None, None, None]:
+        """Of what `settle` will have to write, write most before, if it is so much that others should have their turn.
+
+        Raises:
+            InsufficientStorage: the disk takes it not.
+        """
+        if session.durability != "ack":
+            return
+        new = [page for page in session.all_pages() if page.row is None]
+        if sum(page.nbytes for page in new) <= SPILL_NBYTES:
+            return
+        # As a whole first: nobody is ended for a part of it.
+        self._room.below(self._cost(new), {key})
+        for pages in _portions(new):
+            self._write_pages(key, pages)
+            yield
+
+    def separate(self, key: Key, session: Session, backend: Backend, *, in_memory: bool) -> Generator[None, None, None]:
+        """Give parts of pages bytes of their own, a page at a time.
 
         Args:
             key: whose value it will be.
             session: that value.
-            split: whether it may have parts of pages that are on disk. They are written first of all: as long as they
-                are none of their own each is read with all that it was part of.
+            backend: whose memory pages lie in.
+            in_memory: whether there is room for those of pages that are in memory. Others are written.
 
         Raises:
             InsufficientStorage: the disk takes it not.
             SessionDamaged, TierUnavailable: a page cannot be read.
         """
-        acknowledged = session.durability == "ack"
-        if not (acknowledged or split):
-            return
-        new = [page for page in session.all_pages() if page.row is None and (acknowledged or page.whole)]
-        if sum(page.nbytes for page in new) <= SPILL_NBYTES and not any(page.whole for page in new):
-            return
-        self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in new), {key})
-        for pages in _portions(new):
-            self._write_pages(pages)
-            yield
+        parts = [page for page in session.all_pages() if page.whole]
+        wholes = {page.whole[0] for page in parts if page.whole}
+        self._room.under_way[key] = wholes
+        try:
+            written = [page for page in parts if not (in_memory and _can_be_copied(page))]
+            self._room.below(self._cost(written), {key})
+            for pages in _portions(parts):
+                copied = [page for page in pages if in_memory and _can_be_copied(page)]
+                for page in copied:
+                    page.come(*join([page], 0, backend).streams)
+                if len(copied) < len(pages):
+                    self._write_pages(key, [page for page in pages if page.whole])
+                yield
+        finally:
+            del self._room.under_way[key]
+
+    def _cost(self, pages: Iterable[Page]) -> int:
+        return sum(self._residence.tier.cost(page.nbytes) for page in pages)
 
     def leave(self, key: Key, pages: Sequence[Page]) -> None:
         """Let pages that no session has yet leave memory.
@@ -152,12 +181,13 @@ class Settling:
         Raises:
             InsufficientStorage: the disk takes them not. They stay.
         """
-        self._room.below(sum(self._residence.tier.cost(page.nbytes) for page in pages), {key})
-        self._write_pages(pages)
+        self._write_pages(key, pages)
         for page in pages:
             page.leave()
 
-    def _write_pages(self, pages: Sequence[Page]) -> None:
+    def _write_pages(self, key: Key, pages: Sequence[Page]) -> None:
+        # Others may have taken what room there was.
+        self._room.below(self._cost(pages), {key})
         try:
             self._residence.write([], pages)
         except TierFailed as error:
@@ -168,8 +198,7 @@ class Settling:
     def _save_in_steps(self, key: Key, entry: Entry) -> Generator[None, None, None]:
         for pages in _portions([page for page in entry.session.all_pages() if page.row is None]):
             yield
-            nbytes = sum(self._residence.tier.cost(page.nbytes) for page in pages)
-            self._room.below(nbytes, {key}, entry.last_used)
+            self._room.below(self._cost(pages), {key}, entry.last_used)
             self._residence.write([], pages)
         yield
         (manifest,) = self._residence.write([_saving(key, entry)])
@@ -189,13 +218,23 @@ def _saving(key: Key, entry: Entry) -> Saving:
     return Saving(key, entry.session, entry.created, entry.last_used, entry.saved)
 
 
+def _can_be_copied(page: Page) -> bool:
+    """Whether what a page is a part of is in memory."""
+    return page.whole is not None and page.whole[0].is_here
+
+
 def _portions(pages: list[Page]) -> Generator[list[Page], None, None]:
+    """Pages in portions of about as much as is worth a step, parts of one page together, which then is read once."""
     portion: list[Page] = []
+    nbytes, last = 0, None
     for page in by_whole(pages):
-        portion.append(page)
-        if sum(each.nbytes for each in portion) >= SPILL_NBYTES:
+        whole = page.whole and page.whole[0]
+        if (nbytes >= SPILL_NBYTES or len(portion) >= PORTION_PAGES) and (whole is None or whole is not last):
             yield portion
-            portion = []
+            portion, nbytes = [], 0
+        portion.append(page)
+        nbytes += page.nbytes
+        last = whole
     if portion:
         yield portion
 

@@ -133,7 +133,7 @@ class Store:
             self._entries.touch(key)
 
     def reserve_growth(
-        self, key: Key, session: Session, keep: Collection[Hashable], *, nbytes: int = 0, pages: int = 0, away: int = 0
+        self, key: Key, session: Session, keep: Collection[Hashable], *, nbytes: int = 0, pages: int = 0, extra: int = 0
     ) -> int:
         """Count in what a session will take more than it does now, and say how much that is.
 
@@ -143,7 +143,7 @@ class Store:
             keep: as for `reserve`.
             nbytes: packed bytes still to come.
             pages: pages still to come.
-            away: as many of the packed bytes will have left memory by then, see `leave`.
+            extra: bytes of memory that it takes besides until it is stored; or, negative, that leave it before.
 
         Raises:
             InsufficientStorage: it would not fit.
@@ -151,7 +151,7 @@ class Store:
         """
         entry = self.find(key)
         self._owners.check(key[0], *_growth(entry, session, nbytes))
-        growth = cost(session) + nbytes - away + pages * PAGE_NBYTES - (entry.cost if entry else 0)
+        growth = cost(session) + nbytes + extra + pages * PAGE_NBYTES - (entry.cost if entry else 0)
         # Small pages that become one free some bytes, but only once they have.
         growth = max(growth, 0)
         self.reserve(growth, keep)
@@ -184,9 +184,15 @@ class Store:
         """Give back what was reserved: the work under way stores nothing."""
         self.ledger.reserved -= nbytes
 
-    def ahead_in_steps(self, key: Key, session: Session, *, split: bool = False) -> Generator[None, None, None]:
+    def ahead_in_steps(self, key: Key, session: Session) -> Generator[None, None, None]:
         """Write ahead of `settle`, which otherwise does it in one go; see `Settling.write_ahead`."""
-        return self._settling.write_ahead(key, session, split=split)
+        return self._settling.write_ahead(key, session)
+
+    def separate_in_steps(
+        self, key: Key, session: Session, backend: Backend, *, in_memory: bool
+    ) -> Generator[None, None, None]:
+        """Let a value that is to be stored have no parts of other pages; see `Settling.separate`."""
+        return self._settling.separate(key, session, backend, in_memory=in_memory)
 
     def can_leave(self, session: Session) -> bool:
         """Whether a session's pages may be on disk only."""
@@ -220,6 +226,7 @@ class Store:
         growth = _growth(old, session)
         self._owners.check(key[0], *growth)
         gained, lost = changes(old.session if old else None, session)
+        assert not any(page.whole for page in gained), "parts of pages cannot be counted"
         more = beside(session) - (beside(old.session) if old else 0)
         more += sum(page_cost(page) for page in gained if not page.holders)
         more -= sum(page_cost(page) for page in lost if page.holders == 1)

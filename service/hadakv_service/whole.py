@@ -29,7 +29,8 @@ class WholeProtocol(DirectProtocol):
         """Answer a request that is none for the head alone, if its client is there; `headers` has the body's length."""
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
-        if cycle.disconnected:
+        # A transport that could not write is closing before the cycle is told.
+        if cycle.disconnected or self.transport.is_closing():
             return False
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False

@@ -57,13 +57,17 @@ class Check:
         exact: everything that may outlive a process must be there, as after an orderly end; otherwise what is
             acknowledged must, and of the rest a beginning may.
         tight: there may be no room for what is sent again, and who is not acknowledged may have to go for it.
+        restarted: it is another process than the one that answered, and what was in memory only must be gone.
     """
 
-    def __init__(self, client: Client, tally: Tally, *, exact: bool, tight: bool = False) -> None:
+    def __init__(
+        self, client: Client, tally: Tally, *, exact: bool, tight: bool = False, restarted: bool = True
+    ) -> None:
         self._client = client
         self._tally = tally
         self._exact = exact
         self._tight = tight
+        self._restarted = restarted
 
     def everything(self, sessions: Iterable[Known]) -> None:
         """Check each session, and that there are no others.
@@ -143,7 +147,7 @@ class Check:
         for state in known.possible:
             if state is None:
                 reasons.append("it was deleted")
-            elif known.durability == "memory":
+            elif known.durability == "memory" and self._restarted:
                 reasons.append("it was to be in memory only")
             elif tuple(lengths) != state.lengths and (exact or any(map(int.__gt__, lengths, state.lengths))):
                 reasons.append(f"its layers have {lengths} tokens and not {state.lengths}")

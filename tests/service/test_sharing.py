@@ -97,7 +97,10 @@ class Sharing(RuleBasedStateMachine):
         self.next = (self.next + tokens) % 1000
         numbers = [(self.next + i) % 2048 for i in range(tokens)]
         session = self.store.get(key).session
-        self.store.put(key, session.append(first, numbered(numbers, LAYERS - first), BACKEND))
+        value = session.append(first, numbered(numbers, LAYERS - first), BACKEND)
+        for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=True):
+            pass
+        self.store.put(key, value)
         self.models[key] = model.grown(first, numbers)
 
     @rule(which=WHICH, back=st.integers(0, 700))

@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,23 +130,53 @@ def test_further_layers_find_theirs_split_already(tier: SqliteTier, monkeypatch:
     assert tier.used < 1.2 * NBYTES
 
 
-def test_memory_that_parts_share_is_given_up_together(tier: SqliteTier) -> None:
-    store = Store(2 * NBYTES, tier=tier, backend=BACKEND)
+@pytest.mark.parametrize("budget", [3 * NBYTES, NBYTES + NBYTES // 8])
+def test_what_is_in_memory_is_split_within_the_budget_and_shares_nothing(tier: SqliteTier, budget: int) -> None:
+    """With room for a second copy in memory, and without."""
+    store = Store(budget, tier=tier, backend=BACKEND)
+    tracemalloc.start()
+    empty, _ = tracemalloc.get_traced_memory()
     stored(store)
+    assert all(page.is_here for page in store.get(KEY).session.all_pages())
+
     for _ in steps(layer_job(store, 5, 7.0)):
-        pass
-    before = store.ledger.stored
+        assert tracemalloc.get_traced_memory()[0] - empty < budget + SPILL_NBYTES
 
-    store.ledger.budget = before - 1
-    for _ in store.room_in_steps(0, {KEY}):
-        pass
-
-    pages = list(store.get(KEY).session.all_pages())
-    lenders = {id(page.lender): page.lender for page in pages if page.lender}.values()
-    assert 0 < len(lenders) < TOKENS // 256, "some went"
-    for lender in lenders:
-        assert sum(page.lender is lender for page in pages) == LAYERS, "all of them, or none"
+    assert store.ledger.stored <= budget
+    assert store.ledger.reserved == 0
+    held_nbytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert abs(held_nbytes - empty - store.ledger.stored) < 0.05 * NBYTES + (1 << 20)
     np.testing.assert_array_equal(held(store, 5), [*(i % 2048 for i in range(TOKENS)), 7.0])
+
+
+def test_layers_that_are_gone_keep_no_memory() -> None:
+    """Of a window's old page, say, that only one layer still has."""
+    store = Store(1 << 30)
+    tracemalloc.start()
+    empty, _ = tracemalloc.get_traced_memory()
+    store.put(KEY, replace(session("memory"), window=1).append(0, numbered(list(range(256)), LAYERS), BACKEND))
+    for layer in range(LAYERS - 1):
+        for _ in steps(layer_job(store, layer, 7.0)):
+            pass
+
+    gone = empty + 256 * TOKEN
+    held_nbytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [run.layers for run in store.get(KEY).session.runs] == [1] * LAYERS
+    assert [len(run.pages) for run in store.get(KEY).session.runs] == [1] * LAYERS
+    assert held_nbytes - empty < 1.2 * store.ledger.stored
+    assert held_nbytes < gone
+
+
+def test_without_a_disk_there_must_be_room_for_a_second_copy() -> None:
+    store = Store(NBYTES + NBYTES // 2)
+    stored(store, durability="memory")
+
+    with pytest.raises(InsufficientStorage):
+        layer_job(store, 3, 7.0).begin(frozenset([KEY]))
+
+    assert store.ledger.reserved == 0
 
 
 def test_a_disk_that_has_no_room_for_it_leaves_all_as_it_was(tmp_path: Path) -> None:

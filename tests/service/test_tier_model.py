@@ -127,8 +127,7 @@ class Tiered(RuleBasedStateMachine):
             return
         value = session.append(first, page, BACKEND)
         try:
-            # As a long append does; others leave it to whoever needs the parts of a page by themselves.
-            for _ in self.store.ahead_in_steps(key, value, split=True) if self.next % 2 else ():
+            for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=bool(self.next % 2)):
                 pass
             self.store.put(key, value, reserved)
         except InsufficientStorage:

@@ -86,6 +86,6 @@ def _check(service: RunningService, tally: Tally, sessions: list[Known]) -> None
     """Read everything back."""
     try:
         with Client(service.url, timeout=60.0) as client:
-            Check(client, tally, exact=False).everything(sessions)
+            Check(client, tally, exact=True, restarted=False).everything(sessions)
     except Violation as error:
         tally.violation(str(error))

@@ -83,7 +83,7 @@ class SqliteTier:
 
     def _cost(self, query: str, values: Sequence[Any] = ()) -> int:
         """What pages are counted as; the query says how many there are of each size."""
-        return sum(page_cost(nbytes) * count for nbytes, count in self._sql.execute(query, values))
+        return sum(_counted(nbytes) * count for nbytes, count in self._sql.execute(query, values))
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
         row: tuple[Any, ...] = self._sql.execute(query, values).fetchone()
@@ -306,7 +306,12 @@ class _Transaction:
         query = "DELETE FROM pages WHERE id = ? AND NOT EXISTS (SELECT 1 FROM holds WHERE page = id) RETURNING nbytes"
         for row in rows:
             for (nbytes,) in self._sql.execute(query, (row,)).fetchall():
-                self.used -= page_cost(nbytes)
+                self.used -= _counted(nbytes)
+
+
+def _counted(nbytes: object) -> int:
+    """What a page's column comes to, whatever a damaged file has there."""
+    return page_cost(nbytes) if isinstance(nbytes, int) and nbytes > 0 else 0
 
 
 def _checksum(*parts: bytes) -> bytes:
@@ -361,8 +366,10 @@ def _check(manifest: Manifest, known: Mapping[int, PageRow]) -> None:
     """
     for run in manifest.runs:
         rows = [known.get(page) for page in run.pages]
-        if None in rows or sum(row.tokens for row in rows if row) != run.length - run.base:
+        if not all(row and all(isinstance(part, int) and part > 0 for part in row) for row in rows):
             raise Damaged("it lacks pages that its manifest names")
+        if sum(row.tokens for row in rows if row) != run.length - run.base:
+            raise Damaged("its pages have other tokens than its manifest says")
 
 
 def _packed(content: Content) -> tuple[bytes, bytes]:
