@@ -227,10 +227,11 @@ class Store:
         self._owners.check(key[0], *growth)
         gained, lost = changes(old.session if old else None, session)
         assert not any(page.whole for page in gained), "parts of pages cannot be counted"
-        more = beside(session) - (beside(old.session) if old else 0)
-        more += sum(page_cost(page) for page in gained if not page.holders)
-        more -= sum(page_cost(page) for page in lost if page.holders == 1)
-        to_the_end(self._room.in_steps(more, {key, *keep}))
+        apart = beside(session) - (beside(old.session) if old else 0)
+        more = None
+        while more != (more := apart + _gained_nbytes(gained, lost)):
+            # Of what it will no longer have some may have left memory for it.
+            to_the_end(self._room.in_steps(more, {key, *keep}))
         now = self._entries.clock()
         entry = Entry(session, old.created if old else now, now, old.saved if old else None)
         if old:
@@ -241,6 +242,10 @@ class Store:
         self._owners.add(key[0], *growth)
         self.ledger.reserved -= reserved
         self._settling.note(key, old, entry)
+        if self.ledger.stored > self.ledger.budget and self.tier.budget:
+            # What has been stored can leave memory now, as what it was could not.
+            with suppress(InsufficientStorage):
+                to_the_end(self._room.in_steps(0, {key, *keep}))
         return entry
 
     def fork(self, source: Key, target: Key, session: Session, keep: Collection[Hashable] = ()) -> Entry:
@@ -315,6 +320,12 @@ class Store:
         left = self._settling.flush(until)
         self.tier.close()
         return left
+
+
+def _gained_nbytes(gained: Collection[Page], lost: Collection[Page]) -> int:
+    """How much more memory pages take that are stored in place of others, as things are now."""
+    more = sum(page_cost(page) for page in gained if not page.holders)
+    return more - sum(page_cost(page) for page in lost if page.holders == 1)
 
 
 def _growth(entry: Entry | None, session: Session, nbytes: int = 0) -> tuple[int, int]:
