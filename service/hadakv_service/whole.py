@@ -31,6 +31,8 @@ class WholeProtocol(DirectProtocol):
             await self.flow.drain()
         # A transport that could not write is closing before the cycle is told.
         if cycle.disconnected or self.transport.is_closing():
+            # Or uvicorn would miss the answer.
+            cycle.disconnected = True
             return False
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False

@@ -1,6 +1,9 @@
 """Answers of small appends: in one write, no different from those that go the ordinary way, ends of connections."""
 
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
@@ -95,3 +98,30 @@ def test_a_body_asked_for_first_is_answered_as_ever(server: RunningService) -> N
         connection.sendall(BODY)
 
         assert answer(stream)[0] == b"HTTP/1.1 201 Created"
+
+
+def test_clients_that_leave_are_nothing_to_log(tmp_path: Path) -> None:
+    """Some are found out by the connection, and only then by the request."""
+    command = [sys.executable, "-m", "hadakv_service", "--port", "0", "--disk-budget", "0"]
+    with (
+        (tmp_path / "log").open("w+b") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        assert process.stdout is not None
+        url = next(part for part in process.stdout.readline().split(", ") if part.startswith("http"))
+        for i in range(15):
+            connections = [connect(url) for _ in range(32)]
+            for j, connection in enumerate(connections):
+                connection.sendall(request(f"s-{i}-{j}", BODY))
+            connections[i].recv(1)
+            for connection in connections:
+                connection.close()
+        with connect(url) as connection, connection.makefile("rb") as stream:
+            connection.sendall(request("last", BODY))
+            answer(stream)
+        process.terminate()
+        process.wait(60)
+        log.seek(0)
+        said = log.read()
+
+    assert said == b""
