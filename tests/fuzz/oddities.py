@@ -73,7 +73,9 @@ def _packed(rng: random.Random, name: str, body: Json) -> bytes:
 def odd_tensor(rng: random.Random, body: bytes) -> bytes:
     """Let dtype, shape and data of one tensor disagree, but not by much."""
     value = msgpack.unpackb(body)
-    tensor = rng.choice([inner for inner in value.values() if isinstance(inner, dict) and "data" in inner])
+    tensors = [inner for inner in value.values() if isinstance(inner, dict)]
+    whole = [each for each in tensors if isinstance(each.get("data"), bytes) and isinstance(each.get("shape"), list)]
+    tensor = rng.choice(whole)
     data, shape = tensor["data"], tensor["shape"]
     match rng.randrange(4):
         case 0:
@@ -92,7 +94,7 @@ def odd_body(rng: random.Random, call: Call) -> None:
         mutation = rng.choice([*MUTATIONS, odd_tensor, odd_tensor, replace_value, replace_value])
         try:
             call.body = mutation(rng, call.body)
-        except (ValueError, msgpack.UnpackException, AttributeError, IndexError):
+        except (ValueError, TypeError, msgpack.UnpackException, AttributeError, IndexError):
             call.body = rng.randbytes(20)  # it was spoiled already
         call.how += f", {mutation.__name__}"
 
