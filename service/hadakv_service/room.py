@@ -152,9 +152,12 @@ class Room:
                 raise
             if entry.saved:
                 # What it was may take the room that what it is needs.
-                self._residence.write([], removed=[key])
-                self._entries.note_saved(entry, None, clean=False)
-                self._residence.drop_loose()
+                try:
+                    self._residence.write([], removed=[key])
+                    self._entries.note_saved(entry, None, clean=False)
+                    self._residence.drop_loose()
+                except TierFailed as error:
+                    raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
                 return True
             # There is no room for it anywhere, and nobody colder who could give it up.
             self._evict(key)

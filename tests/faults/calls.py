@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 from faults.model import Append, Known, State
-from faults.tally import Tally
+from faults.tally import Tally, Violation
 from hadakv_client import PositionConflict, Problem, SessionNotFound, TransportError
 
 T = TypeVar("T")
@@ -77,6 +77,8 @@ class Caller:
                 known.state = None
                 self._tally.add("lost")
                 raise Gone from problem
+            if missing:
+                raise Violation(f"{known.name} ({known.durability}) is gone: {problem}") from problem
             raise
         known.answered()
         return answer

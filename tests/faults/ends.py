@@ -147,6 +147,8 @@ class Full(Course):
 
     def run(self) -> None:
         wait(self.plan.seconds / 3)
+        # Where memory is full too, sessions that are not acknowledged end for others.
+        self.weather.evicting = True
         self.weather.trouble.set()
         if self._room:
             self._room.fill(self.rng.randrange(512 << 10))
