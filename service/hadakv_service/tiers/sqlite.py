@@ -3,19 +3,25 @@
 import json
 import logging
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
-from math import inf, prod
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xxhash
-
-from hadakv_kernels import Encoded
-from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, TierFailed, TierRefused
+from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, TierFailed, TierRefused
 from hadakv_service.tiers.database import BLOCK_NBYTES, FILE, TOUCH, free_nbytes, open_database, page_cost, strike_out
+from hadakv_service.tiers.rows import (
+    check_pages,
+    digest,
+    fixed_columns,
+    is_sound,
+    manifest_of,
+    numbers_of,
+    packed,
+    places_of,
+    unpacked,
+)
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +154,10 @@ class SqliteTier:
         if found is None:
             raise Damaged(f"page {row} is missing")
         header, checksum, blob = found
-        if not _is_sound(checksum, header, blob):
+        if not is_sound(checksum, header, blob):
             self.failures += 1
             raise Damaged(f"page {row} has another checksum than when it was written")
-        return _unpacked(header, blob)
+        return unpacked(header, blob)
 
     def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageRow]] | None:
         """A session's manifest, and what is known of its pages."""
@@ -169,8 +175,8 @@ class SqliteTier:
         for run, page, *_ in held:
             pages.setdefault(run, []).append(page)
         known = {page: PageRow(*known) for _, page, *known in held if known[0] is not None}
-        manifest = _manifest(found, pages)
-        _check(manifest, known)
+        manifest = manifest_of(found, pages)
+        check_pages(manifest, known)
         return manifest, known
 
     def page(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
@@ -180,7 +186,7 @@ class SqliteTier:
             found: list[tuple[str, Manifest]] = []
             for row in self._sql.execute(query, (owner, after, prefix, prefix + "\x7f")):
                 try:
-                    found.append((row[1], _manifest(row, {})))
+                    found.append((row[1], manifest_of(row, {})))
                 except Damaged as error:
                     log.error("session %s: %s; delete it", row[1], error)
                 if len(found) == limit:
@@ -249,9 +255,9 @@ class _Transaction:
 
     def add_page(self, content: Content) -> int:
         """Write a page."""
-        header, blob = _packed(content)
+        header, blob = packed(content)
         layers, _, tokens, _ = content.k.packed.shape
-        values = (layers, tokens, len(blob), _checksum(header, blob), header, blob)
+        values = (layers, tokens, len(blob), digest(header, blob), header, blob)
         done = self._sql.execute(
             "INSERT INTO pages (layers, tokens, nbytes, checksum, header, content) VALUES (?, ?, ?, ?, ?, ?)", values
         )
@@ -261,11 +267,11 @@ class _Transaction:
 
     def put(self, key: Key, manifest: Manifest, old: Manifest | None) -> list[int]:
         """Write a session's manifest."""
-        header = json.dumps({"options": dict(manifest.options), "runs": [_numbers(run) for run in manifest.runs]})
+        header = json.dumps({"options": dict(manifest.options), "runs": [numbers_of(run) for run in manifest.runs]})
         blob = header.encode()
         times = (manifest.created, manifest.last_used, manifest.expires)
         fixed = (manifest.nbytes, manifest.created, manifest.permanent)
-        values = (*key, manifest.nbytes, *times, manifest.permanent, _checksum(blob, _fixed(*fixed)), blob)
+        values = (*key, manifest.nbytes, *times, manifest.permanent, digest(blob, fixed_columns(*fixed)), blob)
         places = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS.split(", ")[2:])
         ((session,),) = self._sql.execute(
             f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -276,7 +282,7 @@ class _Transaction:
             self.sessions += 1
             self.used += SESSION_NBYTES
         same = {i for i, (a, b) in enumerate(zip(old.runs, manifest.runs, strict=False)) if a == b} if old else set()
-        before, after = _places(old, same) if old else {}, _places(manifest, same)
+        before, after = places_of(old, same) if old else {}, places_of(manifest, same)
         gone, come = before.items() - after.items(), after.items() - before.items()
         self._sql.executemany(
             "DELETE FROM holds WHERE session = ? AND run = ? AND place = ?", [(session, *place) for place, _ in gone]
@@ -312,79 +318,3 @@ class _Transaction:
 def _counted(nbytes: object) -> int:
     """What a page's column comes to, whatever a damaged file has there."""
     return page_cost(nbytes) if isinstance(nbytes, int) and nbytes > 0 else 0
-
-
-def _checksum(*parts: bytes) -> bytes:
-    digest = xxhash.xxh3_64()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
-
-
-def _is_sound(checksum: object, *parts: object) -> bool:
-    """Whether columns are what was written; SQLite itself lets them be of any type."""
-    return all(isinstance(part, bytes) for part in parts) and _checksum(*parts) == checksum  # type: ignore[arg-type]  # just seen to be
-
-
-def _fixed(nbytes: object, created: object, permanent: object) -> bytes:
-    """The columns beside the header that a checksum is for."""
-    return f"{nbytes!r} {created!r} {permanent!r}".encode()
-
-
-def _numbers(run: RunRows) -> list[int]:
-    return [run.layers, run.base, run.length, run.full, run.place]
-
-
-def _run(numbers: Sequence[int], pages: Iterable[int]) -> RunRows:
-    layers, base, length, full, place = numbers
-    return RunRows(layers, base, length, full, place, tuple(pages))
-
-
-def _places(manifest: Manifest, same: Collection[int]) -> dict[tuple[int, int], int]:
-    """Where each page belongs, but for those of runs that are the same."""
-    runs = [(i, run) for i, run in enumerate(manifest.runs) if i not in same]
-    return {(i, place): page for i, run in runs for place, page in enumerate(run.pages, run.place)}
-
-
-def _manifest(row: Sequence[Any], pages: Mapping[int, list[int]]) -> Manifest:
-    """What a row says, checked against its checksum."""
-    _, _, nbytes, created, last_used, expires, permanent, checksum, header = row[:9]
-    sound = _is_sound(checksum, header, _fixed(nbytes, created, bool(permanent)))
-    # When it was used last changes more often than the rest, and has no checksum.
-    if not (sound and isinstance(last_used, float) and isinstance(expires, float | None)):
-        raise Damaged("its manifest has another checksum than when it was written")
-    content = json.loads(header)
-    runs = tuple(_run(numbers, pages.get(i, ())) for i, numbers in enumerate(content["runs"]))
-    return Manifest(content["options"], runs, nbytes, created, last_used, expires, bool(permanent))
-
-
-def _check(manifest: Manifest, known: Mapping[int, PageRow]) -> None:
-    """Whether the pages are those of the manifest.
-
-    Raises:
-        Damaged: one is missing, or together they are not its tokens.
-    """
-    for run in manifest.runs:
-        rows = [known.get(page) for page in run.pages]
-        if not all(row and all(isinstance(part, int) and part > 0 for part in row) for row in rows):
-            raise Damaged("it lacks pages that its manifest names")
-        if sum(row.tokens for row in rows if row) != run.length - run.base:
-            raise Damaged("its pages have other tokens than its manifest says")
-
-
-def _packed(content: Content) -> tuple[bytes, bytes]:
-    arrays = [array for stream in content for array in (stream.packed, stream.norms)]
-    header = json.dumps([array.shape for array in arrays]).encode()
-    return header, b"".join(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
-
-
-def _unpacked(header: bytes, blob: bytes) -> Content:
-    shapes = json.loads(header)
-    dtypes: tuple[np.dtype[Any], ...] = (np.dtype(np.uint8), np.dtype(np.float32)) * 2
-    sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
-    starts = accumulate(sizes, initial=0)
-    parts = [
-        np.frombuffer(blob, dtype, prod(shape), start).reshape(shape)
-        for shape, dtype, start in zip(shapes, dtypes, starts, strict=False)
-    ]
-    return Content(Encoded(parts[0], parts[1]), Encoded(parts[2], parts[3]))
