@@ -151,9 +151,9 @@ class Room:
             if _is_permanent(entry):
                 raise
             if entry.saved:
-                # What it was may take the room that what it is needs.
+                # What it was may take the room that what it is needs. If it ends after all, it must not come back.
                 try:
-                    self._residence.write([], removed=[key])
+                    self._residence.write([], removed=[key], sync=True)
                     self._entries.note_saved(entry, None, clean=False)
                     self._residence.drop_loose()
                 except TierFailed as error:

@@ -228,10 +228,9 @@ class Store:
         gained, lost = changes(old.session if old else None, session)
         assert not any(page.whole for page in gained), "parts of pages cannot be counted"
         apart = beside(session) - (beside(old.session) if old else 0)
-        more = None
-        while more != (more := apart + _gained_nbytes(gained, lost)):
-            # Of what it will no longer have some may have left memory for it.
-            to_the_end(self._room.in_steps(more, {key, *keep}))
+        # Twice, as of what it will no longer have some may have left memory for it.
+        for _ in range(2):
+            to_the_end(self._room.in_steps(apart + _gained_nbytes(gained, lost), {key, *keep}))
         now = self._entries.clock()
         entry = Entry(session, old.created if old else now, now, old.saved if old else None)
         if old:

@@ -2,9 +2,10 @@
 
 import gc
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from hadakv_service.errors import InsufficientStorage, SessionDamaged
 from hadakv_service.page import Page
 from hadakv_service.room import SPILL_NBYTES
 from hadakv_service.session import Durability, Session
-from hadakv_service.store import Store
+from hadakv_service.store import Key, Store
+from hadakv_service.tiers import Manifest
 from hadakv_service.tiers.sqlite import SqliteTier
 from service.test_sharing import numbered, numbers_of
 
@@ -196,6 +198,34 @@ def test_a_disk_that_has_no_room_for_it_leaves_all_as_it_was(tmp_path: Path) -> 
     assert store.ledger.reserved == 0
     for layer in range(LAYERS):
         np.testing.assert_array_equal(held(store, layer), [i % 2048 for i in range(TOKENS)])
+    tier.close()
+
+
+def test_what_a_session_was_makes_room_on_disk_for_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is not room for both; and if it ends after all, what it was must not come back."""
+    tier = SqliteTier(tmp_path / "data", NBYTES + NBYTES // 2)
+    store = Store(2 * NBYTES + NBYTES // 2, tier=tier, backend=BACKEND)
+    stored(store)
+    assert store._settling.flush(float("inf")) == 0
+    for _ in steps(layer_job(store, 3, 7.0)):
+        pass
+    removals: list[bool] = []
+    write = store.residence.write
+
+    def noting(*args: Any, removed: Sequence[Key] = (), sync: bool = False) -> list[Manifest]:
+        removals.extend([sync] if removed else [])
+        return write(*args, removed=removed, sync=sync)
+
+    monkeypatch.setattr(store.residence, "write", noting)
+    used_by_others = session("memory").append(0, numbered([0] * (NBYTES * 9 // 4 // TOKEN), LAYERS), BACKEND)
+    store.put(OTHER, used_by_others)
+    assert not store.settle()
+
+    assert store.evictions == 0
+    assert removals == [True]
+    for layer in range(LAYERS):
+        more = [7.0] if layer == 3 else []
+        np.testing.assert_array_equal(held(store, layer), [*(i % 2048 for i in range(TOKENS)), *more])
     tier.close()
 
 
