@@ -40,6 +40,11 @@ def _origins(words: tuple[str, ...]) -> tuple[str, ...]:
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
+def users_data_directory() -> Path:
+    """Where this user's programs keep their data."""
+    return user_data_path("hadakv", appauthor=False)
+
+
 class Settings(BaseSettings):
     """Keep the KV caches of language models compressed, keyed by session, behind HTTP."""
 
@@ -97,7 +102,7 @@ class Settings(BaseSettings):
         None, description="Forget sessions unused for so long, unless they say otherwise; default: never."
     )
     data_dir: Path = Field(
-        default_factory=lambda: user_data_path("hadakv", appauthor=False),
+        default_factory=users_data_directory,
         description="Directory for what has no room in memory and for what outlives the process.",
     )
     disk_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(

@@ -172,9 +172,9 @@ class Store:
         missing = self._room.missing(nbytes, keep)
         if missing > 0:
             raise InsufficientStorage(
-                f"The session needs {nbytes} bytes more; {missing} of them do not fit the memory budget of "
-                f"{self.ledger.budget} bytes even with every other session evicted"
-                f"{', and find no room on disk' if self.tier.budget else ''}.",
+                f"The session needs {nbytes} bytes of memory more; {missing} of them do not fit the budget of "
+                f"{self.ledger.budget} bytes even with every other session {'on disk or ' if self.tier.budget else ''}"
+                "evicted. What is more than memory can be sent in several appends.",
                 needed=nbytes,
                 budget=self.ledger.budget,
             )
