@@ -176,12 +176,16 @@ class Worker:
             append = Append(layers, length - count, (there + 1) % TOKENS)
         state = known.state
         try:
-            self._ask(known, lambda: check.send(self._session(known), known, append), state)
+            answer = self._ask(known, lambda: check.send(self._session(known), known, append), state)
         except PositionConflict as conflict:
             if conflict.length != length:
                 raise Violation(f"{known.name}: told to have {conflict.length} tokens and not {length}") from conflict
             return
-        raise Violation(f"{known.name}: an append at {append.position} of {length} was not refused")
+        if not answer.created:
+            raise Violation(f"{known.name}: an append at {append.position} of {length} was not refused")
+        # At 0 it is the beginning of a new session, if the old one was evicted.
+        self._made_anew(known, append)
+        known.last = append
 
     def _read(self, known: Known) -> None:
         assert known.state is not None

@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faults.calls import Gone, Weather
 from faults.interpose import Call, journal_of
-from faults.model import State
+from faults.load import Worker
+from faults.model import Known, State
 from faults.mutations import MUTATIONS
 from faults.pool import SHAPES, Pool
 from faults.power import SECTOR, lose_power
 from faults.schedule import possible, schedule
+from faults.tally import Tally, Violation
+from hadakv_client import Client
 from hadakv_kernels import Encoded, reference
+from hadakv_service.session import Durability
+from hadakv_service.spawn import running_service
 
 
 def encoded(pool: Pool, numbers: list[int]) -> tuple[Encoded, Encoded]:
@@ -147,3 +153,24 @@ def test_each_deliberate_fault_can_be_made(name: str) -> None:
 
     assert text.count(mutation.right) == 1
     compile(text.replace(mutation.right, mutation.wrong), mutation.file, "exec")
+
+
+@pytest.mark.parametrize("durability", ["memory", "ack"])
+def test_a_misplaced_append_may_find_that_its_session_was_evicted(durability: Durability) -> None:
+    """At 0 it begins a new one, unless the old one had to stay."""
+    pool = Pool(SHAPES[0], 1)
+    alone = State.empty(pool.shape.layers, None).grown(slice(0, pool.shape.layers), np.array([3]))
+    found = []
+    with running_service("--durability", "memory") as service, Client(service.url) as client:
+        for seed in range(20):
+            known = Known(f"w-{seed}", pool, durability, alone)
+            worker = Worker("w", [known], [pool], random.Random(seed), Tally(), Weather(evicting=True))
+            worker._client = client
+            try:
+                worker._misplace(known)
+                found.append(f"new, {known.durability}")
+            except (Gone, Violation) as error:
+                found.append(type(error).__name__)
+
+    wanted = {"memory": {"new, ack", "Gone"}, "ack": {"Violation"}}[durability]
+    assert set(found) == wanted
