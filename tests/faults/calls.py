@@ -70,6 +70,10 @@ class Caller:
                 self._tally.add("refused")
                 self._weather.refused.set()
                 raise Refused from problem
+            if problem.status == 507 and known.durability == "memory":
+                # It would be more than memory is for, with the second copy that a split needs for a moment.
+                self._tally.add("refused")
+                raise Refused from problem
             missing = isinstance(problem, SessionNotFound) or (
                 isinstance(problem, PositionConflict) and problem.length == 0
             )
@@ -79,6 +83,7 @@ class Caller:
                 raise Gone from problem
             if missing:
                 raise Violation(f"{known.name} ({known.durability}) is gone: {problem}") from problem
+            problem.add_note(f"{known.name} is for {known.durability}, and held {known.state and known.state.lengths}")
             raise
         known.answered()
         return answer
