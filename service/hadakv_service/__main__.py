@@ -121,6 +121,8 @@ def main() -> None:
     )
     # Uvicorn raises the signal that stopped it once more at the end; then this ends the process in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A shell lets what it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if app.state.tokens:
         # From now on this says that the file is to be read again; until the service is there, it is about to be.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -125,3 +125,4 @@ class Readiness(TypedDict):
     budget_nbytes: Natural
     disk_used_nbytes: Natural
     disk_budget_nbytes: Natural
+    disk_room_nbytes: Natural

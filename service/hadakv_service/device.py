@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hadakv_kernels import Backend, Encoded, Stream
 from hadakv_service.errors import Busy, InsufficientStorage
+from hadakv_service.exchange import current
 from hadakv_service.observer import Observer, Unobserved, Work
 from hadakv_service.slices import encode_in_slices
 
@@ -103,14 +104,16 @@ class LongJob(ABC, Generic[T]):
 
 
 class _Waiting:
-    """A job, the future its caller awaits if there is one, what the observer noted of it, and what became of it."""
+    """A job, the future its caller awaits if there is one, the request it is for, and what became of it."""
 
-    __slots__ = ("alone", "error", "future", "job", "note", "result", "streams")
+    __slots__ = ("alone", "error", "exchange", "future", "job", "note", "result", "streams")
 
     def __init__(self, job: Job[Any], future: "asyncio.Future[Any] | None", note: Any) -> None:
         self.job = job
         self.future = future
         self.note = note
+        # So that what is logged while it is worked on names it.
+        self.exchange = current.get()
         # Whether there was no room for it beside others, so that it is tried once more with nobody beside it.
         self.alone = False
         self.streams: Sequence[Stream] = ()
@@ -198,6 +201,7 @@ class Device:
 
     def _turn(self, backlog: deque[_Waiting]) -> None:
         """One batch, and one step of the long job."""
+        current.set(None)
         batch, long = _independent(backlog, self._long)
         self._run(batch, backlog)
         if long:
@@ -210,6 +214,9 @@ class Device:
     def _run(self, batch: Sequence[_Waiting], backlog: deque[_Waiting]) -> None:
         work = Work([waiting.note for waiting in batch])
         self._work(batch, work)
+        if len(batch) > 1:
+            # What is settled is all of theirs.
+            current.set(None)
         self._settle_for(batch)
         done = []
         for waiting in batch:
@@ -227,6 +234,7 @@ class Device:
     def _step(self) -> None:
         assert self._long is not None
         start = perf_counter()
+        current.set(self._long.exchange)
         over = next(self._steps, _DONE) is _DONE
         if over:
             self._settle_for([self._long])
@@ -310,6 +318,7 @@ class Device:
 
 
 def _guarded(waiting: _Waiting, step: Callable[[Any], T], argument: Any) -> T | None:
+    current.set(waiting.exchange)
     try:
         return step(argument)
     except Exception as error:

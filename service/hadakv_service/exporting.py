@@ -15,9 +15,11 @@ from hadakv_service.media import PIECE
 from hadakv_service.pages import PAGE_TOKENS
 from hadakv_service.session import Session
 from hadakv_service.sessionfile import Span
+from hadakv_service.store import Store
 
 # What one step on the device's thread copies, but that it takes a whole page at least: well under a millisecond.
 STEP_NBYTES = 1 << 20
+_OVER = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,16 @@ class Export:
         """An export of a session of that id, made at that time."""
         header = sessionfile.header(session, session_id, created)
         return cls(session, header, len(header) + session.nbytes)
+
+    async def verify(self, store: Store, device: Device) -> None:
+        """See that all of it can be read, while it still can be said that it cannot; a page at a time.
+
+        Raises:
+            SessionDamaged, TierUnavailable: it cannot.
+        """
+        steps = store.residence.verify(self.session)
+        while await device.go_on(lambda: next(steps, _OVER)) is not _OVER:
+            pass
 
     async def pieces(self, device: Device) -> AsyncIterator[bytes | memoryview]:
         """The file. Of the tensors no more is in host memory than those of one layer."""

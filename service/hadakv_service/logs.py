@@ -1,6 +1,7 @@
 """How the service logs, to stderr: JSON for machines, or lines for people at a terminal.
 
-Tokens, bodies, and what stands in paths and queries are never logged.
+Tokens, bodies, and what stands in paths and queries are never logged; a session's id only where the session is damaged
+or could not be kept, as somebody has to know which it is.
 """
 
 import asyncio

@@ -8,13 +8,23 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from hadakv_kernels import Backend, Codec, Encoded
+from hadakv_service.damage import Damage, called
 from hadakv_service.entries import Entries, Entry
 from hadakv_service.errors import SessionDamaged, TierUnavailable
 from hadakv_service.ledger import AWAY_NBYTES, PAGE_NBYTES, Ledger
 from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS, Run
 from hadakv_service.session import Session
-from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, RunRows, Tier, TierFailed
+from hadakv_service.tiers import (
+    Content,
+    Damaged,
+    Key,
+    Manifest,
+    PageRow,
+    RunRows,
+    Tier,
+    TierFailed,
+)
 
 log = logging.getLogger(__name__)
 # Rows that are removed in one transaction, so that nobody waits for long.
@@ -48,6 +58,7 @@ class Residence:
         spills: pages that were written to make room.
         restores: pages that were read back.
         make_room: tries to make so many bytes of memory free without ending any session.
+        damage: what was found not to be what was written.
     """
 
     def __init__(self, ledger: Ledger, tier: Tier, backend: Backend | None) -> None:
@@ -56,6 +67,7 @@ class Residence:
         self.spills = 0
         self.restores = 0
         self.make_room: Callable[[int], object] = lambda nbytes: nbytes
+        self.damage = Damage(tier)
         self._backend = backend
         # Every page that has a row, so that sessions read back share pages as they did.
         self._known: WeakValueDictionary[int, Page] = WeakValueDictionary()
@@ -82,10 +94,22 @@ class Residence:
         try:
             return self.tier.content(page.row)
         except Damaged as error:
-            log.error("%s; delete the session that has it and send it again", error)
+            self.damage.note(page.row, error)
             raise SessionDamaged(f"Stored tokens are damaged: {error}.") from error
         except TierFailed as error:
             raise TierUnavailable(f"Stored tokens cannot be read now: {error}.") from error
+
+    def verify(self, session: Session) -> Iterator[None]:
+        """Read all of a session that is not in memory, a page at a time, and forget it again.
+
+        Raises:
+            SessionDamaged, TierUnavailable: it cannot be read.
+        """
+        sources = dict.fromkeys(page.whole[0] if page.whole else page for page in session.all_pages())
+        for source in sources:
+            if not source.is_here:
+                self._content(source)
+                yield
 
     def let_go(self, pages: Iterable[Page]) -> None:
         """Count pages out; rows that nobody holds any longer go with the next `drop_loose`."""
@@ -192,7 +216,7 @@ class Residence:
         try:
             found = self.tier.find(key)
         except Damaged as error:
-            log.error("session %s: %s; delete it and send it again", key[1], error)
+            log.error("session %s: %s; delete it and send it again", called(key), error)
             raise SessionDamaged(f"The session is damaged: {error}.") from error
         except TierFailed as error:
             raise TierUnavailable(f"The session cannot be read now: {error}.") from error

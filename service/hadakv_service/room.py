@@ -1,5 +1,7 @@
 """Makes room: sessions leave memory for the tier, and end where there is none."""
 
+import logging
+import time
 from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
 from contextlib import suppress
 from math import inf
@@ -14,8 +16,12 @@ from hadakv_service.residence import Residence, Saving
 from hadakv_service.session import Session
 from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
 
+log = logging.getLogger(__name__)
+
 # When pages have to leave memory, so much of them goes at once: one transaction is worth it, and holds nobody up.
 SPILL_NBYTES = 8 << 20
+# How often at most the log says that the disk is full.
+TELL_SECONDS = 60.0
 # Sessions that are looked at for room before a page is read past memory instead.
 _SOME = 64
 
@@ -42,6 +48,8 @@ class Room:
         self._residence = residence
         self._owners = owners
         self._tier = residence.tier
+        # When it may be told again that the file system is full.
+        self._tell_again = 0.0
         residence.make_room = self.spill_for
 
     def can_leave(self, session: Session) -> bool:
@@ -228,8 +236,10 @@ class Room:
                 return
             self._residence.drop_loose()
             kept, limit = _keys(keep), tier.used + tier.room
+            short = self._tell_if_short()
             if tier.kept_nbytes(kept, before) + self._unbound_nbytes(keep) + nbytes > limit:
-                raise NoRoomBelow(f"On disk there is room for {limit} bytes, not for {nbytes} more.")
+                why = "as its file system is full" if short else "which is its budget"
+                raise NoRoomBelow(f"On disk there is room for {limit} bytes, {why}, not for {nbytes} more.")
             if nbytes > tier.room:
                 while nbytes > tier.room:
                     self._evict(self._coldest(kept, before), sync=False)
@@ -237,6 +247,17 @@ class Room:
                 tier.sync()
         except TierError as error:
             raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
+
+    def _tell_if_short(self) -> bool:
+        """Whether it is the file system that is full, which somebody has to do something about."""
+        short = self._tier.is_short_of_disk
+        if short and time.monotonic() >= self._tell_again:
+            self._tell_again = time.monotonic() + TELL_SECONDS
+            log.warning(
+                "the file system of the data directory is full, before the disk budget is: sessions are refused, or "
+                "end for others; make room there"
+            )
+        return short
 
     def _unbound_nbytes(self, keep: Collection[Hashable]) -> int:
         """Bytes counted for pages in the tier that have to stay there, and are in no manifest that is sure to stay."""

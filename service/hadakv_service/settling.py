@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 
 from hadakv_kernels import Backend
+from hadakv_service.damage import called
 from hadakv_service.entries import Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError
 from hadakv_service.ledger import Ledger
@@ -107,7 +108,7 @@ class Settling:
                 try:
                     written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
                 except (TierError, ServiceError) as error:
-                    log.error("session %s was not written: %s", key[1], error)
+                    log.error("session %s was not written: %s", called(key), error)
                     written = False
                 left += not written
         return left

@@ -6,6 +6,7 @@ from contextlib import suppress
 from itertools import islice
 
 from hadakv_kernels import Backend
+from hadakv_service.damage import row_of
 from hadakv_service.entries import Clock, Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError, SessionExists, SessionNotFound, TierUnavailable
 from hadakv_service.ledger import PAGE_NBYTES, Ledger, beside, cost, least_cost, page_cost
@@ -21,6 +22,7 @@ from hadakv_service.tiers.none import NoTier
 
 # Who has expired is not there for anybody; that they go has time.
 SWEEP = 32
+_ELSEWHERE = "on disk or evicted. What is more than memory can be sent in several appends."
 
 __all__ = ["Clock", "Entry", "Key", "Store"]
 
@@ -53,6 +55,7 @@ class Store:
         self._entries = Entries(self.ledger, clock)
         self._owners = Owners(quotas or Quotas(), self.tier.owners())
         self._room = Room(self.ledger, self._entries, self.residence, self._owners)
+        self.residence.damage.having = self._having
         self._settling = Settling(self.ledger, self._entries, self.residence, self._room, self._owners)
 
     def __len__(self) -> int:
@@ -75,7 +78,10 @@ class Store:
             SessionDamaged, TierUnavailable: the tier has it and cannot give it.
         """
         entry = self._entries.get(key) or self._revive(key)
-        return None if entry is None or self._entries.expired(entry) else entry
+        if entry is None or self._entries.expired(entry):
+            return None
+        self.residence.damage.check(entry.session)
+        return entry
 
     def _revive(self, key: Key) -> Entry | None:
         """Take a session that only the tier has into memory again; its pages follow when they are needed."""
@@ -171,10 +177,10 @@ class Store:
         self.sweep()
         missing = self._room.missing(nbytes, keep)
         if missing > 0:
+            elsewhere = _ELSEWHERE if self.tier.budget else "evicted."
             raise InsufficientStorage(
                 f"The session needs {nbytes} bytes of memory more; {missing} of them do not fit the budget of "
-                f"{self.ledger.budget} bytes even with every other session {'on disk or ' if self.tier.budget else ''}"
-                "evicted. What is more than memory can be sent in several appends.",
+                f"{self.ledger.budget} bytes even with every other session {elsewhere}",
                 needed=nbytes,
                 budget=self.ledger.budget,
             )
@@ -271,6 +277,11 @@ class Store:
             self.release(nbytes)
             raise
 
+    def _having(self, row: int) -> list[Key]:
+        """Who has a page of that row, be it in memory or below."""
+        here = {key for key, entry in self._entries.items() if row in map(row_of, entry.session.all_pages())}
+        return sorted(here.union(self.tier.holders(row)))
+
     def remove(self, key: Key) -> bool:
         """Forget a session; whether there was one that had not expired, though it may be damaged.
 
@@ -299,14 +310,15 @@ class Store:
             self.residence.drop_loose()
             self.tier.tidy()
 
-    def check(self) -> None:
-        """See whether the tier can be written.
+    def check(self) -> int:
+        """See whether the tier can be written, and how much more it takes without ending anybody.
 
         Raises:
             TierUnavailable: it cannot.
         """
         try:
             self.tier.check()
+            return max(0, self.tier.room)
         except TierFailed as error:
             raise TierUnavailable(f"The disk cannot be written: {error}.") from error
 

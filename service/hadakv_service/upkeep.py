@@ -51,6 +51,9 @@ async def tend(device: Device, store: Store) -> None:
 
 def close(store: Store, until: float) -> None:
     """Write what may outlive the process until a moment of `time.monotonic`, and say so if that is not all."""
+    ended = store.evictions
     left = store.close(until)
+    if ended := store.evictions - ended:
+        log.warning("%d sessions ended, as there was no room for them on disk beside those used later", ended)
     if left:
-        log.warning("%d sessions were not written to disk in time", left)
+        log.warning("%d sessions were not written to disk, for want of room, of time, or of a disk that works", left)

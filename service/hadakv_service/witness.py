@@ -1,15 +1,20 @@
 """What every request meets first: it gets an id, is counted, and is logged when it is over."""
 
+import logging
 import re
+from asyncio import CancelledError
 from collections.abc import Iterable
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service import problems
+from hadakv_service.errors import Busy, ServiceError
 from hadakv_service.exchange import SCOPE_KEY, Exchange, current
 from hadakv_service.logs import RequestLog
 from hadakv_service.tallies import OTHER, RequestTally
+
+log = logging.getLogger(__name__)
 
 # The route of a request whose head cannot be read.
 UNREADABLE = "unreadable"
@@ -57,12 +62,24 @@ class Witness:
         self._tally.in_flight += 1
         try:
             await self._app(scope, receive, exchange.send)
-        except Exception as error:
+        except CancelledError:
+            # The server ends, and waits no longer for a body that has not come, or an answer that nobody takes.
             if exchange.status:
-                # It is too late for another answer; the server logs the error and closes the connection.
+                exchange.lost = True
+            else:
+                ending = Busy("The service is ending, and waits no longer for the rest of this request.")
+                await problems.from_service_error(ending)(scope, receive, exchange.send)
+        except Exception as error:
+            if not exchange.status:
+                await problems.unforeseen(error)(scope, receive, exchange.send)
+            elif isinstance(cause := error.__cause__ or error, ServiceError):
+                # It is too late for another answer; the server closes the connection.
+                log.error("an answer breaks off: %s", cause)
+                exchange.status = cause.status
+            else:
+                # The server logs the error, too.
                 exchange.status = 500
                 raise
-            await problems.unforeseen(error)(scope, receive, exchange.send)
         finally:
             self._tally.in_flight -= 1
             self._over(exchange)

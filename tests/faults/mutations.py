@@ -50,7 +50,7 @@ MUTATIONS = {
         "residence.py", "rows[page] = change.add_page(content)", "rows[page] = 10**6 + len(rows)", _KILLS
     ),
     "a manifest lacks its last page": Mutation(
-        "tiers/sqlite.py", "after.items() - before.items()", "sorted(after.items() - before.items())[:-1]", _KILLS
+        "tiers/changes.py", "after.items() - before.items()", "sorted(after.items() - before.items())[:-1]", _KILLS
     ),
     "a session cut short counts as a beginning of what was there": Mutation(
         "settling.py",

@@ -6,8 +6,9 @@ import pytest
 
 from hadakv_service.pages import PAGE_TOKENS
 from hadakv_service.store import Key, Store
+from hadakv_service.tiers.changes import SESSION_NBYTES
 from hadakv_service.tiers.database import page_cost
-from hadakv_service.tiers.sqlite import SESSION_NBYTES, SqliteTier
+from hadakv_service.tiers.sqlite import SqliteTier
 from service.stored import ANN, BACKEND, BOB, CID, TOKEN, append
 
 

@@ -1,24 +1,18 @@
-"""Starting and stopping the service as a program: what it says, what it refuses, how it ends."""
+"""Starting the service as a program: what it says, and what it refuses."""
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import httpx
-import msgpack
-import numpy as np
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from backends import GPUS_HERE
-from contract import MSGPACK, Caller, append_body, connect, stream
-from hadakv_kernels import Codec
+from contract import Caller
 from hadakv_kernels.backend import GPUS
 from hadakv_service.settings import Settings, is_loopback
 from hadakv_service.spawn import running_service
@@ -202,81 +196,3 @@ def test_a_port_that_is_taken_is_refused() -> None:
     assert finished.returncode not in (0, None)
     assert str(port) in finished.stderr
     assert "Traceback" not in finished.stderr
-
-
-# The end
-
-
-def test_a_request_under_way_is_answered_before_the_program_ends() -> None:
-    k = np.random.default_rng(5).standard_normal((1, 1, 2, 64)).astype(np.float16)
-    body = msgpack.packb(append_body(k, k))
-    lines = ["POST /sessions/last/kv HTTP/1.1", "Host: localhost", f"Content-Type: {MSGPACK}"]
-    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
-
-    with running_service() as service, connect(service.url) as connection:
-        connection.sendall(head.encode() + body[:100])
-        assert httpx.get(f"{service.url}/healthz").status_code == 200, "what was sent before has arrived"
-        service.process.send_signal(signal.SIGTERM)
-        refused = wait_until_nobody_listens(service.url)
-        connection.sendall(body[100:])
-        with connection.makefile("rb") as answer:
-            status, _, content = answer.read().partition(b"\r\n\r\n")
-        code = service.process.wait(30)
-
-    assert refused
-    assert status.startswith(b"HTTP/1.1 201 ")
-    assert msgpack.unpackb(content)["k"] == stream(k, Codec())
-    assert code == 0
-
-
-def wait_until_nobody_listens(url: str) -> bool:
-    """Connect until that is refused: then the service has noticed that it is to end."""
-    for _ in range(100_000):
-        try:
-            connect(url).close()
-        except ConnectionRefusedError:
-            return True
-        except ConnectionResetError:
-            continue  # it stopped listening with this connection in its backlog
-    return False
-
-
-def test_a_signal_ends_the_program_in_order_though_a_connection_is_open() -> None:
-    with running_service() as service, Caller(service.url) as caller:
-        caller.get("/healthz")
-
-        service.process.send_signal(signal.SIGTERM)
-        code = service.process.wait(30)
-
-    assert code == 0
-
-
-def interrupted(directory: Path, times: int) -> tuple[int, str, int]:
-    """Ctrl-C so many times at a program that has a session: its exit code, what it says, and what is kept."""
-    k = np.ones((1, 1, 2, 64), np.float16)
-    command = [*PROGRAM, "--port", "0", "--disk-budget", "1GiB", "--data-dir", str(directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = next(part for part in process.stdout.readline().split(", ") if part.startswith("http"))
-        with Caller(url) as caller:
-            caller.append("a", k, k)
-        for _ in range(times):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.05)
-        _, said = process.communicate(timeout=60)
-    with running_service("--disk-budget", "1GiB", "--data-dir", str(directory)) as service:
-        kept = len(httpx.get(f"{service.url}/sessions").json()["sessions"])
-    return process.returncode, said, kept
-
-
-def test_ctrl_c_ends_the_program_in_order(tmp_path: Path) -> None:
-    assert interrupted(tmp_path, 1) == (130, "", 1)
-
-
-def test_a_second_ctrl_c_ends_it_at_once_and_says_what_that_costs(tmp_path: Path) -> None:
-    """Unless it has ended before the second."""
-    code, said, _ = interrupted(tmp_path, 2)
-
-    assert code == 130
-    assert "Traceback" not in said
-    assert said == "" or "asked to end twice" in said

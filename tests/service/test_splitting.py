@@ -248,7 +248,9 @@ def test_a_damaged_page_is_told_and_nothing_is_stored(tier: SqliteTier) -> None:
     gc.collect()
     store.tend()
     assert tier.used == used
-    assert store.get(KEY).session.span(3, 1) == (0, TOKENS, TOKENS)
+    assert store._entries.get(KEY).session.span(3, 1) == (0, TOKENS, TOKENS)
+    with pytest.raises(SessionDamaged):
+        store.get(KEY)
     assert not store.settle()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from hadakv_service.errors import SessionDamaged
 from hadakv_service.exchange import Exchange, address, current_id
 from hadakv_service.tallies import OTHER, RequestTally
 from hadakv_service.witness import Templates, Witness
@@ -64,6 +65,20 @@ async def refuse_halfway(_: Scope, __: Receive, send: Send) -> None:
     raise OutOfOrder
 
 
+async def lack_halfway(_: Scope, __: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    raise SessionDamaged("It is.")
+
+
+async def be_cancelled(_: Scope, __: Receive, ___: Send) -> None:
+    raise asyncio.CancelledError
+
+
+async def be_cancelled_halfway(_: Scope, __: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    raise asyncio.CancelledError
+
+
 async def do_nothing(_: Scope, __: Receive, ___: Send) -> None:
     """Answer nothing at all."""
 
@@ -105,6 +120,27 @@ def test_an_error_in_the_midst_of_an_answer_is_raised_for_the_server_and_counted
     sent, statuses, named = watched(refuse_halfway)
 
     assert (len(sent), statuses, named) == (1, {500: 1}, "mine")
+
+
+def test_an_answer_that_breaks_off_for_a_reason_is_counted_and_logged_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    sent, statuses, named = watched(lack_halfway)
+
+    assert (len(sent), statuses, named) == (1, {410: 1}, "")
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("ERROR", None)]
+    assert "It is." in caplog.text
+
+
+def test_a_request_that_the_end_of_the_service_cuts_short_is_told_to_come_again() -> None:
+    (head, body), statuses, _ = watched(be_cancelled)
+
+    assert (head["status"], statuses) == (503, {503: 1})
+    assert json.loads(body["body"])["type"] == "urn:hadakv:problem:busy"
+
+
+def test_an_answer_that_the_end_of_the_service_cuts_short_is_counted_as_one_that_did_not_arrive() -> None:
+    sent, statuses, _ = watched(be_cancelled_halfway)
+
+    assert (len(sent), statuses) == (1, {499: 1})
 
 
 def test_a_request_without_an_answer_is_counted_as_gone() -> None:

@@ -38,7 +38,7 @@ async def readyz(request: Request) -> Response:
 
     if not await service.device.call(work):
         raise Busy("The device does not compute what it should.")
-    await service.device.call(service.store.check)
+    room = await service.device.call(service.store.check)
     ledger, tier = service.store.ledger, service.store.tier
     answer: answers.Readiness = {
         "status": "ready",
@@ -50,5 +50,6 @@ async def readyz(request: Request) -> Response:
         "budget_nbytes": ledger.budget,
         "disk_used_nbytes": tier.used,
         "disk_budget_nbytes": tier.budget,
+        "disk_room_nbytes": room,
     }
     return metadata(request, answer)

@@ -145,6 +145,15 @@ class Tier(Protocol):
         """
         ...
 
+    @property
+    def is_short_of_disk(self) -> bool:
+        """Whether less may be added than the budget allows, for want of room on the disk it lies on.
+
+        Raises:
+            TierFailed: nobody knows.
+        """
+        ...
+
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
         ...
@@ -171,6 +180,14 @@ class Tier(Protocol):
         Raises:
             Damaged: it is not what was written.
             TierFailed: it cannot be read.
+        """
+        ...
+
+    def holders(self, row: int) -> Sequence[Key]:
+        """Whose manifests hold a page.
+
+        Raises:
+            Damaged, TierFailed: they cannot be read.
         """
         ...
 

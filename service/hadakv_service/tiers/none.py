@@ -16,6 +16,7 @@ class NoTier:
     room = 0
     sessions = 0
     failures = 0
+    is_short_of_disk = False
 
     def cost(self, nbytes: int) -> int:
         """Pages are counted as what they are."""
@@ -31,6 +32,10 @@ class NoTier:
     def content(self, row: int) -> Content:
         """There is no page."""
         raise Damaged(f"there is no page {row}")
+
+    def holders(self, row: int) -> Sequence[Key]:  # noqa: ARG002 - nobody has any
+        """Nobody."""
+        return ()
 
     def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageRow]] | None:  # noqa: ARG002 - of nobody
         """Nothing."""

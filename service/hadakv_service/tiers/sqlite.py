@@ -1,7 +1,7 @@
 """The embedded tier: one SQLite file, pages as blobs with a checksum each, a manifest for each session."""
 
-import json
 import logging
+import os
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,26 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, TierFailed, TierRefused
+from hadakv_service.tiers.changes import COLUMNS, SESSION_NBYTES, Changes, counted
 from hadakv_service.tiers.database import BLOCK_NBYTES, FILE, TOUCH, free_nbytes, open_database, page_cost, strike_out
-from hadakv_service.tiers.rows import (
-    check_pages,
-    digest,
-    fixed_columns,
-    is_sound,
-    manifest_of,
-    numbers_of,
-    packed,
-    places_of,
-    unpacked,
-)
+from hadakv_service.tiers.rows import check_pages, is_sound, manifest_of, unpacked
 
 log = logging.getLogger(__name__)
 
-# What a manifest takes, about: columns, indices, what is left over of a block.
-SESSION_NBYTES = 512
 # Enough at a time that none of it holds up others for long.
 _SOME = 256
-_COLUMNS = "owner, name, nbytes, created, last_used, expires, permanent, checksum, header"
 
 
 class SqliteTier:
@@ -51,6 +39,7 @@ class SqliteTier:
         self.failures = 0
         self._directory = directory
         self._sql = open_database(directory)
+        self._file = os.stat(directory / FILE)
         # Whether the log is known to have nothing that failed.
         self._certain = True
         try:
@@ -72,6 +61,14 @@ class SqliteTier:
     @property
     def room(self) -> int:
         """Bytes that may be added now: of what the budget allows as much as the disk has."""
+        return min(self.budget - self.used, self._disk_room())
+
+    @property
+    def is_short_of_disk(self) -> bool:
+        """Whether the disk has less than the budget allows."""
+        return self._disk_room() < self.budget - self.used
+
+    def _disk_room(self) -> int:
         with self._reading():
             (idle,) = self._one("PRAGMA freelist_count")
         # What is added to the file is in its log before.
@@ -80,8 +77,7 @@ class SqliteTier:
         except OSError as error:
             # Whoever took the directory away has the files, too, though they can still be written.
             raise TierFailed(str(error)) from error
-        of_disk: int = int(idle) * BLOCK_NBYTES + free // 2
-        return min(self.budget - self.used, of_disk)
+        return int(idle) * BLOCK_NBYTES + free // 2
 
     def cost(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
@@ -89,16 +85,16 @@ class SqliteTier:
 
     def _cost(self, query: str, values: Sequence[Any] = ()) -> int:
         """What pages are counted as; the query says how many there are of each size."""
-        return sum(_counted(nbytes) * count for nbytes, count in self._sql.execute(query, values))
+        return sum(counted(nbytes) * count for nbytes, count in self._sql.execute(query, values))
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
         row: tuple[Any, ...] = self._sql.execute(query, values).fetchone()
         return row
 
     @contextmanager
-    def transaction(self, *, sync: bool = False) -> Iterator["_Transaction"]:
+    def transaction(self, *, sync: bool = False) -> Iterator[Changes]:
         """Changes, made at the end of the block."""
-        change = _Transaction(self._sql)
+        change = Changes(self._sql)
         if sync and not self._certain:
             self._certain = strike_out(self._sql)
             if not self._certain:
@@ -159,10 +155,16 @@ class SqliteTier:
             raise Damaged(f"page {row} has another checksum than when it was written")
         return unpacked(header, blob)
 
+    def holders(self, row: int) -> list[Key]:
+        """Whose manifests hold a page."""
+        query = "SELECT DISTINCT owner, name FROM holds JOIN sessions ON id = session WHERE page = ?"
+        with self._reading():
+            return self._sql.execute(query, (row,)).fetchall()
+
     def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageRow]] | None:
         """A session's manifest, and what is known of its pages."""
         with self._reading():
-            query = f"SELECT {_COLUMNS}, id FROM sessions WHERE owner = ? AND name = ?"
+            query = f"SELECT {COLUMNS}, id FROM sessions WHERE owner = ? AND name = ?"
             found = self._sql.execute(query, key).fetchone()
             if found is None:
                 return None
@@ -181,14 +183,14 @@ class SqliteTier:
 
     def page(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
         """Up to `limit` manifests of an owner in order of id, without their pages."""
-        query = f"SELECT {_COLUMNS} FROM sessions WHERE owner = ? AND name > ? AND name >= ? AND name < ? ORDER BY name"
+        query = f"SELECT {COLUMNS} FROM sessions WHERE owner = ? AND name > ? AND name >= ? AND name < ? ORDER BY name"
         with self._reading():
             found: list[tuple[str, Manifest]] = []
             for row in self._sql.execute(query, (owner, after, prefix, prefix + "\x7f")):
                 try:
                     found.append((row[1], manifest_of(row, {})))
                 except Damaged as error:
-                    log.error("session %s: %s; delete it", row[1], error)
+                    log.error("session %r: %s; delete it", row[1], error)
                 if len(found) == limit:
                     break
             return found
@@ -200,7 +202,13 @@ class SqliteTier:
         return None if found is None else int(found[0])
 
     def check(self) -> None:
-        """See whether it can be written."""
+        """See whether it can be written, and is where the next process will look for it."""
+        try:
+            there = os.path.samestat(self._file, os.stat(self._directory / FILE))
+        except OSError as error:
+            raise TierFailed(str(error)) from error
+        if not there:
+            raise TierFailed(f"{self._directory / FILE} is another file than the one that was opened")
         with self.transaction():
             self._sql.execute(TOUCH)
 
@@ -243,78 +251,3 @@ class SqliteTier:
     def close(self) -> None:
         """Bring the log into the file, and give up the lock."""
         self._sql.close()
-
-
-class _Transaction:
-    """Changes to the file, and what they come to."""
-
-    def __init__(self, sql: sqlite3.Connection) -> None:
-        self._sql = sql
-        self.used = 0
-        self.sessions = 0
-
-    def add_page(self, content: Content) -> int:
-        """Write a page."""
-        header, blob = packed(content)
-        layers, _, tokens, _ = content.k.packed.shape
-        values = (layers, tokens, len(blob), digest(header, blob), header, blob)
-        done = self._sql.execute(
-            "INSERT INTO pages (layers, tokens, nbytes, checksum, header, content) VALUES (?, ?, ?, ?, ?, ?)", values
-        )
-        self.used += page_cost(len(blob))
-        assert done.lastrowid is not None
-        return done.lastrowid
-
-    def put(self, key: Key, manifest: Manifest, old: Manifest | None) -> list[int]:
-        """Write a session's manifest."""
-        header = json.dumps({"options": dict(manifest.options), "runs": [numbers_of(run) for run in manifest.runs]})
-        blob = header.encode()
-        times = (manifest.created, manifest.last_used, manifest.expires)
-        fixed = (manifest.nbytes, manifest.created, manifest.permanent)
-        values = (*key, manifest.nbytes, *times, manifest.permanent, digest(blob, fixed_columns(*fixed)), blob)
-        places = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS.split(", ")[2:])
-        ((session,),) = self._sql.execute(
-            f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
-            f"ON CONFLICT (owner, name) DO UPDATE SET {places} RETURNING id",
-            values,
-        ).fetchall()
-        if old is None:
-            self.sessions += 1
-            self.used += SESSION_NBYTES
-        same = {i for i, (a, b) in enumerate(zip(old.runs, manifest.runs, strict=False)) if a == b} if old else set()
-        before, after = places_of(old, same) if old else {}, places_of(manifest, same)
-        gone, come = before.items() - after.items(), after.items() - before.items()
-        self._sql.executemany(
-            "DELETE FROM holds WHERE session = ? AND run = ? AND place = ?", [(session, *place) for place, _ in gone]
-        )
-        self._sql.executemany(
-            "INSERT INTO holds VALUES (?, ?, ?, ?)", [(session, *place, page) for place, page in come]
-        )
-        return [page for _, page in gone]
-
-    def remove(self, key: Key) -> list[int]:
-        """Remove a session's manifest."""
-        found = self._sql.execute("DELETE FROM sessions WHERE owner = ? AND name = ? RETURNING id", key).fetchall()
-        if not found:
-            return []
-        self.sessions -= 1
-        self.used -= SESSION_NBYTES
-        pages = self._sql.execute("DELETE FROM holds WHERE session = ? RETURNING page", found[0]).fetchall()
-        return [page for (page,) in pages]
-
-    def touch(self, key: Key, last_used: float, expires: float | None) -> None:
-        """Note when a session was used."""
-        query = "UPDATE sessions SET last_used = ?, expires = ? WHERE owner = ? AND name = ?"
-        self._sql.execute(query, (last_used, expires, *key))
-
-    def remove_pages(self, rows: Collection[int]) -> None:
-        """Remove those of the pages that no manifest holds."""
-        query = "DELETE FROM pages WHERE id = ? AND NOT EXISTS (SELECT 1 FROM holds WHERE page = id) RETURNING nbytes"
-        for row in rows:
-            for (nbytes,) in self._sql.execute(query, (row,)).fetchall():
-                self.used -= _counted(nbytes)
-
-
-def _counted(nbytes: object) -> int:
-    """What a page's column comes to, whatever a damaged file has there."""
-    return page_cost(nbytes) if isinstance(nbytes, int) and nbytes > 0 else 0

@@ -1,0 +1,68 @@
+"""A page that is not what was written: every session that has it says so from then on, and the log says which."""
+
+import sqlite3
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contract import Caller
+from hadakv_service.spawn import running_service
+from hadakv_service.tiers.database import FILE
+from service.samples import pair
+from service.test_restart_http import K, V, holds, service
+
+MORE = pair(2, 2, 3)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A directory where the last page of "a" is damaged, which its fork "b" has, too, but not "c"."""
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+        caller.append("c", K, V)
+        caller.post("/sessions/a/fork", {"id": "b"})
+    connection = sqlite3.connect(tmp_path / FILE)
+    (row,) = connection.execute("SELECT MAX(page) FROM holds JOIN sessions ON id = session WHERE name = 'a'").fetchone()
+    connection.execute("UPDATE pages SET content = zeroblob(length(content)) WHERE id = ?", (row,))
+    connection.commit()
+    connection.close()
+    return tmp_path
+
+
+def test_an_export_of_a_damaged_session_is_refused_before_it_begins(damaged: Path) -> None:
+    with service(damaged) as caller:
+        caller.get("/sessions/a/export").problem(410, "session-damaged")
+        assert caller.get("/sessions/c/export").status == 200
+
+
+def test_once_damage_was_found_nothing_goes_on_with_the_session_or_its_forks(damaged: Path) -> None:
+    with service(damaged, "--durability", "ack") as caller:
+        caller.get("/sessions/a/kv").problem(410, "session-damaged")
+
+        for id_ in ("a", "b"):
+            caller.append(id_, *MORE).problem(410, "session-damaged")
+            caller.get(f"/sessions/{id_}").problem(410, "session-damaged")
+            caller.put(f"/sessions/{id_}", {}).problem(410, "session-damaged")
+            caller.post(f"/sessions/{id_}/truncate", {"length": 1}).problem(410, "session-damaged")
+            caller.post(f"/sessions/{id_}/fork", {"id": "d"}).problem(410, "session-damaged")
+            assert caller.delete(f"/sessions/{id_}").status == 204
+            assert caller.append(id_, K, V).status == 201
+            assert holds(caller, id_)
+        assert holds(caller, "c")
+
+
+def test_the_log_names_the_sessions_once_and_the_request(damaged: Path, tmp_path: Path) -> None:
+    flags = ("--data-dir", str(damaged), "--disk-budget", "1GiB", "--log-format", "json")
+    with (tmp_path / "log").open("w+") as log:
+        with running_service(*flags, log=log) as running, Caller(running.url) as caller:
+            for _ in range(2):
+                answer = caller.http.get("/sessions/b/kv", headers={"x-request-id": "mine"})
+                assert answer.status_code == 410
+        log.seek(0)
+        lines = [msgspec.json.decode(line) for line in log]
+
+    (line,) = [line for line in lines if line["level"] == "error"]
+    assert "'a', 'b'" in line["message"]
+    assert "'c'" not in line["message"]
+    assert line["request_id"] == "mine"
