@@ -12,14 +12,13 @@ from hadakv_service import sessionfile
 from hadakv_service.append import on_host
 from hadakv_service.device import Device
 from hadakv_service.media import PIECE
+from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS
 from hadakv_service.session import Session
 from hadakv_service.sessionfile import Span
-from hadakv_service.store import Store
 
 # What one step on the device's thread copies, but that it takes a whole page at least: well under a millisecond.
 STEP_NBYTES = 1 << 20
-_OVER = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +41,15 @@ class Export:
         header = sessionfile.header(session, session_id, created)
         return cls(session, header, len(header) + session.nbytes)
 
-    async def verify(self, store: Store, device: Device) -> None:
-        """See that all of it can be read, while it still can be said that it cannot; a page at a time.
+    async def verify(self, device: Device) -> None:
+        """Read all of it once, a page at a time, while it still can be said that it cannot be; what has room stays.
 
         Raises:
-            SessionDamaged, TierUnavailable: it cannot.
+            SessionDamaged, TierUnavailable: it cannot be read.
         """
-        steps = store.residence.verify(self.session)
-        while await device.go_on(lambda: next(steps, _OVER)) is not _OVER:
-            pass
+        for page in self.session.all_pages():
+            if not page.is_here:
+                await device.go_on(partial(_read, page))
 
     async def pieces(self, device: Device) -> AsyncIterator[bytes | memoryview]:
         """The file. Of the tensors no more is in host memory than those of one layer."""
@@ -66,6 +65,11 @@ class Export:
             await device.go_on(partial(tensors.take, layer, start, stop, device.backend))
         for start in range(0, tensors.memory.nbytes, PIECE):
             yield tensors.memory.data[start : start + PIECE]
+
+
+def _read(page: Page) -> None:
+    """Have its bytes read; runs on the device's thread."""
+    page.here()
 
 
 class _Layer:

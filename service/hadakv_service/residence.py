@@ -99,18 +99,6 @@ class Residence:
         except TierFailed as error:
             raise TierUnavailable(f"Stored tokens cannot be read now: {error}.") from error
 
-    def verify(self, session: Session) -> Iterator[None]:
-        """Read all of a session that is not in memory, a page at a time, and forget it again.
-
-        Raises:
-            SessionDamaged, TierUnavailable: it cannot be read.
-        """
-        sources = dict.fromkeys(page.whole[0] if page.whole else page for page in session.all_pages())
-        for source in sources:
-            if not source.is_here:
-                self._content(source)
-                yield
-
     def let_go(self, pages: Iterable[Page]) -> None:
         """Count pages out; rows that nobody holds any longer go with the next `drop_loose`."""
         self._loose.update(page.row for page in self.ledger.let_go(pages) if page.row is not None)

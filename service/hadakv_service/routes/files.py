@@ -28,7 +28,7 @@ async def export(request: Request) -> Response:
         return Export.of(entry.session, key[1], datetime.fromtimestamp(entry.created, UTC))
 
     file = await service.device.call(work, key)
-    await file.verify(service.store, service.device)
+    await file.verify(service.device)
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
