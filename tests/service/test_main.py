@@ -20,7 +20,7 @@ from backends import GPUS_HERE
 from contract import MSGPACK, Caller, append_body, connect, stream
 from hadakv_kernels import Codec
 from hadakv_kernels.backend import GPUS
-from hadakv_service.settings import Settings, is_loopback
+from hadakv_service.settings import Settings, is_loopback, users_data_directory
 from hadakv_service.spawn import running_service
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
@@ -34,13 +34,15 @@ def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_tells_every_setting_and_its_default() -> None:
-    finished = run("--help")
+    finished = run("--help", COLUMNS="1000")
 
     told = set(re.findall(r"--[a-z][a-z-]+", finished.stdout))
     assert (finished.returncode, finished.stderr) == (0, "")
     assert {f"--{name.replace('_', '-')}" for name in Settings.model_fields} <= told
     assert "127.0.0.1" in finished.stdout
     assert "8765" in finished.stdout
+    assert f"(default: {users_data_directory()})" in finished.stdout
+    assert "factory" not in finished.stdout
 
 
 def test_the_startup_line_tells_version_backend_address_and_budget() -> None:
