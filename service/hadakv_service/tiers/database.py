@@ -54,8 +54,8 @@ def open_database(directory: Path) -> sqlite3.Connection:
     """The database in a directory, which is made if it is missing; nobody else can open it until it is closed.
 
     Raises:
-        TierRefused: it is in use, another version's, no database, a link, or cannot be written; or the directory is open
-            to others, or cannot be made.
+        TierRefused: it is in use, another version's, no database, a link, or cannot be written; or the directory is
+            open to others, or cannot be made.
     """
     path = _place(directory)
     new = path.stat().st_size == 0
