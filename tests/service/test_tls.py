@@ -58,6 +58,7 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Pa
     contents |= {
         "wrong": b"open barley\n",
         "noise": b"\xff\x00",
+        "authority": authority.cert_pem.bytes(),
         "other": authority.issue_cert("localhost").private_key_pem.bytes(),
     }
     for name, content in contents.items():
@@ -92,8 +93,8 @@ def test_the_first_line_says_https(secure: RunningService) -> None:
     assert re.search(r", https://127\.0\.0\.1:\d+, ", secure.startup_line)
 
 
-def test_the_client_works_over_https(secure: RunningService, trusting: ssl.SSLContext) -> None:
-    with Client(secure.url, transport=httpx.HTTPTransport(verify=trusting)) as client:
+def test_the_client_works_over_https(secure: RunningService, files: Path) -> None:
+    with Client(secure.url, ca_file=files / "authority") as client:
         session = client.session(uuid4().hex, codec={"kind": "float16"})
         session.append(LARGE, -LARGE)
         session.append(LARGE[:, :, :1], LARGE[:, :, :1])
