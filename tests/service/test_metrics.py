@@ -22,6 +22,7 @@ from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.device import Device
 from hadakv_service.metrics import Memory, Metrics, Service
 from hadakv_service.process import Usage
+from hadakv_service.routes import docs
 from hadakv_service.spawn import RunningService, running_service
 from hadakv_service.store import Store
 from hadakv_service.tallies import DeviceTally, RequestTally
@@ -161,7 +162,7 @@ def test_labels_are_those_of_the_routes(asking: Caller, watched: RunningService)
     found = scrape(watched.url)
 
     paths = set(asking.get("/openapi.json").body["paths"])
-    more = {"other", "unreadable", "/openapi.json", "/docs", "/redoc", "/docs/oauth2-redirect"}
+    more = {"other", "unreadable", "/openapi.json", *(route.path for route in docs.ROUTES)}
     assert label_values(found, "route") <= paths | more
     assert label_values(found, "method") <= {*METHODS, "other"}
     assert label_values(found, "tier") == {"memory"}
