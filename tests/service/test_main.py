@@ -1,6 +1,7 @@
 """Starting and stopping the service as a program: what it says, what it refuses, how it ends."""
 
 import os
+import plistlib
 import re
 import signal
 import socket
@@ -24,6 +25,7 @@ from hadakv_service.settings import Settings, is_loopback, users_data_directory
 from hadakv_service.spawn import running_service
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
+AGENT = Path(__file__).parents[2] / "service" / "launchd" / "dev.hadakv.service.plist"
 
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +45,12 @@ def test_help_tells_every_setting_and_its_default() -> None:
     assert "8765" in finished.stdout
     assert f"(default: {users_data_directory()})" in finished.stdout
     assert "factory" not in finished.stdout
+
+
+def test_launchd_waits_for_longer_than_the_service_takes_to_end() -> None:
+    agent = plistlib.loads(AGENT.read_bytes())
+
+    assert agent["ExitTimeOut"] > Settings.model_fields["grace"].default
 
 
 def test_the_startup_line_tells_version_backend_address_and_budget() -> None:

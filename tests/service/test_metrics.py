@@ -16,6 +16,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as text_metrics
 
 from contract import Caller
 from hadakv_kernels.cpu import CpuBackend
@@ -31,6 +32,7 @@ from service.refusals import K, V
 from service.scraping import METHODS, Samples, eventually, label_values, moved, samples, scrape
 
 KV = "/sessions/{id}/kv"
+TABLE = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 
 # What is stored
 
@@ -153,6 +155,21 @@ def test_metrics_need_a_token_where_tokens_are_used_and_name_nobody(tmp_path: Pa
 def test_random_paths_and_methods_make_no_new_labels(asking: Caller, path: str, method: str) -> None:
     for prefix in ("/", "/sessions/", "/sessions/a/"):
         asking.send(method, prefix + path)
+
+
+def test_the_table_of_metrics_has_each_with_its_type_and_labels(asking: Caller, watched: RunningService) -> None:
+    asking.append(uuid4().hex, K, V)
+    families = text_metrics(httpx.get(f"{watched.url}/metrics").text)
+    told = {
+        name.removesuffix("_total"): (kind, set(re.findall(r"`(\w+)`", labels)))
+        for name, kind, labels in re.findall(r"^\| `(hadakv_\w+)` \| (\w+) \|(.*?)\|", TABLE.read_text("utf-8"), re.M)
+    }
+
+    assert told == {
+        family.name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        for family in families
+        if family.name.startswith("hadakv_")
+    }
 
 
 def test_labels_are_those_of_the_routes(asking: Caller, watched: RunningService) -> None:

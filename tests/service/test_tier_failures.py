@@ -21,7 +21,6 @@ from hadakv_service.tiers.database import FILE, open_database
 from service.samples import pair
 from service.test_restart_http import K, V, holds, service
 
-
 NOBODY = 65534
 
 
