@@ -200,14 +200,9 @@ def test_a_file_says_who_vouches_for_the_service(connect: Any, tmp_path: Path, k
 def test_what_a_client_can_never_use_is_said_when_it_is_made(connect: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
 
-    for url in ("ftp://localhost", "localhost:8765", "unix:", ""):
-        with pytest.raises(ValueError, match=f"the URL must be like .* not '{url}'"):
-            connect(url)
     with pytest.raises(ValueError, match=r"the URL must be like .* not 'unix:/a'"):
         connect("unix:/a", uds="/b")
     with pytest.raises(ValueError, match="empty has no certificate in PEM"):
         connect("https://localhost", ca_file=tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         connect("https://localhost", ca_file="nowhere")
-    with pytest.raises(ValueError, match="token must be printable ASCII"):
-        connect(token="a\nb")
