@@ -18,7 +18,15 @@ from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempt
 from hadakv_client.parsing import ValueForm
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.tensors import Array
-from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
+from hadakv_client.transport import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Address,
+    Arrival,
+    declared_nbytes,
+    transport_errors,
+    trusted,
+)
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
@@ -28,16 +36,19 @@ class AsyncClient:
     """`Client` for asyncio: the same arguments, results and errors. Belongs to one event loop.
 
     Args:
-        base_url: where the service is.
+        base_url: where the service is, `unix:` and a path for a Unix domain socket.
         token: the caller's, if the service wants one.
         timeout: seconds, or an `httpx.Timeout`.
         retries: how often a call is tried again where that is safe, or `Retries`.
         transport: of httpx, instead of TCP connections of the client's own.
         uds: path of the Unix domain socket to connect to.
+        ca_file: certificates in PEM to trust, in place of the usual authorities'.
         http: an httpx client to use, which the caller closes.
 
     Raises:
-        ValueError: the URL is not one of http or https, or the token cannot stand in a header.
+        ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
+            header, or there is no certificate in `ca_file`.
+        OSError: `ca_file` cannot be read.
     """
 
     def __init__(  # noqa: PLR0913 - settings, all but one by keyword
@@ -49,13 +60,16 @@ class AsyncClient:
         retries: int | Retries = 3,
         transport: httpx.AsyncBaseTransport | None = None,
         uds: str | None = None,
+        ca_file: PathLike | None = None,
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        self._address = Address(base_url, token, retries)
-        if uds is not None:
-            transport = httpx.AsyncHTTPTransport(uds=uds)
+        self._address = Address(base_url, token, retries, uds)
+        if self._address.uds is not None:
+            transport = httpx.AsyncHTTPTransport(uds=self._address.uds)
         # See `Client` for why the environment is left out.
-        self._http = http or httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
+        self._http = http or httpx.AsyncClient(
+            transport=transport, timeout=timeout, verify=trusted(ca_file), trust_env=False
+        )
         self._owns_http = http is None
 
     async def __aenter__(self) -> Self:
@@ -151,7 +165,7 @@ class AsyncClient:
         return await self._send(step)
 
     async def _send(self, request: Request) -> Response:
-        with transport_errors(request):
+        with transport_errors(request, self._address):
             async with self._http.stream(
                 request.method,
                 self._address.url(request),

@@ -1,22 +1,24 @@
 """The program `hadakv`: the sessions of a running service, from the command line.
 
-Exits with 0 when done, 1 when the service refuses or something given cannot be used, 2 when the command line makes no
-sense, 3 when no service answers, and 130 when interrupted. Errors are one line on stderr.
+Exits with 0 when done, 1 when the service refuses or something given cannot be used, 2 when the command line or
+HADAKV_URL makes no sense, 3 when no service answers, and 130 when interrupted. Errors are one line on stderr, below the
+usage if that is what was not kept to.
 """
 
 import os
 import sys
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EEXIST
 from pathlib import Path
 
 from hadakv_client.answers import SessionInfo
+from hadakv_client.calls import checked_id
 from hadakv_client.client import Client
-from hadakv_client.errors import ConnectionLost, HadakvError, Timeout
+from hadakv_client.errors import ConnectionLost, HadakvError, Timeout, Unauthorized
 from hadakv_client.files import Progress
-from hadakv_client.transport import DEFAULT_URL
+from hadakv_client.transport import DEFAULT_URL, Address
 from hadakv_kernels import Codec
 
 DONE, FAILED, NO_ANSWER, INTERRUPTED = 0, 1, 3, 130
@@ -25,7 +27,6 @@ _STATUSES: dict[type[BaseException], int] = {
     Timeout: NO_ANSWER,
     KeyboardInterrupt: INTERRUPTED,
 }
-UNIX = "unix:"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     try:
         with _client(options) as client:
             options.run(client, options)
@@ -57,14 +58,53 @@ def _reason(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, Unauthorized):
+        return f"{error}; --token-file and HADAKV_TOKEN say who calls"
     return str(error)
+
+
+def _options(arguments: Sequence[str] | None) -> Namespace:
+    """What the command line says, and the environment of where the service is."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if "url" not in options:
+        try:
+            options.url = _url(os.environ.get("HADAKV_URL") or DEFAULT_URL)
+        except ArgumentTypeError as error:
+            parser.error(f"HADAKV_URL: {error}")
+    return options
+
+
+def _sensible(check: Callable[[str], object]) -> Callable[[str], str]:
+    """A type of argparse's: the word itself, or what the check has against it."""
+
+    def word(given: str) -> str:
+        try:
+            check(given)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+        return given
+
+    return word
+
+
+_id = _sensible(checked_id)
+_url = _sensible(lambda url: Address(url, None, 0))
+
+
+def _file(given: str) -> Path:
+    if given == "-":
+        raise ArgumentTypeError("a session cannot go through a pipe; a file of that name is ./-")
+    return Path(given)
 
 
 def _parser() -> ArgumentParser:
     everywhere = ArgumentParser(add_help=False, argument_default=SUPPRESS)
     url_help = f"of the service, or unix:PATH of its socket; default: HADAKV_URL or {DEFAULT_URL}"
-    everywhere.add_argument("--url", help=url_help)
+    everywhere.add_argument("--url", type=_url, help=url_help)
     everywhere.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token; default: HADAKV_TOKEN")
+    ca_help = "certificates in PEM that vouch for the service, in place of the usual ones; default: HADAKV_CA_FILE"
+    everywhere.add_argument("--ca-file", type=Path, metavar="FILE", help=ca_help)
     parser = ArgumentParser("hadakv", description="Sessions of a running hadakv service.", parents=[everywhere])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -74,28 +114,28 @@ def _parser() -> ArgumentParser:
         return added
 
     export = command("export", _export, "write a session to one safetensors file")
-    export.add_argument("id", metavar="ID")
-    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("id", type=_id, metavar="ID")
+    export.add_argument("file", type=_file, metavar="FILE")
     export.add_argument("--force", action="store_true", help="replace the file if there is one")
     import_ = command("import", _import, "make a session of a file that export wrote")
-    import_.add_argument("file", type=Path, metavar="FILE")
-    import_.add_argument("--id", metavar="ID", help="of the new session; default: of the one that was exported")
+    import_.add_argument("file", type=_file, metavar="FILE")
+    import_.add_argument(
+        "--id", type=_id, metavar="ID", help="of the new session; default: of the one that was exported"
+    )
     list_ = command("list", _list, "list sessions")
     list_.add_argument("prefix", nargs="?", metavar="PREFIX", help="only those whose id begins so")
-    command("show", _show, "describe a session").add_argument("id", metavar="ID")
-    command("rm", _remove, "forget sessions").add_argument("ids", nargs="+", metavar="ID")
+    command("show", _show, "describe a session").add_argument("id", type=_id, metavar="ID")
+    command("rm", _remove, "forget sessions").add_argument("ids", type=_id, nargs="+", metavar="ID")
     return parser
 
 
 def _client(options: Namespace) -> Client:
     """A client of the service that options and environment name."""
-    url = getattr(options, "url", None) or os.environ.get("HADAKV_URL") or DEFAULT_URL
     token = os.environ.get("HADAKV_TOKEN") or None
     if "token_file" in options:
         token = options.token_file.read_text("utf-8").strip()
-    if url.startswith(UNIX):
-        return Client("http://localhost", uds=url.removeprefix(UNIX), token=token)
-    return Client(url, token=token)
+    ca_file = options.ca_file if "ca_file" in options else os.environ.get("HADAKV_CA_FILE") or None
+    return Client(options.url, token=token, ca_file=ca_file)
 
 
 def _export(client: Client, options: Namespace) -> None:

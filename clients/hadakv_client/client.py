@@ -18,7 +18,15 @@ from hadakv_client.parsing import ValueForm
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.session import Session
 from hadakv_client.tensors import Array
-from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
+from hadakv_client.transport import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Address,
+    Arrival,
+    declared_nbytes,
+    transport_errors,
+    trusted,
+)
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
@@ -28,16 +36,20 @@ class Client:
     """Talks to a service. May be used from several threads; `close` it, or use it in a `with` statement.
 
     Args:
-        base_url: where the service is.
+        base_url: where the service is, `unix:` and a path for a Unix domain socket.
         token: the caller's, if the service wants one.
         timeout: seconds to wait for the connection and for each part of an answer, or an `httpx.Timeout`.
         retries: how often a call is tried again where that is safe, or `Retries` for more to say.
         transport: of httpx, instead of TCP connections of the client's own.
         uds: path of the Unix domain socket to connect to; `base_url` then only names the host in the requests.
-        http: an httpx client to use, which the caller closes; it brings its own timeout and transport.
+        ca_file: certificates in PEM; whoever speaks TLS must be vouched for by one of these, and no longer by one of
+            the usual authorities. Not for a `transport`, which brings its own.
+        http: an httpx client to use, which the caller closes; it brings its own timeout, transport and authorities.
 
     Raises:
-        ValueError: the URL is not one of http or https, or the token cannot stand in a header.
+        ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
+            header, or there is no certificate in `ca_file`.
+        OSError: `ca_file` cannot be read.
     """
 
     def __init__(  # noqa: PLR0913 - settings, all but one by keyword
@@ -49,13 +61,16 @@ class Client:
         retries: int | Retries = 3,
         transport: httpx.BaseTransport | None = None,
         uds: str | None = None,
+        ca_file: PathLike | None = None,
         http: httpx.Client | None = None,
     ) -> None:
-        self._address = Address(base_url, token, retries)
-        if uds is not None:
-            transport = httpx.HTTPTransport(uds=uds)
+        self._address = Address(base_url, token, retries, uds)
+        if self._address.uds is not None:
+            transport = httpx.HTTPTransport(uds=self._address.uds)
         # The environment's proxies are for the world outside, and a .netrc would replace the token.
-        self._http = http or httpx.Client(transport=transport, timeout=timeout, trust_env=False)
+        self._http = http or httpx.Client(
+            transport=transport, timeout=timeout, verify=trusted(ca_file), trust_env=False
+        )
         self._owns_http = http is None
 
     def __enter__(self) -> Self:
@@ -205,7 +220,7 @@ class Client:
 
     def _send(self, request: Request) -> Response:
         with (
-            transport_errors(request),
+            transport_errors(request, self._address),
             self._http.stream(
                 request.method,
                 self._address.url(request),

@@ -1,16 +1,21 @@
-"""What both clients have in common on httpx's side: address and token, receiving a body, what its errors mean."""
+"""What both clients have in common on httpx's side: address and token, whom to trust, receiving a body, its errors."""
 
+import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
 
 from hadakv_client.errors import ConnectionLost, Timeout
+from hadakv_client.files import PathLike
 from hadakv_client.flow import Retries
 from hadakv_client.protocol import Request, Response
 
 DEFAULT_URL = "http://127.0.0.1:8765"
+UNIX = "unix:"
 # An answer may wait for others to be encoded; a connection to a service that is there comes at once.
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -19,17 +24,27 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 class Address:
     """Where the service is, who calls it, and how often.
 
+    Attributes:
+        name: where it is, as messages have it.
+        uds: path of its Unix domain socket; None for TCP.
+        retries: how often a call is tried again.
+
     Raises:
-        ValueError: the URL is not one of http or https, or the token cannot stand in a header.
+        ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
+            header.
     """
 
-    def __init__(self, base_url: str, token: str | None, retries: int | Retries) -> None:
-        if not _is_http(base_url):
-            raise ValueError(f"base_url must be like http://127.0.0.1:8765, not {base_url!r}")
+    def __init__(self, base_url: str, token: str | None, retries: int | Retries, uds: str | None = None) -> None:
+        socket = base_url.removeprefix(UNIX) if base_url.startswith(UNIX) and uds is None else ""
+        url = "http://localhost" if socket else base_url
+        if not _is_http(url):
+            raise ValueError(f"the URL must be like {DEFAULT_URL} or unix:/path/of/a/socket, not {base_url!r}")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ValueError("token must be printable ASCII")
-        self._base_url = base_url.rstrip("/")
+        self._base_url = url.rstrip("/")
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self.uds = socket or uds
+        self.name = f"{UNIX}{self.uds}" if self.uds else _without_user(self._base_url)
         self.retries = retries if isinstance(retries, Retries) else Retries(retries)
 
     def url(self, request: Request) -> str:
@@ -48,6 +63,28 @@ def _is_http(url: str) -> bool:
     except httpx.InvalidURL:
         return False
     return parsed.scheme in {"http", "https"} and bool(parsed.host)
+
+
+def _without_user(url: str) -> str:
+    """The URL for whoever reads a log, who need not know a password in it."""
+    return str(httpx.URL(url).copy_with(userinfo=b""))
+
+
+def trusted(ca_file: PathLike | None) -> ssl.SSLContext | bool:
+    """Who must vouch for a service, as httpx's `verify` has it: those in a file alone, or the usual authorities.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: there is no certificate in it.
+    """
+    if ca_file is None:
+        return True
+    # An error of OpenSSL's would not name the file.
+    Path(ca_file).open("rb").close()
+    try:
+        return ssl.create_default_context(cafile=os.fspath(ca_file))
+    except ssl.SSLError as error:
+        raise ValueError(f"{os.fspath(ca_file)} has no certificate in PEM") from error
 
 
 def declared_nbytes(head: httpx.Response) -> int | None:
@@ -85,7 +122,7 @@ class Arrival:
 
 
 @contextmanager
-def transport_errors(request: Request) -> Iterator[None]:
+def transport_errors(request: Request, address: Address) -> Iterator[None]:
     """Turn httpx's errors while a request is under way into ours.
 
     Raises:
@@ -96,5 +133,5 @@ def transport_errors(request: Request) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectionLost
-        what = f"{request.method} {request.path}: {str(error) or type(error).__name__}"
+        what = f"{request.method} {request.path} at {address.name}: {str(error) or type(error).__name__}"
         raise kind(what, sent=not isinstance(error, _NEVER_SENT)) from error

@@ -21,7 +21,7 @@ from hadakv_service.exchange import UNREAD
 from hadakv_service.logs import RequestLog
 from hadakv_service.metrics import Below, Memory, Metrics, Service
 from hadakv_service.quota import Quota, Quotas
-from hadakv_service.routes import branches, codec, files, health, kv, metrics, sessions
+from hadakv_service.routes import branches, codec, docs, files, health, kv, metrics, sessions
 from hadakv_service.session import Session
 from hadakv_service.settings import Settings
 from hadakv_service.shortcut import App
@@ -79,6 +79,9 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
         summary=openapi.SUMMARY,
         lifespan=lifespan,
         redirect_slashes=False,
+        # FastAPI's own pages fetch their scripts from the net.
+        docs_url=None,
+        redoc_url=None,
     )
     told = Metrics(Service(tally, work, device, store, [Memory(store), *([Below(store)] if store.tier.budget else [])]))
     bodies = BodyReader(int(settings.max_body), settings.max_receiving)
@@ -86,6 +89,7 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
     new = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
     app.state.context = Context(settings, backend, store, device, bodies, new, tally, told)
     app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
+    app.router.routes.extend(docs.ROUTES)
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)

@@ -22,8 +22,9 @@ def is_json(request: Request, *, json_allowed: bool = False) -> bool:
     """Whether the body is JSON rather than msgpack.
 
     Raises:
-        UnsupportedMediaType: it is neither, or JSON where only msgpack is read.
+        UnsupportedMediaType: it is neither, or JSON where only msgpack is read; or it is compressed.
     """
+    check_uncompressed(request)
     name = _content_type(request)
     if name in _MSGPACK_NAMES:
         return False
@@ -37,11 +38,23 @@ def check_octets(request: Request) -> None:
     """Nothing, for a body that is said to be bytes and no more.
 
     Raises:
-        UnsupportedMediaType: it is said to be something else, or nothing.
+        UnsupportedMediaType: it is said to be something else, or nothing, or compressed.
     """
+    check_uncompressed(request)
     name = _content_type(request)
     if name != OCTETS:
         raise UnsupportedMediaType(f"The content type must be {OCTETS}, not {name or 'missing'}.")
+
+
+def check_uncompressed(request: Request) -> None:
+    """Nothing, for a body that is sent as it is.
+
+    Raises:
+        UnsupportedMediaType: a Content-Encoding has made something else of it.
+    """
+    for codings in request.headers.getlist("content-encoding"):
+        if codings.strip().lower() not in ("", "identity"):
+            raise UnsupportedMediaType(f"A body must not be compressed, and this one is said to be {codings!r}.")
 
 
 def _content_type(request: Request) -> str:

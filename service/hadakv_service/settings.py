@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         None, description="Forget sessions unused for so long, unless they say otherwise; default: never."
     )
     data_dir: Path = Field(
-        default_factory=users_data_directory,
+        users_data_directory(),  # no factory: of that --help would have nothing but the name
         description="Directory for what has no room in memory and for what outlives the process.",
     )
     disk_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(

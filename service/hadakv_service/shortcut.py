@@ -105,7 +105,7 @@ def _plain_append(scope: Scope) -> str | None:
             kind = value
         elif name == b"content-length":
             length = value
-        elif name in (b"prefer", b"transfer-encoding"):
+        elif name in (b"prefer", b"transfer-encoding", b"content-encoding"):
             return None
     if kind != _MSGPACK or length is None or not _LENGTH.fullmatch(length) or int(length) > SMALL:
         return None

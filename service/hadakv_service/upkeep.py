@@ -11,7 +11,7 @@ from hadakv_service.errors import Busy
 from hadakv_service.settings import Settings
 from hadakv_service.store import Store
 from hadakv_service.tiers import Tier
-from hadakv_service.tiers.database import FILE
+from hadakv_service.tiers.database import FILE, make_directory
 from hadakv_service.tiers.none import NoTier
 from hadakv_service.tiers.sqlite import SqliteTier
 
@@ -30,7 +30,7 @@ def open_tier(settings: Settings) -> Tier:
         return NoTier()
     budget = settings.disk_budget
     if budget is None:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(settings.data_dir)
         # What is there already is its own.
         own = sum(path.stat().st_size for path in settings.data_dir.glob(f"{FILE}*") if path.is_file())
         budget = ByteSize((shutil.disk_usage(settings.data_dir).free + own) // 2)

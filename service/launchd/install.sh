@@ -11,7 +11,7 @@ command -v launchctl >/dev/null || { echo "launchd is macOS's; here, run: make s
 
 if launchctl bootout "gui/$UID/$label" 2>/dev/null; then
   # It answers before the old process is gone, and the new one could not start beside it.
-  for _ in {1..40}; do
+  for _ in {1..90}; do
     launchctl print "gui/$UID/$label" >/dev/null 2>&1 || break
     sleep 0.5
   done

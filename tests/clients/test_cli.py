@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import trustme
 
 from hadakv_client import Client
 from hadakv_service.spawn import RunningService, running_service
@@ -130,7 +131,6 @@ FAILURES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a session there is not": (("show", "nobody"), 1, r"There is no session 'nobody'\. \(404 session-not-found\)"),
     "nothing to forget": (("rm", "nobody"), 1, r"There is no session 'nobody'\. \(404 session-not-found\)"),
     "nothing to export": (("export", "nobody", "new"), 1, r"There is no session 'nobody'\. .*"),
-    "an id that cannot be": (("show", "a/b"), 1, "a session's id must be .* and not 'a/b'"),
     "a file there is not": (("import", "nowhere"), 1, "nowhere: No such file or directory"),
     "a folder for a file": (("import", ".", "--id", "x"), 1, r"\.: Is a directory"),
     "a file of something else": (("import", "taken"), 1, "taken is no file that a session was exported to"),
@@ -139,10 +139,15 @@ FAILURES: dict[str, tuple[tuple[str, ...], int, str]] = {
         1,
         r".* cut short.*\(400 malformed-body\)",
     ),
-    "an address that is none": (("--url", "nonsense", "list"), 1, "base_url must be like .*, not 'nonsense'"),
-    "nobody at the address": (("--url", "http://127.0.0.1:1", "list"), 3, r"GET /sessions: .*refused"),
-    "no socket": (("list", "--url", "unix:/nowhere"), 3, "GET /sessions: .*No such file or directory"),
+    "nobody at the address": (
+        ("--url", "http://user:secret@127.0.0.1:1", "list"),
+        3,
+        r"GET /sessions at http://127\.0\.0\.1:1: .*refused",
+    ),
+    "no socket": (("list", "--url", "unix:/nowhere"), 3, "GET /sessions at unix:/nowhere: .*No such file or directory"),
     "no token file": (("list", "--token-file", "nowhere"), 1, "nowhere: No such file or directory"),
+    "no file of authorities": (("list", "--ca-file", "nowhere"), 1, "nowhere: No such file or directory"),
+    "a file of authorities without any": (("list", "--ca-file", "taken"), 1, "taken has no certificate in PEM"),
 }
 
 
@@ -157,14 +162,40 @@ def test_a_failure_is_one_line_and_a_status(
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [(), ("export", "a"), ("import",), ("rm",), ("list", "--colour"), ("sing",)], ids=str
-)
-def test_a_command_line_that_makes_no_sense_is_refused_with_the_usage(run: Run, arguments: tuple[str, ...]) -> None:
+NONSENSE: dict[tuple[str, ...], str] = {
+    (): "COMMAND",
+    ("export", "a"): "FILE",
+    ("import",): "FILE",
+    ("rm",): "ID",
+    ("list", "--colour"): "--colour",
+    ("sing",): "'sing'",
+    ("--url", "ftp://localhost", "list"): "the URL must be like .*, not 'ftp://localhost'",
+    ("list", "--url", "unix:"): "the URL must be like .*, not 'unix:'",
+    ("show", "a/b"): "a session's id must be .* and not 'a/b'",
+    ("rm", "a", ".."): r"a session's id must be .* and not '\.\.'",
+    ("import", "file", "--id", ""): "a session's id must be .* and not ''",
+    ("export", "a", "-"): "cannot go through a pipe; a file of that name is ./-",
+    ("import", "-"): "cannot go through a pipe; a file of that name is ./-",
+}
+
+
+@pytest.mark.parametrize(("arguments", "reason"), NONSENSE.items(), ids=str)
+def test_a_command_line_that_makes_no_sense_is_refused_with_the_usage(
+    run: Run, arguments: tuple[str, ...], reason: str, tmp_path: Path
+) -> None:
     finished = run(*arguments)
 
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr.startswith("usage: hadakv")
+    assert re.search(f"error: .*{reason}", finished.stderr), finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_environment_that_makes_no_sense_is_refused_likewise(run: Run) -> None:
+    finished = run("list", HADAKV_URL="nonsense")
+
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "error: HADAKV_URL: the URL must be like " in finished.stderr
 
 
 def test_help_tells_every_command(run: Run) -> None:
@@ -174,6 +205,7 @@ def test_help_tells_every_command(run: Run) -> None:
     assert all(f"\n    {command} " in finished.stdout for command in ("export", "import", "list", "show", "rm"))
     assert "HADAKV_URL" in finished.stdout
     assert "HADAKV_TOKEN" in finished.stdout
+    assert "HADAKV_CA_FILE" in finished.stdout
 
 
 def test_a_file_is_replaced_only_by_force(run: Run, names: tuple[str, str], tmp_path: Path) -> None:
@@ -228,8 +260,23 @@ def test_a_token_comes_from_the_environment_or_a_file(run: Run, tmp_path: Path) 
         by_name = run("list", **there, HADAKV_TOKEN="a secret")
         by_file = run("list", "--token-file", "mine", **there, HADAKV_TOKEN="another")
 
-    assert_fails(refused, 1, r".*\(401 unauthorized\)")
+    assert_fails(refused, 1, r".*\(401 unauthorized\); --token-file and HADAKV_TOKEN say who calls")
     assert [(each.returncode, each.stderr) for each in (by_name, by_file)] == [(0, "")] * 2
+
+
+def test_a_service_that_an_authority_of_its_own_vouches_for_is_trusted_by_its_file(run: Run, tmp_path: Path) -> None:
+    authority, (served, own) = trustme.CA(), (tmp_path / "served.pem", tmp_path / "own.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(served)
+    authority.cert_pem.write_to_path(own)
+
+    with running_service("--tls-cert", str(served)) as service:
+        there = {"HADAKV_URL": service.url}
+        unknown = run("list", **there)
+        by_flag = run("list", "--ca-file", "own.pem", **there)
+        by_name = run("list", **there, HADAKV_CA_FILE="own.pem")
+
+    assert_fails(unknown, 3, rf"GET /sessions at {service.url}: .*CERTIFICATE_VERIFY_FAILED.*")
+    assert [(each.returncode, each.stderr) for each in (by_flag, by_name)] == [(0, "")] * 2
 
 
 def test_a_service_at_a_unix_socket_is_found_by_its_path(run: Run, tmp_path: Path) -> None:
@@ -241,7 +288,7 @@ def test_a_service_at_a_unix_socket_is_found_by_its_path(run: Run, tmp_path: Pat
         assert process.stdout is not None
         address = re.search(r"unix:[^,]+", process.stdout.readline())
         assert address is not None
-        with Client(uds=str(path)) as client:
+        with Client(address[0]) as client:
             client.session("a").append(K, K)
         finished = run("export", "a", "file", "--url", address[0])
     finally:

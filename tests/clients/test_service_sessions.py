@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 
 from clients.samples import CODECS, assert_same
 from hadakv_client import (
     AsyncClient,
     Client,
     Codec,
+    ConnectionLost,
     NotFound,
     Retries,
     SessionNotFound,
 )
 from hadakv_kernels import reference
+from hadakv_service.spawn import running_service
 
 pytestmark = pytest.mark.every_backend
 
@@ -173,6 +176,33 @@ def test_a_unix_socket_is_as_good(connect: Any, tmp_path: Path, k: Any, v: Any) 
         assert path in service.stdout.readline()
 
         placed = connect("http://hadakv", uds=path, retries=Retries(0)).session("a").append(k, v)
+        read = connect(f"unix:{path}", retries=Retries(0)).session("a").read()
 
         service.terminate()
     assert placed.length == 5
+    assert read.stop == 5
+
+
+def test_a_file_says_who_vouches_for_the_service(connect: Any, tmp_path: Path, k: Any, v: Any) -> None:
+    authority, (served, own, other) = trustme.CA(), (tmp_path / name for name in ("served", "own", "other"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(served)
+    authority.cert_pem.write_to_path(own)
+    trustme.CA().cert_pem.write_to_path(other)
+
+    with running_service("--tls-cert", str(served)) as service:
+        placed = connect(service.url, ca_file=own).session("a").append(k, v)
+        with pytest.raises(ConnectionLost, match=f"at {service.url}: .*CERTIFICATE_VERIFY_FAILED"):
+            connect(service.url, ca_file=str(other), retries=0).session("a").info()
+
+    assert placed.length == 5
+
+
+def test_what_a_client_can_never_use_is_said_when_it_is_made(connect: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+
+    with pytest.raises(ValueError, match=r"the URL must be like .* not 'unix:/a'"):
+        connect("unix:/a", uds="/b")
+    with pytest.raises(ValueError, match="empty has no certificate in PEM"):
+        connect("https://localhost", ca_file=tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        connect("https://localhost", ca_file="nowhere")

@@ -1,6 +1,7 @@
 """Starting the service as a program: what it says, and what it refuses."""
 
 import os
+import plistlib
 import re
 import socket
 import subprocess
@@ -14,10 +15,11 @@ from pydantic_settings import CliApp
 from backends import GPUS_HERE
 from contract import Caller
 from hadakv_kernels.backend import GPUS
-from hadakv_service.settings import Settings, is_loopback
+from hadakv_service.settings import Settings, is_loopback, users_data_directory
 from hadakv_service.spawn import running_service
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
+AGENT = Path(__file__).parents[2] / "service" / "launchd" / "dev.hadakv.service.plist"
 
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,13 +30,21 @@ def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_tells_every_setting_and_its_default() -> None:
-    finished = run("--help")
+    finished = run("--help", COLUMNS="1000")
 
     told = set(re.findall(r"--[a-z][a-z-]+", finished.stdout))
     assert (finished.returncode, finished.stderr) == (0, "")
     assert {f"--{name.replace('_', '-')}" for name in Settings.model_fields} <= told
     assert "127.0.0.1" in finished.stdout
     assert "8765" in finished.stdout
+    assert f"(default: {users_data_directory()})" in finished.stdout
+    assert "factory" not in finished.stdout
+
+
+def test_launchd_waits_for_longer_than_the_service_takes_to_end() -> None:
+    agent = plistlib.loads(AGENT.read_bytes())
+
+    assert agent["ExitTimeOut"] > Settings.model_fields["grace"].default
 
 
 def test_the_startup_line_tells_version_backend_address_and_budget() -> None:

@@ -1,13 +1,15 @@
 """Bodies that cannot be parsed, of another content type, or framed as no HTTP library would; nothing changes."""
 
+import gzip
 import socket
 
 import msgpack
 import pytest
 
-from contract import JSON, MSGPACK, Caller, connect, status_line, stream
+from contract import JSON, MSGPACK, Answer, Caller, connect, status_line, stream
 from hadakv_kernels import Codec
 from hadakv_service.spawn import RunningService
+from service.files import OCTETS
 from service.refusals import PACKED, K
 
 # 400: the body cannot be parsed
@@ -117,6 +119,39 @@ def test_an_append_without_a_content_type_is_refused(caller: Caller, session: st
     response = caller.http.post(f"/sessions/{session}/kv", content=PACKED)
 
     assert response.status_code == 415
+
+
+@pytest.mark.parametrize("coding", ["gzip", "identity, br", "x"])
+@pytest.mark.parametrize(
+    ("method", "path", "content_type"),
+    [
+        ("POST", "/sessions/{id}/kv", MSGPACK),
+        ("PUT", "/sessions/{id}", MSGPACK),
+        ("PUT", "/sessions/{id}", ""),
+        ("POST", "/sessions/{id}/truncate", JSON),
+        ("POST", "/sessions/{id}/fork", MSGPACK),
+        ("POST", "/sessions/{id}/import", OCTETS),
+        ("POST", "/encode", MSGPACK),
+        ("POST", "/decode", MSGPACK),
+    ],
+)
+def test_a_compressed_body_is_refused_for_being_that(
+    caller: Caller, kept: str, method: str, path: str, content_type: str, coding: str
+) -> None:
+    before = caller.snapshot(kept)
+    headers = {"content-encoding": coding} | ({"content-type": content_type} if content_type else {})
+
+    response = caller.http.request(method, path.format(id=kept), content=gzip.compress(PACKED), headers=headers)
+
+    problem = Answer(response.status_code, response.headers, response.content).problem(415, "unsupported-media-type")
+    assert f"must not be compressed, and this one is said to be '{coding}'" in problem["detail"]
+    assert caller.snapshot(kept) == before
+
+
+def test_a_body_that_is_said_to_be_itself_is_taken(caller: Caller, session: str) -> None:
+    answer = caller.send("POST", f"/sessions/{session}/kv", PACKED, **{"content-encoding": "Identity"})
+
+    assert answer.status == 201
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as text_metrics
 
 from contract import Caller
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.device import Device
 from hadakv_service.metrics import Memory, Metrics, Service
 from hadakv_service.process import Usage
+from hadakv_service.routes import docs
 from hadakv_service.spawn import RunningService, running_service
 from hadakv_service.store import Store
 from hadakv_service.tallies import DeviceTally, RequestTally
@@ -30,6 +32,7 @@ from service.refusals import K, V
 from service.scraping import METHODS, Samples, eventually, label_values, moved, samples, scrape
 
 KV = "/sessions/{id}/kv"
+TABLE = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 
 # What is stored
 
@@ -154,6 +157,21 @@ def test_random_paths_and_methods_make_no_new_labels(asking: Caller, path: str, 
         asking.send(method, prefix + path)
 
 
+def test_the_table_of_metrics_has_each_with_its_type_and_labels(asking: Caller, watched: RunningService) -> None:
+    asking.append(uuid4().hex, K, V)
+    families = text_metrics(httpx.get(f"{watched.url}/metrics").text)
+    told = {
+        name.removesuffix("_total"): (kind, set(re.findall(r"`(\w+)`", labels)))
+        for name, kind, labels in re.findall(r"^\| `(hadakv_\w+)` \| (\w+) \|(.*?)\|", TABLE.read_text("utf-8"), re.M)
+    }
+
+    assert told == {
+        family.name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        for family in families
+        if family.name.startswith("hadakv_")
+    }
+
+
 def test_labels_are_those_of_the_routes(asking: Caller, watched: RunningService) -> None:
     for _ in range(100):
         asking.send("GET", f"/{uuid4()}")
@@ -161,7 +179,7 @@ def test_labels_are_those_of_the_routes(asking: Caller, watched: RunningService)
     found = scrape(watched.url)
 
     paths = set(asking.get("/openapi.json").body["paths"])
-    more = {"other", "unreadable", "/openapi.json", "/docs", "/redoc", "/docs/oauth2-redirect"}
+    more = {"other", "unreadable", "/openapi.json", *(route.path for route in docs.ROUTES)}
     assert label_values(found, "route") <= paths | more
     assert label_values(found, "method") <= {*METHODS, "other"}
     assert label_values(found, "tier") == {"memory"}

@@ -1,7 +1,9 @@
 """What the service tells of itself: its probes and the OpenAPI document."""
 
 import base64
+from html.parser import HTMLParser
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import msgpack
 import pytest
@@ -164,8 +166,45 @@ def test_the_document_tells_that_files_are_bytes(document: Json) -> None:
     assert answer == body == {OCTETS: {"schema": {"$ref": "#/components/schemas/File"}}}
 
 
-def test_the_document_for_people_is_served(caller: Caller) -> None:
-    answer = caller.get("/docs")
+class References(HTMLParser):
+    """What a page makes a browser fetch, and the scripts and styles that stand in it."""
 
-    assert answer.status == 200
-    assert answer.headers["content-type"].startswith("text/html")
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.paths: list[str] = []
+        self.inline: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.paths += [path for name in ("src", "href") if (path := given.get(name))]
+        self.inline += [name for name in given if name == "style" or name.startswith("on")]
+        self.inline += [tag] if tag == "style" or (tag == "script" and "src" not in given) else []
+
+
+def test_the_page_for_people_is_served_whole_from_here_and_nothing_else_may_be(caller: Caller) -> None:
+    page = caller.http.get("/docs")
+    references = References(page.text)
+    files = {path: caller.http.get(urljoin("/docs", path)) for path in references.paths}
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert references.inline == []
+    assert len(files) == 4
+    assert not any(urlsplit(path).netloc for path in files)
+    assert {path: file.status_code for path, file in files.items()} == dict.fromkeys(files, 200)
+    assert {file.headers["content-type"].partition(";")[0] for file in files.values()} == {
+        "image/png",
+        "text/css",
+        "text/javascript",
+    }
+    assert all(len(file.content) == int(file.headers["content-length"]) for file in files.values())
+    assert "://" not in page.text + files["docs/start.js"].text
+    assert policy["default-src"] == "'none'"
+    assert {source for sources in policy.values() for source in sources.split()} == {"'none'", "'self'", "data:"}
+    assert "data:" not in policy["script-src"]
+
+
+@pytest.mark.parametrize("path", ["/redoc", "/docs/", "/docs/oauth2-redirect", "/docs/redoc.standalone.js", "/docs/.."])
+def test_there_is_no_other_page_and_no_other_file(caller: Caller, path: str) -> None:
+    assert caller.http.get(path).status_code == 404

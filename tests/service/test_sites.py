@@ -135,9 +135,10 @@ def test_a_request_without_origin_is_judged_by_where_its_page_is_from(
 
 
 def test_the_documentation_works_in_a_browser(server: RunningService, session: str) -> None:
-    """As it loads them: the page, typed in; the document, fetched by the page; a call tried there."""
+    """As it loads them: the page, typed in; its script and the document, fetched by the page; a call tried there."""
     with httpx.Client(base_url=server.url) as browser:
         page = browser.get("/docs", headers={"sec-fetch-site": "none", "sec-fetch-mode": "navigate"})
+        script = browser.get("/docs/start.js", headers={"sec-fetch-site": "same-origin"})
         document = browser.get(
             "/openapi.json", headers={"sec-fetch-site": "same-origin", "referer": f"{server.url}/docs"}
         )
@@ -145,7 +146,8 @@ def test_the_documentation_works_in_a_browser(server: RunningService, session: s
         tried = browser.put(f"/sessions/{session}", content=b"{}", headers=own)
 
     assert (page.status_code, document.status_code, tried.status_code) == (200, 200, 201)
-    assert "/openapi.json" in page.text
+    assert "docs/start.js" in page.text
+    assert "openapi.json" in script.text
 
 
 # Pages of an allowed site

@@ -1,11 +1,14 @@
 """When the disk or what is on it is not as it should be: who is told what, and that the others go on."""
 
 import os
+import re
 import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +16,20 @@ import pytest
 from contract import Caller, stream
 from hadakv_kernels import Codec
 from hadakv_service.spawn import running_service
-from hadakv_service.tiers.database import FILE
+from hadakv_service.tiers import TierRefused
+from hadakv_service.tiers.database import FILE, open_database
 from service.samples import pair
 from service.test_restart_http import K, V, holds, service
 
+NOBODY = 65534
 
-def refusal(directory: Path) -> str:
-    """Why the program does not start on a directory."""
+
+def refusal(directory: Path, budget: str | None = "1GiB") -> str:
+    """Why the program does not start on a directory; a budget of None is the default one."""
     command = [sys.executable, "-m", "hadakv_service", "--port", "0", "--data-dir", str(directory)]
-    done = subprocess.run([*command, "--disk-budget", "1GiB"], capture_output=True, text=True, timeout=60, check=False)
+    known = {name: value for name, value in os.environ.items() if name != "HADAKV_DISK_BUDGET"}
+    known |= {"HADAKV_DISK_BUDGET": budget} if budget else {}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=known)
     assert done.returncode == 1, done
     assert done.stderr.startswith("hadakv: "), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -74,8 +82,11 @@ def test_a_damaged_session_says_so_and_the_others_go_on(tmp_path: Path, statemen
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        ("PRAGMA user_version = 99", "written by another version (format 99"),
-        ("UPDATE about SET value = 'other' WHERE name = 'tables'", "another codec"),
+        ("PRAGMA user_version = 99", "written by another version, in format 99 where this one has 1"),
+        (
+            "UPDATE about SET value = 'other' WHERE name = 'tables'",
+            "packed with other tables of the codec, by hadakv 0.",
+        ),
         ("PRAGMA application_id = 1", "not a file of this service"),
     ],
 )
@@ -159,10 +170,59 @@ def test_nobody_else_can_read_what_is_kept(tmp_path: Path) -> None:
     assert set(modes.values()) == {0o600}
 
 
-def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize("budget", ["1GiB", None])
+def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, place: str, budget: str | None) -> None:
     (tmp_path / "file").touch()
 
-    assert "file" in refusal(tmp_path / "file")
+    refused = refusal(tmp_path / place, budget)
+
+    assert f"{tmp_path / place}: no directory, nor can it be made one; choose another --data-dir" in refused
+
+
+def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+
+    assert f"{FILE}: a directory, where a file should be; move it away" in refusal(tmp_path)
+
+
+@pytest.fixture
+def owned() -> Iterator[Path]:
+    """A directory of a user who may not write where the modes say so, whom this process is meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        mine = os.geteuid()
+        if mine == 0:
+            os.chown(name, NOBODY, -1)
+            os.seteuid(NOBODY)
+        yield Path(name)
+        os.seteuid(mine)
+        os.chmod(name, 0o700)
+
+
+def test_a_directory_that_cannot_be_written_is_what_is_refused_with_or_without_a_file(owned: Path) -> None:
+    advice = "let this user write there, choose another --data-dir, or keep nothing on disk with --disk-budget 0"
+    reasons = []
+    for _ in "without", "with":
+        owned.chmod(0o500)
+        with pytest.raises(TierRefused) as refused:
+            open_database(owned)
+        reasons.append(str(refused.value))
+        owned.chmod(0o700)
+        open_database(owned).close()
+
+    assert reasons[0] == f"{owned}: cannot be written (Permission denied); {advice}"
+    assert re.fullmatch(rf"{owned}: cannot be written \(.+\); {advice}", reasons[1])
+    open_database(owned).close()
+
+
+def test_a_file_and_a_directory_that_may_not_be_touched_are_named(owned: Path) -> None:
+    owned.joinpath(FILE).touch(0o400)
+    owned.joinpath("closed").mkdir(0o500)
+
+    with pytest.raises(TierRefused, match=rf"{owned}/{FILE}: cannot be written \(Permission denied\); let this user"):
+        open_database(owned)
+    with pytest.raises(TierRefused, match=rf"{owned}/closed/new: cannot be made \(Permission denied\); choose another"):
+        open_database(owned / "closed" / "new")
 
 
 def test_once_the_directory_is_gone_nothing_is_acknowledged(tmp_path: Path) -> None:

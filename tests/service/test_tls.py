@@ -55,7 +55,12 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Pa
     loaded = load_pem_private_key(key, None)
     secret = loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open sesame"))
     contents = {"cert": chain, "key": key, "both": key + chain, "secret": secret, "password": b"open sesame\n"}
-    contents |= {"wrong": b"open barley\n", "other": authority.issue_cert("localhost").private_key_pem.bytes()}
+    contents |= {
+        "wrong": b"open barley\n",
+        "noise": b"\xff\x00",
+        "authority": authority.cert_pem.bytes(),
+        "other": authority.issue_cert("localhost").private_key_pem.bytes(),
+    }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return folder
@@ -88,8 +93,8 @@ def test_the_first_line_says_https(secure: RunningService) -> None:
     assert re.search(r", https://127\.0\.0\.1:\d+, ", secure.startup_line)
 
 
-def test_the_client_works_over_https(secure: RunningService, trusting: ssl.SSLContext) -> None:
-    with Client(secure.url, transport=httpx.HTTPTransport(verify=trusting)) as client:
+def test_the_client_works_over_https(secure: RunningService, files: Path) -> None:
+    with Client(secure.url, ca_file=files / "authority") as client:
         session = client.session(uuid4().hex, codec={"kind": "float16"})
         session.append(LARGE, -LARGE)
         session.append(LARGE[:, :, :1], LARGE[:, :, :1])
@@ -188,25 +193,35 @@ def test_the_key_may_be_in_the_same_file_or_have_a_password(
 
 
 BAD = {
-    "no certificate": ("nothing", "key"),
-    "no key": ("cert",),
-    "another key": ("cert", "other"),
-    "a password that is not told": ("cert", "secret"),
-    "a wrong password": ("cert", "secret", "wrong"),
-    "a password file that is not there": ("cert", "secret", "nothing"),
-    "something else": ("password", "key"),
+    "no certificate": (("nothing", "key"), "cannot read .*nothing: No such file or directory"),
+    "a key that is not there": (("cert", "nothing"), "cannot read .*nothing: No such file or directory"),
+    "no key": (("cert",), "cannot use .*cert: see to it that .*cert has its key, both in PEM .*"),
+    "another key": (("cert", "other"), "cannot use .*cert: the key in .*other is not the certificate's"),
+    "a password that is not told": (
+        ("cert", "secret"),
+        "cannot use .*cert: the key in .*secret has a password: give --tls-key-password-file, .*",
+    ),
+    "a wrong password": (
+        ("cert", "secret", "wrong"),
+        "cannot use .*cert: the password in .*wrong does not open the key in .*secret",
+    ),
+    "a password file that is not there": (("cert", "secret", "nothing"), "cannot read .*nothing: No such file.*"),
+    "something else": (("password", "key"), "cannot use .*: see to it that .*password begins with a certificate .*"),
+    "something that is no text": (("noise", "key"), "cannot read .*noise: is no text"),
 }
 
 
-@pytest.mark.parametrize("flags", BAD.values(), ids=BAD)
-def test_the_program_says_in_one_line_that_it_cannot_use(files: Path, flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("flags", "reason"), BAD.values(), ids=BAD)
+def test_the_program_says_in_one_line_what_it_cannot_use_and_what_to_look_at(
+    files: Path, flags: tuple[str, ...], reason: str
+) -> None:
     names = ("--tls-cert", "--tls-key", "--tls-key-password-file")
     given = [word for name, file in zip(names, flags, strict=False) for word in (name, str(files / file))]
 
     finished = run("--port", "0", *given)
 
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert re.fullmatch(r"hadakv: .*(cert|password|nothing).*\n", finished.stderr), finished.stderr
+    assert re.fullmatch(f"hadakv: {reason}\n", finished.stderr), finished.stderr
 
 
 def test_tls_lets_nobody_in_beyond_loopback_without_a_token(files: Path) -> None:

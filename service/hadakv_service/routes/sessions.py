@@ -14,7 +14,7 @@ from hadakv_kernels import HEAD_DIMS, Encoded, Stream
 from hadakv_service import answers, wire
 from hadakv_service.context import context, owner, session_key
 from hadakv_service.errors import InvalidRequest, SessionExists, SessionNotFound
-from hadakv_service.media import is_json, metadata
+from hadakv_service.media import check_uncompressed, is_json, metadata
 from hadakv_service.session import MAX_LAYERS, Session
 from hadakv_service.store import Entry, Key, Store
 
@@ -70,6 +70,7 @@ class _Creation:
 
 async def _asked(request: Request) -> dict[str, Any]:
     """The fields a PUT gives, checked by themselves."""
+    check_uncompressed(request)
     json = "content-type" in request.headers and is_json(request, json_allowed=True)
     async with context(request).bodies.read(request) as raw:
         body = wire.decode_body(wire.SessionBody, raw, json=json) if raw else wire.SessionBody()

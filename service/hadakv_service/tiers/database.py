@@ -1,5 +1,6 @@
 """The file of the embedded tier: opened, checked, made. SQLite in WAL mode, used by one process at a time."""
 
+import errno
 import os
 import sqlite3
 import stat
@@ -42,6 +43,9 @@ _LEAF_NBYTES, _ROW_NBYTES = 8, 160
 _LINK_NBYTES = 16
 _LOG_SHARE = 16
 _BUSY_SECONDS = 2.0
+_ELSEWHERE = "choose another --data-dir, or keep nothing on disk with --disk-budget 0"
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 # Writes something. Always something else, as SQLite does not write what is there already.
 TOUCH = "REPLACE INTO about VALUES ('touched', hex(randomblob(8)))"
 
@@ -50,8 +54,8 @@ def open_database(directory: Path) -> sqlite3.Connection:
     """The database in a directory, which is made if it is missing; nobody else can open it until it is closed.
 
     Raises:
-        TierRefused: it is in use, another version's, no database, a link, or the directory is open to others.
-        OSError: the directory cannot be made or written.
+        TierRefused: it is in use, another version's, no database, a link, or cannot be written; or the directory is
+            open to others, or cannot be made.
     """
     path = _place(directory)
     new = path.stat().st_size == 0
@@ -64,11 +68,25 @@ def open_database(directory: Path) -> sqlite3.Connection:
         _check(connection, path)
     except sqlite3.Error as error:
         connection.close()
-        raise TierRefused(f"{path}: {_reason(error)}") from error
+        raise _refusal(path, error) from error
     except TierRefused:
         connection.close()
         raise
     return connection
+
+
+def make_directory(directory: Path) -> None:
+    """See to it that there is a directory, which nobody else may look into if it is made here.
+
+    Raises:
+        TierRefused: it cannot be made, or something else is in its place.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise TierRefused(f"{directory}: no directory, nor can it be made one; {_ELSEWHERE}") from error
+    except OSError as error:
+        raise TierRefused(f"{directory}: cannot be made ({error.strerror}); {_ELSEWHERE}") from error
 
 
 def log_nbytes(directory: Path) -> int:
@@ -126,35 +144,58 @@ def strike_out(connection: sqlite3.Connection) -> bool:
     return False
 
 
-def _reason(error: sqlite3.Error) -> str:
-    if "locked" in str(error):
-        return "in use by another process; stop that, or choose another --data-dir"
-    if "not a database" in str(error):
-        return "not a file of this service; move it away, or choose another --data-dir"
-    return f"{error}; move it away, or choose another --data-dir"
+def _refusal(path: Path, error: sqlite3.Error) -> TierRefused:
+    # The lowest byte is what went wrong, those above tell where.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return TierRefused(f"{path}: in use by another process; stop that, or choose another --data-dir")
+    if code == sqlite3.SQLITE_NOTADB:
+        return TierRefused(f"{path}: not a file of this service; move it away, or choose another --data-dir")
+    if code in _CANNOT_WRITE:
+        return _unwritable(path.parent, str(error))
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return TierRefused(f"{path}: {error}; see to the disk, {_ELSEWHERE}")
+    return TierRefused(f"{path}: {error}; move it away, or choose another --data-dir")
+
+
+def _unwritable(place: Path, reason: str | None) -> TierRefused:
+    return TierRefused(f"{place}: cannot be written ({reason}); let this user write there, {_ELSEWHERE}")
 
 
 def _place(directory: Path) -> Path:
     """The file, which exists from then on, readable by this user alone."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(directory)
     found = directory.stat()
     if found.st_uid not in (0, os.geteuid()):
         raise TierRefused(f"{directory}: another user's, who may put in what they like; choose another --data-dir")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise TierRefused(f"{directory}: others may write there, and put in what they like; chmod it to 700")
     path = directory / FILE
-    for each in (path, *(path.with_name(FILE + suffix) for suffix in ("-wal", "-shm", "-journal"))):
-        if each.is_symlink():
-            raise TierRefused(f"{each}: a symbolic link; what it points to is none of this service's business")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        for each in (path, *(path.with_name(FILE + suffix) for suffix in ("-wal", "-shm", "-journal"))):
+            if each.is_symlink():
+                raise TierRefused(f"{each}: a symbolic link; what it points to is none of this service's business")
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _unopened(path, error) from error
     try:
         # A copy that was brought back, say, may be open to others; SQLite gives its log the same mode.
         os.fchmod(file, 0o600)
     except PermissionError as error:
         raise TierRefused(f"{path}: another user's; choose another --data-dir") from error
+    except OSError as error:
+        raise _unopened(path, error) from error
     finally:
         os.close(file)
     return path
+
+
+def _unopened(path: Path, error: OSError) -> TierRefused:
+    if error.errno == errno.EISDIR:
+        return TierRefused(f"{path}: a directory, where a file should be; move it away, or choose another --data-dir")
+    if error.errno in _MAY_NOT:
+        return _unwritable(path if os.path.lexists(path) else path.parent, error.strerror)
+    return TierRefused(f"{path}: cannot be opened ({error.strerror}); {_ELSEWHERE}")
 
 
 def _configure(connection: sqlite3.Connection, log: int, *, new: bool) -> None:
@@ -200,9 +241,10 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
     if number("application_id") != APPLICATION_ID:
         raise TierRefused(f"{path}: not a file of this service; move it away, or choose another --data-dir")
-    about = dict(connection.execute("SELECT name, value FROM about")) if number("user_version") == FORMAT else {}
+    other = "use that version, move the file away, or choose another --data-dir"
+    if (found := number("user_version")) != FORMAT:
+        raise TierRefused(f"{path}: written by another version, in format {found} where this one has {FORMAT}; {other}")
+    about = dict(connection.execute("SELECT name, value FROM about"))
     if about.get("tables") != tables.fingerprint():
-        raise TierRefused(
-            f"{path}: written by another version (format {number('user_version')}, this one has {FORMAT}, or another "
-            "codec); use that version, move the file away, or choose another --data-dir"
-        )
+        made_by = about.get("made by", "another version")
+        raise TierRefused(f"{path}: packed with other tables of the codec, by hadakv {made_by}; {other}")

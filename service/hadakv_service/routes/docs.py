@@ -1,0 +1,62 @@
+"""The API's page for people: Swagger UI over `/openapi.json`, all of it served from here.
+
+Nothing of it comes from elsewhere, and the browser is told to fetch nothing from there: a script that another server
+has could call the service as its own page. The files are those that the package fastapi-offline carries.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Route
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>hadakv</title>
+<link rel="icon" href="docs/favicon.png">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+<script defer src="docs/swagger-ui-bundle.js"></script>
+<script defer src="docs/start.js"></script>
+</head>
+<body><div id="swagger-ui"></div></body>
+</html>
+"""
+# Without null it would show the document to a validator in the net.
+_START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null});\n'
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+_JAVASCRIPT = "text/javascript"
+_FILES = {"swagger-ui-bundle.js": _JAVASCRIPT, "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+
+
+@cache
+def _folder() -> Path:
+    """Where the package's files are; none of its code is run."""
+    package = find_spec("fastapi_offline")
+    assert package is not None
+    assert package.submodule_search_locations
+    return Path(package.submodule_search_locations[0]) / "static"
+
+
+async def _page(_: Request) -> Response:
+    return HTMLResponse(_PAGE, headers=_HEADERS)
+
+
+async def _start(_: Request) -> Response:
+    return Response(_START, headers=_HEADERS, media_type=_JAVASCRIPT)
+
+
+async def _file(request: Request) -> Response:
+    name = request.url.path.rpartition("/")[2]
+    return FileResponse(_folder() / name, headers=_HEADERS, media_type=_FILES[name])
+
+
+ROUTES = [Route("/docs", _page), Route("/docs/start.js", _start), *(Route(f"/docs/{name}", _file) for name in _FILES)]
