@@ -25,8 +25,8 @@ _KILLS = ("kill", "write")
 MUTATIONS = {
     "answers go out before the disk has it": Mutation(
         "device.py",
-        "        self._work(batch, work)\n        self._settle_for(batch)\n        done = []",
-        "        self._work(batch, work)\n        self._events.call_soon_threadsafe(self._answer, list(batch))\n"
+        "        self._settle_for(batch)\n        done = []",
+        "        self._events.call_soon_threadsafe(self._answer, list(batch))\n"
         "        self._settle_for(batch)\n        done = []",
         ("write",),
     ),
