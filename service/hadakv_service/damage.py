@@ -35,7 +35,8 @@ class Damage:
             names = ", ".join(map(called, self.having(row)))
         except TierError:
             names = "which cannot be told"
-        log.error("%s; delete the sessions that have it, and send them again: %s", error, names)
+        # As text: whoever keeps the record would keep the error's frames, and all that they have.
+        log.error("%s; delete the sessions that have it, and send them again: %s", str(error), names)
 
     def check(self, session: Session) -> None:
         """Refuse a session that has damaged rows: what is left of it is of no use.
