@@ -7,6 +7,7 @@ be given, and disconnected. So slow senders hold no requests, and readers that h
 
 import asyncio
 from enum import Enum, auto
+from time import perf_counter
 from typing import Any
 
 import httptools
@@ -36,7 +37,7 @@ class PatientProtocol(WholeProtocol):
     """The connection, with limits to what it waits for.
 
     Attributes:
-        heard: when something last came, on the loop's clock.
+        heard: when something last came, by `perf_counter`: the loop has whole milliseconds, in which many may come.
     """
 
     def __init__(self, *args: Any, watch: Watch, **options: Any) -> None:
@@ -57,12 +58,12 @@ class PatientProtocol(WholeProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Find room for the connection."""
         super().connection_made(transport)
-        self.heard = self.loop.time()
+        self.heard = perf_counter()
         self._watch.admit(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and refuse a head that goes on for too long."""
-        self.heard = self.loop.time()
+        self.heard = perf_counter()
         self._arrived_nbytes = len(data)
         super().data_received(data)
         if self._whole is self.scope:
