@@ -29,6 +29,7 @@ HadakvError
     ├── InternalError            500  and every other 5xx
     ├── Busy                     503  to be tried again after `retry_after`
     │   └── TierUnavailable           the disk cannot be used now
+    ├── Ending                   503  the service ended before it answered, and may have done it
     └── InsufficientStorage      507
         └── QuotaExceeded             more than the tenant may have: `resource`, `needed`, `quota`
 
@@ -309,6 +310,12 @@ class TierUnavailable(Busy):
     """What lies below memory cannot be read or written now."""
 
     slug = "tier-unavailable"
+
+
+class Ending(Problem):
+    """The service ended before it answered, and may have done what was asked; it is not asked again by itself."""
+
+    status, slug = 503, "ending"
 
 
 class InsufficientStorage(Problem):

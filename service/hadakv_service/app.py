@@ -125,4 +125,5 @@ def _witnessed(app: App, settings: Settings, tally: RequestTally, traces: "Trace
     paths = [route.path for part in (app, *ROUTERS) for route in part.routes if isinstance(route, Route)]
     templates = Templates(paths)
     log = RequestLog(settings.log_form, settings.log_level, sys.stderr.buffer) if settings.access_log else None
-    return Witness(tracing.middleware(app.entrance, templates, traces), templates, tally, log)
+    traced = tracing.middleware(app.entrance, templates, traces)
+    return Witness(traced, templates, tally, log, lambda: hasattr(app.state, "ends_at"))

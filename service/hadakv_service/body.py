@@ -1,5 +1,6 @@
 """Receiving a request's body: into one leased buffer, checked against the limit before anything is allocated."""
 
+from asyncio import CancelledError
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -8,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from hadakv_service.errors import BodyTooLarge, Busy, MalformedBody
-from hadakv_service.exchange import note_received
+from hadakv_service.exchange import note_received, note_unfinished
 from hadakv_service.wire import Buffer
 
 # The ASGI extension that fills a buffer with the body, where the server has it.
@@ -79,7 +80,11 @@ class BodyReader:
             # A claim costs its sender nothing: it counts before there is memory for it.
             count(declared)
             buffer = self._pool.lease(declared)
-            await _fill(request, buffer, declared)
+            try:
+                await _fill(request, buffer, declared)
+            except CancelledError:
+                note_unfinished()
+                raise
             yield buffer[:declared]
             # Not in a finally: after an error a view of the buffer may still be in use.
             self._pool.give_back(buffer)
@@ -126,7 +131,11 @@ async def read_small(receive: Receive, limit: int, count: Callable[[int], None] 
     """
     chunks, total, more = [], 0, True
     while more:
-        message = await receive()
+        try:
+            message = await receive()
+        except CancelledError:
+            note_unfinished()
+            raise
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk, more = message.get("body", b""), message.get("more_body", False)

@@ -201,7 +201,6 @@ class Device:
 
     def _turn(self, backlog: deque[_Waiting]) -> None:
         """One batch, and one step of the long job."""
-        current.set(None)
         batch, long = _independent(backlog, self._long)
         self._run(batch, backlog)
         if long:
@@ -210,6 +209,8 @@ class Device:
             self._long_work = Work([long.note])
         if self._long:
             self._step()
+        # Else the last request would stay as long as none comes.
+        current.set(None)
 
     def _run(self, batch: Sequence[_Waiting], backlog: deque[_Waiting]) -> None:
         work = Work([waiting.note for waiting in batch])
@@ -294,6 +295,7 @@ class Device:
 
     def _encode(self, alive: Sequence[_Waiting], work: Work) -> Iterator[Encoded]:
         streams = [stream for waiting in alive for stream in waiting.streams]
+        current.set(alive[0].exchange if len(alive) == 1 else None)
         start = perf_counter()
         try:
             encoded = self.backend.encode(streams) if streams else ()
@@ -326,8 +328,9 @@ def _guarded(waiting: _Waiting, step: Callable[[Any], T], argument: Any) -> T | 
         return None
 
 
-def _is_long(job: Job[Any]) -> bool:
-    return isinstance(job, LongJob) and job.nbytes > LONG_NBYTES
+def _is_long(waiting: _Waiting) -> bool:
+    current.set(waiting.exchange)
+    return isinstance(waiting.job, LongJob) and waiting.job.nbytes > LONG_NBYTES
 
 
 def _independent(backlog: deque[_Waiting], under_way: _Waiting | None) -> tuple[list[_Waiting], _Waiting | None]:
@@ -347,7 +350,7 @@ def _independent(backlog: deque[_Waiting], under_way: _Waiting | None) -> tuple[
         if waiting.alone or (key is not None and key in seen):
             left.append(waiting)
         # How much there is to do may depend on what is done before for the same key.
-        elif _is_long(waiting.job):
+        elif _is_long(waiting):
             if long or under_way:
                 left.append(waiting)
             else:

@@ -28,6 +28,7 @@ class Entry:
         last_used: likewise.
         saved: what the tier has of it, always a beginning of it; None if nothing.
         clean: whether that is all of it.
+        damaged: whether stored tokens of it were found to be.
     """
 
     session: Session
@@ -35,6 +36,7 @@ class Entry:
     last_used: float
     saved: Manifest | None = None
     clean: bool = False
+    damaged: bool = False
 
     @property
     def cost(self) -> int:

@@ -22,6 +22,7 @@ ServiceError
 ├── HeadTooLarge           431
 ├── Busy                   503  too many requests wait, or are under way
 ├── TierUnavailable        503  the tier below memory cannot be used now
+├── Ending                 503  the process ends, and whether the request was carried out is not known
 ├── InsufficientStorage    507  does not fit the budgets, or the disk
 └── QuotaExceeded          507  does not fit what the tenant may have
 """
@@ -225,6 +226,18 @@ class TierUnavailable(ServiceError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Retry-After": "5"})
+
+
+class Ending(ServiceError):
+    """The process ends before the answer is there; whether the request was carried out is not known.
+
+    It has no Retry-After, as to send again what was carried out may be to do it twice.
+    """
+
+    status, slug, title = 503, "ending", "The service is ending"
+
+    def __init__(self) -> None:
+        super().__init__("The service ended before this was answered; it may have been carried out.")
 
 
 class InsufficientStorage(ServiceError):

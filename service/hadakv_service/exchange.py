@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from itertools import count
 from time import perf_counter
@@ -41,9 +41,13 @@ class Exchange:
         trace_id: of the trace it belongs to, in hex, where there is one.
         whole: whether the answer is known to have been handed over as a whole.
         lost: whether the client was seen to have left while it was answered.
+        unfinished: whether its body is known not to have come as a whole, though waited for.
     """
 
-    __slots__ = ("_send", "id", "lost", "received", "route", "scope", "sent", "started", "status", "trace_id", "whole")
+    __slots__ = (
+        *("_send", "id", "lost", "received", "route", "scope", "sent"),
+        *("started", "status", "trace_id", "unfinished", "whole"),
+    )
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope = scope
@@ -51,7 +55,7 @@ class Exchange:
         self.started = perf_counter()
         self.status = self.received = self.sent = 0
         self.route = self.trace_id = ""
-        self.whole = self.lost = False
+        self.whole = self.lost = self.unfinished = False
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -74,10 +78,7 @@ class Exchange:
         self.sent = nbytes
 
     def _is_gone(self) -> bool:
-        """Whether the client has left, and an answer to it is not whole."""
-        extensions = self.scope.get("extensions")
-        gone = extensions.get(GONE) if extensions else None
-        return gone is not None and bool(gone())
+        return is_gone(self.scope)()
 
     @property
     def outcome(self) -> int:
@@ -95,6 +96,17 @@ class Exchange:
     def client(self) -> str | None:
         """The other end's address; none has one who comes through a Unix domain socket."""
         return address(self.scope.get("client"))
+
+
+def is_gone(scope: Scope) -> Callable[[], bool]:
+    """What tells whether the client has left, and an answer to it is not whole; never, if the server cannot tell."""
+    extensions = scope.get("extensions")
+    gone: Callable[[], bool] | None = extensions.get(GONE) if extensions else None
+    return gone or _never
+
+
+def _never() -> bool:
+    return False
 
 
 def request_id(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -116,6 +128,13 @@ def note_received(nbytes: int) -> None:
     exchange = current.get()
     if exchange is not None:
         exchange.received += nbytes
+
+
+def note_unfinished() -> None:
+    """Note that the body of the request that is being worked on was waited for, and is no longer."""
+    exchange = current.get()
+    if exchange is not None:
+        exchange.unfinished = True
 
 
 def address(client: tuple[str, int] | None) -> str | None:

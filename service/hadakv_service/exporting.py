@@ -1,11 +1,13 @@
 """The export: a session's value as a file, a layer at a time, as fast as whoever reads it takes it."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 import numpy as np
+from starlette.requests import ClientDisconnect
 
 from hadakv_kernels import Backend
 from hadakv_service import sessionfile
@@ -19,6 +21,8 @@ from hadakv_service.sessionfile import Span
 
 # What one step on the device's thread copies, but that it takes a whole page at least: well under a millisecond.
 STEP_NBYTES = 1 << 20
+# How long whoever asks for a file waits at most to hear that it can be read.
+VERIFY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,25 @@ class Export:
         header = sessionfile.header(session, session_id, created)
         return cls(session, header, len(header) + session.nbytes)
 
-    async def verify(self, device: Device) -> None:
-        """Read all of it once, a page at a time, while it still can be said that it cannot be; what has room stays.
+    async def verify(self, device: Device, is_gone: Callable[[], bool]) -> None:
+        """Read all of it once while it still can be said that it cannot be read; what has room stays.
+
+        After some seconds what is left is not waited for, as whoever asked waits for the first byte.
+
+        Args:
+            device: whose turn each MiB takes.
+            is_gone: whether whoever asked has left.
 
         Raises:
             SessionDamaged, TierUnavailable: it cannot be read.
+            Busy: too many wait for the device.
+            ClientDisconnect: nobody waits for it.
         """
-        for page in self.session.all_pages():
-            if not page.is_here:
-                await device.go_on(partial(_read, page))
+        until = time.monotonic() + VERIFY_SECONDS
+        away = iter([page for page in self.session.all_pages() if not page.is_here])
+        while await device.call(partial(_read_some, away)) and time.monotonic() < until:
+            if is_gone():
+                raise ClientDisconnect
 
     async def pieces(self, device: Device) -> AsyncIterator[bytes | memoryview]:
         """The file. Of the tensors no more is in host memory than those of one layer."""
@@ -67,9 +81,15 @@ class Export:
             yield tensors.memory.data[start : start + PIECE]
 
 
-def _read(page: Page) -> None:
-    """Have its bytes read; runs on the device's thread."""
-    page.here()
+def _read_some(pages: Iterator[Page]) -> bool:
+    """Have the next pages read, and say whether there may be more; runs on the device's thread."""
+    nbytes = 0
+    for page in pages:
+        page.here()
+        nbytes += page.nbytes
+        if nbytes >= STEP_NBYTES:
+            return True
+    return False
 
 
 class _Layer:

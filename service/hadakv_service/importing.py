@@ -45,7 +45,7 @@ class ImportJob(LongJob[Entry]):
 
     def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:
         """Reserve the bytes, unless there is such a session; there is nothing to encode."""
-        if self._store.find(self._key):
+        if self._store.has(self._key):
             raise SessionExists(f"There is a session {self._key[1]!r} already.", field="id")
         session, spans = self._file.session, self._file.spans
         empty = tuple(Run(span.layers, span.base, span.base) for span in spans)

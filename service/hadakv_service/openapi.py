@@ -12,6 +12,7 @@ from hadakv_service.errors import (
     BodyTooLarge,
     Busy,
     CodecMismatch,
+    Ending,
     ForbiddenOrigin,
     HeadTooLarge,
     InsufficientStorage,
@@ -43,7 +44,7 @@ Every call but the probes needs a token where the service runs with a token file
 """
 
 # Before a request is looked at, and after.
-_CONNECTION = (MalformedRequest, ForbiddenOrigin, TooSlow, UnknownHost, HeadTooLarge, Busy)
+_CONNECTION = (MalformedRequest, ForbiddenOrigin, TooSlow, UnknownHost, HeadTooLarge, Busy, Ending)
 _ANY = (*_CONNECTION, Unauthorized, InvalidRequest)
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType)
 _STORED = (SessionDamaged, TierUnavailable)

@@ -87,4 +87,7 @@ def install(app: FastAPI) -> None:
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
+    if isinstance(error.__cause__, ServiceError):
+        # An answer had begun, so that nothing is sent; whoever sees it break off says so.
+        return from_service_error(error.__cause__)
     return unforeseen(error)

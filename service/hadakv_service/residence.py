@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from hadakv_kernels import Backend, Codec, Encoded
-from hadakv_service.damage import Damage, called
+from hadakv_service.damage import Damage
 from hadakv_service.entries import Entries, Entry
 from hadakv_service.errors import SessionDamaged, TierUnavailable
 from hadakv_service.ledger import AWAY_NBYTES, PAGE_NBYTES, Ledger
@@ -24,6 +24,7 @@ from hadakv_service.tiers import (
     RunRows,
     Tier,
     TierFailed,
+    called,
 )
 
 log = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ class Residence:
         try:
             found = self.tier.find(key)
         except Damaged as error:
-            log.error("session %s: %s; delete it and send it again", called(key), error)
+            log.error("session %s: %s; delete it and send it again", called(key), str(error))
             raise SessionDamaged(f"The session is damaged: {error}.") from error
         except TierFailed as error:
             raise TierUnavailable(f"The session cannot be read now: {error}.") from error

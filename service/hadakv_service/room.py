@@ -238,7 +238,7 @@ class Room:
             kept, limit = _keys(keep), tier.used + tier.room
             short = self._tell_if_short()
             if tier.kept_nbytes(kept, before) + self._unbound_nbytes(keep) + nbytes > limit:
-                why = "as its file system is full" if short else "which is its budget"
+                why = "as its file system has no more" if short else "which is its budget"
                 raise NoRoomBelow(f"On disk there is room for {limit} bytes, {why}, not for {nbytes} more.")
             if nbytes > tier.room:
                 while nbytes > tier.room:
@@ -254,8 +254,8 @@ class Room:
         if short and time.monotonic() >= self._tell_again:
             self._tell_again = time.monotonic() + TELL_SECONDS
             log.warning(
-                "the file system of the data directory is full, before the disk budget is: sessions are refused, or "
-                "end for others; make room there"
+                "the file system of the data directory has too little room, less than the disk budget: sessions are "
+                "refused, or end for others; make room there"
             )
         return short
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 
 from hadakv_kernels import Backend
-from hadakv_service.damage import called
 from hadakv_service.entries import Entries, Entry, changes
 from hadakv_service.errors import InsufficientStorage, ServiceError
 from hadakv_service.ledger import Ledger
@@ -15,7 +14,7 @@ from hadakv_service.quota import Owners
 from hadakv_service.residence import Residence, Saving, by_whole
 from hadakv_service.room import SPILL_NBYTES, Room
 from hadakv_service.session import Session
-from hadakv_service.tiers import Key, Manifest, TierError, TierFailed
+from hadakv_service.tiers import Key, Manifest, TierError, TierFailed, called
 
 log = logging.getLogger(__name__)
 # And so many at most in one transaction, however small they are.
@@ -108,7 +107,7 @@ class Settling:
                 try:
                     written = all(time.monotonic() < until for _ in self._save_in_steps(key, entry))
                 except (TierError, ServiceError) as error:
-                    log.error("session %s was not written: %s", called(key), error)
+                    log.error("session %s was not written: %s", called(key), str(error))
                     written = False
                 left += not written
         return left

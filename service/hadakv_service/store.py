@@ -6,9 +6,16 @@ from contextlib import suppress
 from itertools import islice
 
 from hadakv_kernels import Backend
-from hadakv_service.damage import row_of
+from hadakv_service.damage import KNOWN, row_of
 from hadakv_service.entries import Clock, Entries, Entry, changes
-from hadakv_service.errors import InsufficientStorage, ServiceError, SessionExists, SessionNotFound, TierUnavailable
+from hadakv_service.errors import (
+    InsufficientStorage,
+    ServiceError,
+    SessionDamaged,
+    SessionExists,
+    SessionNotFound,
+    TierUnavailable,
+)
 from hadakv_service.ledger import PAGE_NBYTES, Ledger, beside, cost, least_cost, page_cost
 from hadakv_service.page import Page
 from hadakv_service.quota import Owners, Quotas
@@ -55,7 +62,7 @@ class Store:
         self._entries = Entries(self.ledger, clock)
         self._owners = Owners(quotas or Quotas(), self.tier.owners())
         self._room = Room(self.ledger, self._entries, self.residence, self._owners)
-        self.residence.damage.having = self._having
+        self.residence.damage.spread = self._spread
         self._settling = Settling(self.ledger, self._entries, self.residence, self._room, self._owners)
 
     def __len__(self) -> int:
@@ -80,8 +87,20 @@ class Store:
         entry = self._entries.get(key) or self._revive(key)
         if entry is None or self._entries.expired(entry):
             return None
-        self.residence.damage.check(entry.session)
+        if entry.damaged:
+            raise SessionDamaged(KNOWN)
         return entry
+
+    def has(self, key: Key) -> bool:
+        """Whether the id is taken, be it by a session that is damaged.
+
+        Raises:
+            TierUnavailable: the tier cannot tell.
+        """
+        try:
+            return self.find(key) is not None
+        except SessionDamaged:
+            return True
 
     def _revive(self, key: Key) -> Entry | None:
         """Take a session that only the tier has into memory again; its pages follow when they are needed."""
@@ -91,6 +110,7 @@ class Store:
         if found is None:
             return None
         session, manifest = found
+        self.residence.damage.check(session)
         entry = Entry(session, manifest.created, manifest.last_used, manifest, clean=True)
         if self._entries.expired(entry):
             self.remove(key)
@@ -266,7 +286,7 @@ class Store:
             SessionExists: there is a target already.
             InsufficientStorage: what is not shared would not fit.
         """
-        if self.find(target):
+        if self.has(target):
             raise SessionExists(f"There is a session {target[1]!r} already.", field="id")
         self.touch(source)
         nbytes = beside(session) + sum(page_cost(page) for page in session.all_pages() if not page.holders)
@@ -277,10 +297,12 @@ class Store:
             self.release(nbytes)
             raise
 
-    def _having(self, row: int) -> list[Key]:
-        """Who has a page of that row, be it in memory or below."""
-        here = {key for key, entry in self._entries.items() if row in map(row_of, entry.session.all_pages())}
-        return sorted(here.union(self.tier.holders(row)))
+    def _spread(self, row: int) -> list[Key]:
+        """Note that every session with a page of that row is damaged; who that is, be it in memory or below."""
+        here = {key: entry for key, entry in self._entries.items() if row in map(row_of, entry.session.all_pages())}
+        for entry in here.values():
+            entry.damaged = True
+        return sorted({*here, *self.tier.holders(row)})
 
     def remove(self, key: Key) -> bool:
         """Forget a session; whether there was one that had not expired, though it may be damaged.

@@ -3,13 +3,13 @@
 import logging
 import re
 from asyncio import CancelledError
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service import problems
-from hadakv_service.errors import Busy, ServiceError
+from hadakv_service.errors import Busy, Ending, ServiceError
 from hadakv_service.exchange import SCOPE_KEY, Exchange, current
 from hadakv_service.logs import RequestLog
 from hadakv_service.tallies import OTHER, RequestTally
@@ -43,9 +43,18 @@ class Witness:
         templates: what paths are called.
         tally: counts requests.
         log: tells of each, if anybody wants to know.
+        ending: whether the service is about to end.
     """
 
-    def __init__(self, app: ASGIApp, templates: Templates, tally: RequestTally, log: RequestLog | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        templates: Templates,
+        tally: RequestTally,
+        log: RequestLog | None,
+        ending: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._ending = ending
         self._app = app
         self._templates = templates
         self._tally = tally
@@ -63,12 +72,15 @@ class Witness:
         try:
             await self._app(scope, receive, exchange.send)
         except CancelledError:
+            if not self._ending():
+                raise
             # The server ends, and waits no longer for a body that has not come, or an answer that nobody takes.
             if exchange.status:
                 exchange.lost = True
             else:
-                ending = Busy("The service is ending, and waits no longer for the rest of this request.")
-                await problems.from_service_error(ending)(scope, receive, exchange.send)
+                unfinished = Busy("The service is ending, and waits no longer for the rest of this request.")
+                refusal = unfinished if exchange.unfinished else Ending()
+                await problems.from_service_error(refusal)(scope, receive, exchange.send)
         except Exception as error:
             if not exchange.status:
                 await problems.unforeseen(error)(scope, receive, exchange.send)

@@ -7,9 +7,13 @@ import msgspec
 import pytest
 
 from contract import Caller
+from hadakv_service.errors import SessionDamaged
 from hadakv_service.spawn import running_service
+from hadakv_service.store import Store
 from hadakv_service.tiers.database import FILE
+from hadakv_service.tiers.sqlite import SqliteTier
 from service.samples import pair
+from service.stored import ANN, BACKEND, append
 from service.test_restart_http import K, V, holds, service
 
 MORE = pair(2, 2, 3)
@@ -52,6 +56,24 @@ def test_once_damage_was_found_nothing_goes_on_with_the_session_or_its_forks(dam
         assert holds(caller, "c")
 
 
+def test_a_damaged_id_is_taken_for_those_who_would_have_it(damaged: Path) -> None:
+    with service(damaged) as caller:
+        caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        file = caller.get("/sessions/c/export").content
+
+        caller.post("/sessions/c/fork", {"id": "a"}).problem(409, "session-exists")
+        caller.send("POST", "/sessions/a/import", file, "application/octet-stream").problem(409, "session-exists")
+
+
+def test_damage_is_known_to_a_session_that_left_memory_and_comes_back(damaged: Path) -> None:
+    with service(damaged, "--memory-budget", "2MiB") as caller:
+        caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        for i in range(40):
+            assert caller.append(f"other-{i}", K, V).status == 201
+
+        caller.append("b", *MORE).problem(410, "session-damaged")
+
+
 def test_the_log_names_the_sessions_once_and_the_request(damaged: Path, tmp_path: Path) -> None:
     flags = ("--data-dir", str(damaged), "--disk-budget", "1GiB", "--log-format", "json")
     with (tmp_path / "log").open("w+") as log:
@@ -66,3 +88,23 @@ def test_the_log_names_the_sessions_once_and_the_request(damaged: Path, tmp_path
     assert "'a', 'b'" in line["message"]
     assert "'c'" not in line["message"]
     assert line["request_id"] == "mine"
+
+
+def test_of_many_sessions_that_share_what_is_damaged_the_log_names_some(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(1 << 20, tier=SqliteTier(tmp_path, 1 << 30), backend=BACKEND)
+    append(store, ANN, 300, durability="spill")
+    for i in range(30):
+        store.fork(ANN, ("", f"fork-{i:02}"), store.get(ANN).session)
+    store.close(float("inf"))
+    store = Store(1 << 20, tier=SqliteTier(tmp_path, 1 << 30), backend=BACKEND)
+    (first, _) = store.get(ANN).session.all_pages()
+    store.tier._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (first.row,))
+
+    with pytest.raises(SessionDamaged):
+        first.here()
+
+    assert "'ann', 'fork-00'" in caplog.text
+    assert "and 21 more" in caplog.text
+    store.close(float("inf"))

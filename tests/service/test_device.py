@@ -5,14 +5,17 @@ import threading
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import ref
 
 import numpy as np
 import pytest
+from starlette.types import Message
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.device import BATCH, Device
 from hadakv_service.errors import Busy
+from hadakv_service.exchange import Exchange, current, current_id
 from hadakv_service.observer import Observer
 
 SPEC = Codec().at(64)
@@ -315,3 +318,29 @@ def test_stop_finishes_what_waits() -> None:
 
     assert [len(encoded) for encoded in results[1:]] == [1] * 6
     assert sorted(number for launch in backend.launches for number in launch) == [0, 1, 2, 3, 4, 5]
+
+
+class Kept(Exchange):
+    """One that may be referred to weakly."""
+
+
+async def nowhere(_: Message) -> None:
+    """Nothing is sent."""
+
+
+def test_the_device_knows_whose_request_it_works_on_and_keeps_none() -> None:
+    async def story(device: Device) -> bool:
+        exchange = Kept({"headers": []}, nowhere)
+        kept, name = ref(exchange), exchange.id.decode()
+        current.set(exchange)
+        assert await device.call(current_id) == name
+        current.set(None)
+        del exchange
+        # Its turn ends a moment after the answer.
+        for _ in range(1000):
+            if kept() is None:
+                return True
+            await asyncio.sleep(0.001)
+        return False
+
+    assert on_device(story)[0]

@@ -10,7 +10,7 @@ from hadakv_service.store import Store
 from hadakv_service.tiers import sqlite
 from hadakv_service.tiers.sqlite import SqliteTier
 from service.stored import ANN, BACKEND, append
-from service.test_restart_http import K, V, service
+from service.test_restart_http import K, V, holds, service
 
 MEMORY = 1 << 20
 
@@ -35,16 +35,17 @@ def test_a_full_file_system_is_named_and_logged_once_in_a_while(
 
     details = [refusal(store) for _ in range(2)]
 
-    assert all("its file system is full" in detail for detail in details)
+    assert all("its file system has no more" in detail for detail in details)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "make room there" in caplog.text
     store.close(float("inf"))
 
 
 def test_a_budget_that_is_used_up_is_named_and_no_disk_is_blamed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(MEMORY, tier=SqliteTier(tmp_path, 200_000), backend=BACKEND)
+    monkeypatch.setattr(sqlite, "free_nbytes", lambda _: 1 << 30)
 
     detail = refusal(store)
 
@@ -54,23 +55,26 @@ def test_a_budget_that_is_used_up_is_named_and_no_disk_is_blamed(
 
 
 def test_readiness_tells_how_much_more_goes_on_disk(tmp_path: Path) -> None:
-    with service(tmp_path, "--durability", "ack") as caller:
+    with service(tmp_path, "--durability", "ack", "--disk-budget", "16MiB") as caller:
         before = caller.get("/readyz").body
         caller.append("a", K, V)
         after = caller.get("/readyz").body
 
-    assert before["disk_budget_nbytes"] == 1 << 30
-    assert 0 < after["disk_room_nbytes"] < before["disk_room_nbytes"] <= 1 << 30
+    assert before["disk_budget_nbytes"] == 16 << 20
+    assert 0 < after["disk_room_nbytes"] < before["disk_room_nbytes"] <= 16 << 20
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "another"])
 def test_a_service_whose_directory_was_taken_away_is_not_ready(tmp_path: Path, again: bool) -> None:
     directory = tmp_path / "data"
-    with service(directory) as caller:
+    with service(directory, "--durability", "ack") as caller:
         assert caller.get("/readyz").status == 200
+        assert caller.append("a", K, V).status == 201
         shutil.rmtree(directory)
         if again:
             directory.mkdir()
             (directory / sqlite.FILE).touch()
 
         caller.get("/readyz").problem(503, "tier-unavailable")
+        caller.append("a", K, V).problem(507, "insufficient-storage")
+        assert holds(caller, "a")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from hadakv_service.body import read_small
 from hadakv_service.errors import SessionDamaged
 from hadakv_service.exchange import Exchange, address, current_id
 from hadakv_service.tallies import OTHER, RequestTally
@@ -74,6 +75,13 @@ async def be_cancelled(_: Scope, __: Receive, ___: Send) -> None:
     raise asyncio.CancelledError
 
 
+async def be_cancelled_while_receiving(_: Scope, __: Receive, ___: Send) -> None:
+    async def interrupted() -> Message:
+        raise asyncio.CancelledError
+
+    await read_small(interrupted, 1000)
+
+
 async def be_cancelled_halfway(_: Scope, __: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     raise asyncio.CancelledError
@@ -83,7 +91,7 @@ async def do_nothing(_: Scope, __: Receive, ___: Send) -> None:
     """Answer nothing at all."""
 
 
-def watched(app: Any) -> tuple[list[Message], dict[int, int], str]:
+def watched(app: Any, *, ending: bool = True) -> tuple[list[Message], dict[int, int], str]:
     """What is sent for a request to an app, how it is counted, and which request is named where an error ends up."""
     sent: list[Message] = []
     tally = RequestTally()
@@ -98,7 +106,7 @@ def watched(app: Any) -> tuple[list[Message], dict[int, int], str]:
 
     async def run() -> str:
         try:
-            await Witness(app, Templates(["/a"]), tally, None)(scope, receive, send)
+            await Witness(app, Templates(["/a"]), tally, None, lambda: ending)(scope, receive, send)
         except OutOfOrder:
             return current_id()
         return ""
@@ -130,11 +138,22 @@ def test_an_answer_that_breaks_off_for_a_reason_is_counted_and_logged_as_that(ca
     assert "It is." in caplog.text
 
 
-def test_a_request_that_the_end_of_the_service_cuts_short_is_told_to_come_again() -> None:
-    (head, body), statuses, _ = watched(be_cancelled)
+@pytest.mark.parametrize(
+    ("app", "slug", "again"), [(be_cancelled_while_receiving, "busy", True), (be_cancelled, "ending", False)]
+)
+def test_only_who_the_end_of_the_service_kept_from_sending_all_is_told_to_come_again(
+    app: Any, slug: str, again: bool
+) -> None:
+    (head, body), statuses, _ = watched(app)
 
     assert (head["status"], statuses) == (503, {503: 1})
-    assert json.loads(body["body"])["type"] == "urn:hadakv:problem:busy"
+    assert json.loads(body["body"])["type"] == f"urn:hadakv:problem:{slug}"
+    assert (b"retry-after" in dict(head["headers"])) == again
+
+
+def test_whoever_else_cancels_a_request_is_obeyed() -> None:
+    with pytest.raises(asyncio.CancelledError):
+        watched(be_cancelled, ending=False)
 
 
 def test_an_answer_that_the_end_of_the_service_cuts_short_is_counted_as_one_that_did_not_arrive() -> None:

@@ -8,6 +8,7 @@ from starlette.responses import Response, StreamingResponse
 
 from hadakv_service import fromfile
 from hadakv_service.context import context, session_key
+from hadakv_service.exchange import is_gone
 from hadakv_service.exporting import Export
 from hadakv_service.importing import ImportJob
 from hadakv_service.media import OCTETS, check_octets, metadata
@@ -28,7 +29,7 @@ async def export(request: Request) -> Response:
         return Export.of(entry.session, key[1], datetime.fromtimestamp(entry.created, UTC))
 
     file = await service.device.call(work, key)
-    await file.verify(service.device)
+    await file.verify(service.device, is_gone(request.scope))
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',

@@ -20,6 +20,11 @@ from hadakv_kernels import Encoded
 Key = tuple[str, str]
 
 
+def called(key: Key) -> str:
+    """A session's name in the log, where somebody has to do something about it."""
+    return repr("/".join(filter(None, key)))
+
+
 class TierError(Exception):
     """Base of what can go wrong below memory."""
 

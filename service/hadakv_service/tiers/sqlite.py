@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, TierFailed, TierRefused
+from hadakv_service.tiers import Content, Damaged, Key, Manifest, PageRow, TierFailed, TierRefused, called
 from hadakv_service.tiers.changes import COLUMNS, SESSION_NBYTES, Changes, counted
 from hadakv_service.tiers.database import BLOCK_NBYTES, FILE, TOUCH, free_nbytes, open_database, page_cost, strike_out
 from hadakv_service.tiers.rows import check_pages, is_sound, manifest_of, unpacked
@@ -95,6 +95,8 @@ class SqliteTier:
     def transaction(self, *, sync: bool = False) -> Iterator[Changes]:
         """Changes, made at the end of the block."""
         change = Changes(self._sql)
+        if sync:
+            self._check_place()
         if sync and not self._certain:
             self._certain = strike_out(self._sql)
             if not self._certain:
@@ -190,7 +192,7 @@ class SqliteTier:
                 try:
                     found.append((row[1], manifest_of(row, {})))
                 except Damaged as error:
-                    log.error("session %r: %s; delete it", row[1], error)
+                    log.error("session %s: %s; delete it", called((owner, row[1])), str(error))
                 if len(found) == limit:
                     break
             return found
@@ -203,14 +205,18 @@ class SqliteTier:
 
     def check(self) -> None:
         """See whether it can be written, and is where the next process will look for it."""
+        self._check_place()
+        with self.transaction():
+            self._sql.execute(TOUCH)
+
+    def _check_place(self) -> None:
+        """What is to outlive the process has to be where the next one looks for it."""
         try:
             there = os.path.samestat(self._file, os.stat(self._directory / FILE))
         except OSError as error:
             raise TierFailed(str(error)) from error
         if not there:
             raise TierFailed(f"{self._directory / FILE} is another file than the one that was opened")
-        with self.transaction():
-            self._sql.execute(TOUCH)
 
     def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:
         """Who was used least recently among those that are not permanent, if that was before a moment."""
