@@ -41,13 +41,13 @@ class AsyncClient:
         timeout: seconds, or an `httpx.Timeout`.
         retries: how often a call is tried again where that is safe, or `Retries`.
         transport: of httpx, instead of TCP connections of the client's own.
-        uds: path of the Unix domain socket to connect to.
-        ca_file: certificates in PEM to trust, in place of the usual authorities'.
+        uds: path of the Unix domain socket to connect to; with TLS if `base_url` is one of https.
+        ca_file: certificates in PEM to trust, in place of the usual authorities'; without effect where there is no TLS.
         http: an httpx client to use, which the caller closes.
 
     Raises:
         ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
-            header, or there is no certificate in `ca_file`.
+            header, or `ca_file` has no certificate, or one that cannot be used.
         OSError: `ca_file` cannot be read.
     """
 
@@ -64,13 +64,14 @@ class AsyncClient:
         http: httpx.AsyncClient | None = None,
     ) -> None:
         self._address = Address(base_url, token, retries, uds)
-        if self._address.uds is not None:
-            transport = httpx.AsyncHTTPTransport(uds=self._address.uds)
-        # See `Client` for why the environment is left out.
-        self._http = http or httpx.AsyncClient(
-            transport=transport, timeout=timeout, verify=trusted(ca_file), trust_env=False
-        )
         self._owns_http = http is None
+        if http is None:
+            verify = trusted(ca_file)
+            # See `Client` for why the environment is left out.
+            if self._address.uds is not None:
+                transport = httpx.AsyncHTTPTransport(uds=self._address.uds, verify=verify, trust_env=False)
+            http = httpx.AsyncClient(transport=transport, timeout=timeout, verify=verify, trust_env=False)
+        self._http = http
 
     async def __aenter__(self) -> Self:
         return self

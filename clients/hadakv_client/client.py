@@ -41,14 +41,16 @@ class Client:
         timeout: seconds to wait for the connection and for each part of an answer, or an `httpx.Timeout`.
         retries: how often a call is tried again where that is safe, or `Retries` for more to say.
         transport: of httpx, instead of TCP connections of the client's own.
-        uds: path of the Unix domain socket to connect to; `base_url` then only names the host in the requests.
+        uds: path of the Unix domain socket to connect to; `base_url` then only names the host in the requests and, with
+            https, in the certificate of a service that speaks TLS there.
         ca_file: certificates in PEM; whoever speaks TLS must be vouched for by one of these, and no longer by one of
-            the usual authorities. Not for a `transport`, which brings its own.
+            the usual authorities. Not for a `transport`, which brings its own, and without effect where there is no
+            TLS: with http, and with `unix:`, which is http always.
         http: an httpx client to use, which the caller closes; it brings its own timeout, transport and authorities.
 
     Raises:
         ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
-            header, or there is no certificate in `ca_file`.
+            header, or `ca_file` has no certificate, or one that cannot be used.
         OSError: `ca_file` cannot be read.
     """
 
@@ -65,13 +67,14 @@ class Client:
         http: httpx.Client | None = None,
     ) -> None:
         self._address = Address(base_url, token, retries, uds)
-        if self._address.uds is not None:
-            transport = httpx.HTTPTransport(uds=self._address.uds)
-        # The environment's proxies are for the world outside, and a .netrc would replace the token.
-        self._http = http or httpx.Client(
-            transport=transport, timeout=timeout, verify=trusted(ca_file), trust_env=False
-        )
         self._owns_http = http is None
+        if http is None:
+            verify = trusted(ca_file)
+            # The environment's proxies are for the world outside, and a .netrc would replace the token.
+            if self._address.uds is not None:
+                transport = httpx.HTTPTransport(uds=self._address.uds, verify=verify, trust_env=False)
+            http = httpx.Client(transport=transport, timeout=timeout, verify=verify, trust_env=False)
+        self._http = http
 
     def __enter__(self) -> Self:
         return self

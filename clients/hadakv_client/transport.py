@@ -75,7 +75,7 @@ def trusted(ca_file: PathLike | None) -> ssl.SSLContext | bool:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: there is no certificate in it.
+        ValueError: there is no certificate in it, or one that cannot be used.
     """
     if ca_file is None:
         return True
@@ -84,7 +84,9 @@ def trusted(ca_file: PathLike | None) -> ssl.SSLContext | bool:
     try:
         return ssl.create_default_context(cafile=os.fspath(ca_file))
     except ssl.SSLError as error:
-        raise ValueError(f"{os.fspath(ca_file)} has no certificate in PEM") from error
+        none = error.reason == "NO_CERTIFICATE_OR_CRL_FOUND"
+        wrong = "has no certificate in PEM" if none else f"cannot be used: {error}"
+        raise ValueError(f"{os.fspath(ca_file)} {wrong}") from error
 
 
 def declared_nbytes(head: httpx.Response) -> int | None:

@@ -1,7 +1,9 @@
 """Listens: on an address or a Unix domain socket, with TLS or without, for as many connections as there may be."""
 
 import asyncio
+import errno
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -179,8 +181,6 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
     """
     assert settings.tls_cert is not None
     cert, key = settings.tls_cert, settings.tls_key or settings.tls_cert
-    # What OpenSSL says of a file that it cannot read does not name it.
-    _text(cert), _text(key)
     password = _text(settings.tls_key_password_file).strip("\r\n") if settings.tls_key_password_file else None
     asked = False
 
@@ -195,6 +195,10 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
         # Without a function for it OpenSSL would ask for the password at the terminal.
         context.load_cert_chain(cert, key, password=ask)
     except OSError as error:
+        # What OpenSSL says of a file that it cannot read does not name it.
+        for path in (cert, key):
+            if unreadable := _unreadable(path):
+                raise OSError(f"cannot read {path}: {unreadable}") from error
         # For all but a key of another certificate OpenSSL has the same two words.
         if asked and password is None:
             reason = f"the key in {key} has a password: give --tls-key-password-file, a file that has it"
@@ -206,6 +210,17 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
             reason = f"see to it that {cert} begins with a certificate and {key} has its key, both in PEM ({error})"
         raise OSError(f"cannot use the certificate {cert}: {reason}") from error
     return context
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a file cannot be read, if so. It is not opened: it may be a pipe, which can be read but once."""
+    try:
+        folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        return error.strerror
+    if folder:
+        return os.strerror(errno.EISDIR)
+    return None if os.access(path, os.R_OK) else os.strerror(errno.EACCES)
 
 
 def _text(path: Path) -> str:

@@ -197,12 +197,37 @@ def test_a_file_says_who_vouches_for_the_service(connect: Any, tmp_path: Path, k
     assert placed.length == 5
 
 
+def test_a_file_says_who_vouches_for_the_service_at_a_unix_socket_too(
+    connect: Any, tmp_path: Path, k: Any, v: Any
+) -> None:
+    authority, (served, own, path) = trustme.CA(), (tmp_path / name for name in ("served", "own", "s"))
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(served)
+    authority.cert_pem.write_to_path(own)
+    command = [sys.executable, "-m", "hadakv_service", "--uds", str(path), "--tls-cert", str(served)]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            assert str(path) in service.stdout.readline()
+            placed = connect("https://localhost", uds=str(path), ca_file=own, retries=0).session("a").append(k, v)
+            with pytest.raises(ConnectionLost, match="CERTIFICATE_VERIFY_FAILED"):
+                connect("https://localhost", uds=str(path), retries=0).session("a").info()
+        finally:
+            service.terminate()
+
+    assert placed.length == 5
+
+
 def test_what_a_client_can_never_use_is_said_when_it_is_made(connect: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
+    whole = trustme.CA().cert_pem.bytes()
+    (tmp_path / "broken").write_bytes(whole + whole[: len(whole) // 2])
 
     with pytest.raises(ValueError, match=r"the URL must be like .* not 'unix:/a'"):
         connect("unix:/a", uds="/b")
     with pytest.raises(ValueError, match="empty has no certificate in PEM"):
         connect("https://localhost", ca_file=tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"broken cannot be used: .*PEM lib"):
+        connect("https://localhost", ca_file=tmp_path / "broken")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         connect("https://localhost", ca_file="nowhere")

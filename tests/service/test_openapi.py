@@ -208,3 +208,17 @@ def test_the_page_for_people_is_served_whole_from_here_and_nothing_else_may_be(c
 @pytest.mark.parametrize("path", ["/redoc", "/docs/", "/docs/oauth2-redirect", "/docs/redoc.standalone.js", "/docs/.."])
 def test_there_is_no_other_page_and_no_other_file(caller: Caller, path: str) -> None:
     assert caller.http.get(path).status_code == 404
+
+
+def test_its_files_are_sent_whole_whatever_range_is_asked_for_and_only_once_to_who_keeps_them(caller: Caller) -> None:
+    path = "/docs/swagger-ui.css"
+    whole = caller.http.get(path)
+    tag = whole.headers["etag"]
+
+    parts = [caller.http.get(path, headers={"range": part}) for part in ("bytes=abc", "bytes=0-9", "bytes=99999999-")]
+    kept = [caller.http.get(path, headers={"if-none-match": tags}) for tags in (tag, f'"a", W/{tag}', "*")]
+    other = caller.http.get(path, headers={"if-none-match": '"a", W/"b"'})
+
+    assert [(part.status_code, part.content) for part in (*parts, other)] == [(200, whole.content)] * 4
+    assert [(each.status_code, each.content, each.headers["etag"]) for each in kept] == [(304, b"", tag)] * 3
+    assert tag != caller.http.get("/docs/favicon.png").headers["etag"]

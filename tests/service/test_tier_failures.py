@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from contract import Caller, stream
-from hadakv_kernels import Codec
+from hadakv_kernels import Codec, tables
 from hadakv_service.spawn import running_service
 from hadakv_service.tiers import TierRefused
 from hadakv_service.tiers.database import FILE, open_database
@@ -87,6 +87,7 @@ def test_a_damaged_session_says_so_and_the_others_go_on(tmp_path: Path, statemen
             "UPDATE about SET value = 'other' WHERE name = 'tables'",
             "packed with other tables of the codec, by hadakv 0.",
         ),
+        ("DELETE FROM about", "packed with other tables of the codec, by another version of hadakv; use that version"),
         ("PRAGMA application_id = 1", "not a file of this service"),
     ],
 )
@@ -189,8 +190,11 @@ def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def owned() -> Iterator[Path]:
     """A directory of a user who may not write where the modes say so, whom this process is meanwhile."""
-    with tempfile.TemporaryDirectory() as name:
-        mine = os.geteuid()
+    # Read while this process may: Python itself may be where that user may not.
+    tables.fingerprint()
+    mine = os.geteuid()
+    # Root's own place for such files may be closed to others.
+    with tempfile.TemporaryDirectory(dir="/tmp" if mine == 0 else None) as name:
         if mine == 0:
             os.chown(name, NOBODY, -1)
             os.seteuid(NOBODY)

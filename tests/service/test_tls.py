@@ -1,10 +1,11 @@
 """TLS: with certificates made here, the Python client over https, and bodies that go past the parser."""
 
+import os
 import re
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -23,6 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from contract import MSGPACK, append_body
 from hadakv_client import Client, ConnectionLost
+from hadakv_service.listen import tls_context
+from hadakv_service.settings import Settings
 from hadakv_service.spawn import RunningService, running_service
 from service.test_main import run
 
@@ -192,6 +195,28 @@ def test_the_key_may_be_in_the_same_file_or_have_a_password(
         assert httpx.get(f"{service.url}/healthz", verify=trusting).status_code == 200
 
 
+def test_what_openssl_can_read_is_taken_be_it_a_pipe_or_with_a_comment_in_latin_1(
+    files: Path, trusting: ssl.SSLContext, tmp_path: Path
+) -> None:
+    commented = tmp_path / "commented"
+    commented.write_bytes("Jérôme's\n".encode("latin-1") + (files / "cert").read_bytes())
+    key, writing = os.pipe()
+    os.write(writing, (files / "key").read_bytes())
+    os.close(writing)
+
+    context = tls_context(Settings(tls_cert=commented, tls_key=Path(f"/dev/fd/{key}")))
+    os.close(key)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller = trusting.wrap_bio(back, there, server_hostname="localhost")
+    service = context.wrap_bio(there, back, server_side=True)
+    for side in (caller, service, caller, service):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+
+    assert caller.getpeercert()
+    assert service.version() == "TLSv1.3"
+
+
 BAD = {
     "no certificate": (("nothing", "key"), "cannot read .*nothing: No such file or directory"),
     "a key that is not there": (("cert", "nothing"), "cannot read .*nothing: No such file or directory"),
@@ -207,7 +232,10 @@ BAD = {
     ),
     "a password file that is not there": (("cert", "secret", "nothing"), "cannot read .*nothing: No such file.*"),
     "something else": (("password", "key"), "cannot use .*: see to it that .*password begins with a certificate .*"),
-    "something that is no text": (("noise", "key"), "cannot read .*noise: is no text"),
+    "something that is no text": (("noise", "key"), "cannot use .*: see to it that .*noise begins with a cert.*"),
+    "a password that is no text": (("cert", "secret", "noise"), "cannot read .*noise: is no text"),
+    "a folder": (("", "key"), "cannot read .*: Is a directory"),
+    "a folder for a key": (("cert", ""), "cannot read .*: Is a directory"),
 }
 
 

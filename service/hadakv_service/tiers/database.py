@@ -246,5 +246,5 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise TierRefused(f"{path}: written by another version, in format {found} where this one has {FORMAT}; {other}")
     about = dict(connection.execute("SELECT name, value FROM about"))
     if about.get("tables") != tables.fingerprint():
-        made_by = about.get("made by", "another version")
-        raise TierRefused(f"{path}: packed with other tables of the codec, by hadakv {made_by}; {other}")
+        made_by = f"hadakv {about['made by']}" if "made by" in about else "another version of hadakv"
+        raise TierRefused(f"{path}: packed with other tables of the codec, by {made_by}; {other}")
