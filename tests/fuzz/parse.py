@@ -78,14 +78,15 @@ def well_formed(body: bytes) -> None:
 
 
 def refusal(body: bytes) -> Exception | None:
-    """Why `msgpack` refuses a value; None if it does not. What keys, strings and times may be is not its business."""
+    """Why `msgpack` refuses a value; None if it does not. It makes nothing of it: times, say, may be any."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(body)
     try:
-        msgpack.unpackb(
-            body, raw=True, strict_map_key=False, object_pairs_hook=len, ext_hook=lambda code, data: (code, data)
-        )
+        unpacker.skip()
     except Exception as error:
         return error
-    return None
+    rest = len(body) - unpacker.tell()
+    return ValueError(f"{rest} bytes are left") if rest else None
 
 
 _SHORT_PATH = re.compile(r"/sessions/([^/]+)/kv")

@@ -113,3 +113,5 @@ def test_the_other_parser_knows_what_is_well_formed() -> None:
 
     assert None not in refused
     assert parse.refusal(b"\x82\x90\xc0\xc4\x01\xff\xc7\x01\x05z") is None
+    # A time with more nanoseconds than a second has.
+    assert parse.refusal(b"\xd7\xff" + b"\xff" * 8) is None
