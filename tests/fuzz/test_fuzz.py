@@ -109,7 +109,8 @@ def test_what_is_no_answer_is_seen() -> None:
 
 
 def test_the_other_parser_knows_what_is_well_formed() -> None:
-    refused = [parse.refusal(body) for body in (b"", b"\xc1", b"\x91", b"\xc4\x05abc", b"\x01\x01")]
+    bodies = (b"", b"\xc1", b"\x91", b"\xc4\x05abc", b"\x01\x01", b"\xc9\xff\xff\xff\xff\x00")
+    refused = [parse.refusal(body) for body in bodies]
 
     assert None not in refused
     assert parse.refusal(b"\x82\x90\xc0\xc4\x01\xff\xc7\x01\x05z") is None
