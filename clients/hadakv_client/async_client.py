@@ -18,15 +18,7 @@ from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempt
 from hadakv_client.parsing import ValueForm
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.tensors import Array
-from hadakv_client.transport import (
-    DEFAULT_TIMEOUT,
-    DEFAULT_URL,
-    Address,
-    Arrival,
-    declared_nbytes,
-    transport_errors,
-    trusted,
-)
+from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
@@ -66,11 +58,10 @@ class AsyncClient:
         self._address = Address(base_url, token, retries, uds)
         self._owns_http = http is None
         if http is None:
-            verify = trusted(ca_file)
-            # See `Client` for why the environment is left out.
+            options = self._address.connecting(ca_file)
             if self._address.uds is not None:
-                transport = httpx.AsyncHTTPTransport(uds=self._address.uds, verify=verify, trust_env=False)
-            http = httpx.AsyncClient(transport=transport, timeout=timeout, verify=verify, trust_env=False)
+                transport = httpx.AsyncHTTPTransport(uds=self._address.uds, **options)
+            http = httpx.AsyncClient(transport=transport, timeout=timeout, **options)
         self._http = http
 
     async def __aenter__(self) -> Self:

@@ -18,15 +18,7 @@ from hadakv_client.parsing import ValueForm
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.session import Session
 from hadakv_client.tensors import Array
-from hadakv_client.transport import (
-    DEFAULT_TIMEOUT,
-    DEFAULT_URL,
-    Address,
-    Arrival,
-    declared_nbytes,
-    transport_errors,
-    trusted,
-)
+from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
@@ -69,11 +61,10 @@ class Client:
         self._address = Address(base_url, token, retries, uds)
         self._owns_http = http is None
         if http is None:
-            verify = trusted(ca_file)
-            # The environment's proxies are for the world outside, and a .netrc would replace the token.
+            options = self._address.connecting(ca_file)
             if self._address.uds is not None:
-                transport = httpx.HTTPTransport(uds=self._address.uds, verify=verify, trust_env=False)
-            http = httpx.Client(transport=transport, timeout=timeout, verify=verify, trust_env=False)
+                transport = httpx.HTTPTransport(uds=self._address.uds, **options)
+            http = httpx.Client(transport=transport, timeout=timeout, **options)
         self._http = http
 
     def __enter__(self) -> Self:

@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 import httpx
 import numpy as np
@@ -47,6 +48,12 @@ class Address:
         self.name = f"{UNIX}{self.uds}" if self.uds else _without_user(self._base_url)
         self.retries = retries if isinstance(retries, Retries) else Retries(retries)
 
+    @staticmethod
+    def connecting(ca_file: PathLike | None) -> "_Connecting":
+        """What httpx's clients and transports of both kinds are to be made with; raises as `trusted`."""
+        # The environment's proxies are for the world outside, and a .netrc would replace the token.
+        return {"verify": trusted(ca_file), "trust_env": False}
+
     def url(self, request: Request) -> str:
         """Where a request goes."""
         return self._base_url + request.path
@@ -55,6 +62,11 @@ class Address:
         """A request's headers and the caller's."""
         # Compressed again, an answer would only be slower, and would not have the length its header says.
         return {**request.headers, **self._headers, "accept-encoding": "identity"}
+
+
+class _Connecting(TypedDict):
+    verify: ssl.SSLContext | bool
+    trust_env: bool
 
 
 def _is_http(url: str) -> bool:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
 from hadakv_service import wire
-from hadakv_service.device import LongJob
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, NonFinite
+from hadakv_service.jobs import LongJob
 from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS, same_bytes
 from hadakv_service.session import MAX_LAYERS, Session, Shape

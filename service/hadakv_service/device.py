@@ -9,17 +9,17 @@ import asyncio
 import logging
 import os
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from hadakv_kernels import Backend, Encoded, Stream
 from hadakv_service.errors import Busy, InsufficientStorage
 from hadakv_service.exchange import current
+from hadakv_service.jobs import Call, Job, LongJob
 from hadakv_service.observer import Observer, Unobserved, Work
 from hadakv_service.slices import encode_in_slices
 
@@ -31,76 +31,7 @@ BATCH = 32
 LONG_NBYTES = 4 << 20
 _DONE = object()
 
-T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
-
-
-class Job(Protocol[T_co]):
-    """Work for the device. Jobs of one key never share a batch: each begins where the one before it ended."""
-
-    @property
-    def key(self) -> Hashable:
-        """What the job works on; None is nothing it shares with others."""
-        ...
-
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
-        """Check, reserve, and name what is to be encoded. `batch` has the keys of all jobs under way."""
-        ...
-
-    def finish(self, encoded: Sequence[Encoded]) -> T_co:
-        """Take what was encoded, and answer."""
-        ...
-
-    def abandon(self) -> None:
-        """Undo `begin`: encoding or finishing failed."""
-        ...
-
-
-class Call(Generic[T]):
-    """A job that encodes nothing."""
-
-    def __init__(self, work: Callable[[], T], key: Hashable = None) -> None:
-        self.key = key
-        self._work = work
-
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - a call never evicts
-        """Nothing to encode."""
-        return ()
-
-    def finish(self, encoded: Sequence[Encoded]) -> T:  # noqa: ARG002 - nothing was encoded
-        """Do the work."""
-        return self._work()
-
-    def abandon(self) -> None:
-        """Nothing to undo."""
-
-
-class LongJob(ABC, Generic[T]):
-    """A job that goes in steps if it is large. Others run between them, but none of the same key and none as large.
-
-    Attributes:
-        key: as for any job.
-        nbytes: what it has to encode.
-    """
-
-    key: Hashable
-    nbytes: int
-
-    @abstractmethod
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
-        """As for any job. `batch` has only its own key: jobs that run between steps are told its key instead."""
-
-    @abstractmethod
-    def finish(self, encoded: Sequence[Encoded]) -> T:
-        """All of `finish_in_steps` at once."""
-
-    @abstractmethod
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, T]:
-        """Take what was encoded, and answer; others may have their turn at each pause."""
-
-    @abstractmethod
-    def abandon(self) -> None:
-        """As for any job."""
 
 
 class _Waiting:

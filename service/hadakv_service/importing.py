@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import Backend, CodecSpec, Encoded, Stream
-from hadakv_service.device import LongJob
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.fromfile import SessionFile
+from hadakv_service.jobs import LongJob
 from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS, Run
 from hadakv_service.session import Session

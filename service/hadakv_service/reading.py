@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from hadakv_kernels import DTYPES, Backend, CodecSpec, Encoded, Stream
 from hadakv_service import answers, wire
 from hadakv_service.append import on_host
-from hadakv_service.device import LongJob
 from hadakv_service.errors import AnswerTooLarge, InvalidRequest, ServiceError
+from hadakv_service.jobs import LongJob
 from hadakv_service.page import Page
 from hadakv_service.session import Session
 from hadakv_service.slices import to_the_end

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.append import Append, AppendJob
-from hadakv_service.device import LONG_NBYTES, Call, Device, LongJob
+from hadakv_service.device import LONG_NBYTES, Device
 from hadakv_service.errors import InsufficientStorage
+from hadakv_service.jobs import Call, LongJob
 from hadakv_service.page import Page
 from hadakv_service.pages import PAGE_TOKENS
 from hadakv_service.session import Session, Shape

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded, Stream
-from hadakv_service.device import LONG_NBYTES, Device, LongJob
+from hadakv_service.device import LONG_NBYTES, Device
 from hadakv_service.errors import InsufficientStorage
+from hadakv_service.jobs import LongJob
 from hadakv_service.observer import Work
 from hadakv_service.slices import to_the_end
 from hadakv_service.tallies import DeviceTally, Histogram
