@@ -14,14 +14,24 @@ import msgpack
 import requests
 import schemathesis
 from hypothesis import strategies as st
-from schemathesis import Case, DeserializationContext, GenerationMode, HookContext, Response, SerializationContext
+from schemathesis import (
+    Case,
+    CheckContext,
+    DeserializationContext,
+    GenerationMode,
+    HookContext,
+    Response,
+    SerializationContext,
+)
 from schemathesis.transport.serialization import Binary
 
 from contract import JSON, MSGPACK, Json
 from fuzz import values
+from fuzz.gone import Gone
 from service.files import OCTETS
 
 LOG = open(os.environ["HADAKV_FUZZ_LOG"], "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the end
+GONE = Gone()
 
 
 @schemathesis.serializer(MSGPACK)
@@ -131,6 +141,14 @@ def _meant(rng: random.Random, case: Case, body: Json) -> Json:
 def after_call(_: HookContext, case: Case, response: Response) -> None:
     """Note an answer."""
     LOG.write(f"{response.status_code} {case.method} {case.path}\n")
+
+
+@schemathesis.check
+def deleted_stays_deleted(_: CheckContext, response: Response, case: Case) -> None:
+    """Refuse an answer for a session that was deleted; schemathesis' own check does not know what makes one anew."""
+    if "id" in case.path_parameters:
+        session = str(case.path_parameters["id"])
+        GONE.note((case.method.upper(), case.path), session, case.body, response.status_code)
 
 
 @schemathesis.hook

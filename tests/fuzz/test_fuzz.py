@@ -10,6 +10,7 @@ import pytest
 
 from contract import tensor
 from fuzz import calls, connections, described, inside, parse, sessions
+from fuzz.gone import Gone
 from fuzz.held import Contradiction, Held
 from fuzz.run import small_service
 from fuzz.streams import NoHttp, statuses
@@ -100,6 +101,26 @@ def test_a_session_that_does_not_hold_what_was_acknowledged_is_seen() -> None:
         held.append(0, appended(values, 4))
     with pytest.raises(Contradiction, match="not what was stored"):
         held.truncated(2).check(0, read)
+
+
+def test_a_session_that_is_there_though_it_was_deleted_is_seen() -> None:
+    read, delete, fork = ("GET", "/sessions/{id}/kv"), ("DELETE", "/sessions/{id}"), ("POST", "/sessions/{id}/fork")
+    gone = Gone()
+    for call, session, body, status in [
+        *[(read, "a", None, 200), (delete, "a", None, 204), (read, "a", None, 404), (delete, "a", None, 404)],
+        *[(("POST", "/sessions/{id}/kv"), "a", {}, 201), (read, "a", None, 200), (delete, "a", None, 204)],
+        *[
+            (fork, "b", {"id": "a"}, 404),
+            (fork, "b", {"id": "a"}, 201),
+            (read, "a", None, 200),
+            (delete, "a", None, 204),
+        ],
+    ]:
+        gone.note(call, session, body, status)
+
+    for call in (read, delete, fork):
+        with pytest.raises(Contradiction, match="'a' was deleted"):
+            gone.note(call, "a", {"id": "c"}, 200)
 
 
 def test_what_is_no_answer_is_seen() -> None:
