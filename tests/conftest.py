@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from backends import SERVED
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 
 # The same examples on every machine, however slow it is: nothing here may fail for the time it took.
 settings.register_profile(

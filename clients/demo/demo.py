@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from hadakv_client import Client
 from hadakv_kernels import Backend, Codec, CodecSpec, Encoded, Stream, open_backend, reference
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 SAMPLE = Path(__file__).with_name("kv-sample.safetensors")
 REPEATS = 7

@@ -16,15 +16,17 @@ from pydantic import ByteSize, ValidationError
 from pydantic_settings import CliApp
 
 from hadakv_kernels import BackendUnavailable
-from hadakv_service import __version__, logs
-from hadakv_service.allocator import keep_memory
+from hadakv_service import __version__
 from hadakv_service.app import create_app
-from hadakv_service.auth import TokenFile
-from hadakv_service.context import Context
-from hadakv_service.listen import Listener, tls_context
+from hadakv_service.http.app_state import Context
+from hadakv_service.observability import logging_config
+from hadakv_service.observability.tracing import provider_from_environment
+from hadakv_service.server.malloc import keep_memory
+from hadakv_service.server.server import Listener
+from hadakv_service.server.tls import tls_context
 from hadakv_service.settings import Settings
-from hadakv_service.tiers import TierError
-from hadakv_service.tracing import provider_from_environment
+from hadakv_service.storage.disk.interface import TierError
+from hadakv_service.tenants.token_file import TokenFile
 
 log = logging.getLogger(__name__)
 # As shells have it for who was interrupted.
@@ -94,7 +96,7 @@ def main() -> None:
     """Read the settings, make the app, serve until told to stop."""
     try:
         settings = CliApp.run(Settings)
-        logs.configure(settings.log_level, settings.log_form)
+        logging_config.configure(settings.log_level, settings.log_form)
         keep_memory()
         app = create_app(settings, traces=provider_from_environment())
         tls = tls_context(settings) if settings.tls_cert else None

@@ -11,31 +11,37 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 from hadakv_kernels import Backend, open_backend
-from hadakv_service import __version__, openapi, problems, tracing
-from hadakv_service.auth import Gate, TokenFile
-from hadakv_service.body import BodyReader
-from hadakv_service.context import Context, WholeIds
-from hadakv_service.crowd import Crowd
-from hadakv_service.device import Device
-from hadakv_service.exchange import UNREAD
-from hadakv_service.logs import RequestLog
-from hadakv_service.metrics import Below, Memory, Metrics, Service
-from hadakv_service.quota import Quota, Quotas
-from hadakv_service.routes import branches, codec, docs, files, health, kv, metrics, sessions
-from hadakv_service.session import Session
+from hadakv_service import __version__
+from hadakv_service.asgi_extensions import UNREAD
+from hadakv_service.device.executor import Device
+from hadakv_service.http import error_handlers
+from hadakv_service.http.app_state import Context
+from hadakv_service.http.append_endpoint import App
+from hadakv_service.http.middleware.bearer_auth import Gate
+from hadakv_service.http.middleware.concurrency_limit import Crowd
+from hadakv_service.http.middleware.encoded_slash import WholeIds
+from hadakv_service.http.middleware.host_origin import Sites, with_permission
+from hadakv_service.http.middleware.request_log import Witness
+from hadakv_service.http.openapi import document
+from hadakv_service.http.request_body import BodyReader
+from hadakv_service.http.routes import codec, docs, export_import, health, kv, metrics, sessions, truncate_fork
+from hadakv_service.maintenance import close, open_tier, tend
+from hadakv_service.observability import tracing
+from hadakv_service.observability.access_log import RequestLog
+from hadakv_service.observability.counters import DeviceTally, RequestTally
+from hadakv_service.observability.prometheus import Below, Memory, Metrics, Service
+from hadakv_service.observability.request_record import Templates
+from hadakv_service.sessions.session import Session
 from hadakv_service.settings import Settings
-from hadakv_service.shortcut import App
-from hadakv_service.sites import Sites, with_permission
-from hadakv_service.store import Store
-from hadakv_service.tallies import DeviceTally, RequestTally
-from hadakv_service.upkeep import close, open_tier, tend
-from hadakv_service.witness import Templates, Witness
+from hadakv_service.storage.session_store import Store
+from hadakv_service.tenants.quotas import Quota, Quotas
+from hadakv_service.tenants.token_file import TokenFile
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 ROUTERS = (
-    *(kv.router, sessions.router, branches.router, files.router),
+    *(kv.router, sessions.router, truncate_fork.router, export_import.router),
     *(codec.router, health.router, metrics.router),
 )
 
@@ -76,7 +82,7 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
     app = App(
         title="hadakv",
         version=__version__,
-        summary=openapi.SUMMARY,
+        summary=document.SUMMARY,
         lifespan=lifespan,
         redirect_slashes=False,
         # FastAPI's own pages fetch their scripts from the net.
@@ -92,8 +98,8 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
     app.router.routes.extend(docs.ROUTES)
     for router in ROUTERS:
         app.include_router(router)
-    problems.install(app)
-    openapi.install(app)
+    error_handlers.install(app)
+    document.install(app)
     app.add_middleware(WholeIds)
     _guard(app, settings, quotas)
     app.entrance = witness = _witnessed(app, settings, tally, traces)

@@ -10,7 +10,7 @@ from platformdirs import user_data_path
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from hadakv_service.wire import MAX_TTL_SECONDS
+from hadakv_service.sessions.session import MAX_TTL_SECONDS
 
 LOOPBACK_NAMES = {"localhost"}
 _HOST_NAME = re.compile(r"\*|[A-Za-z0-9._-]+")

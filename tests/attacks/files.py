@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 
 from attacks.attack import K, Outcome, Target, V, attack, summary
 from contract import Caller
-from hadakv_service.spawn import running_service
-from hadakv_service.tiers.database import FILE
+from hadakv_service.storage.disk.sqlite_file import FILE
+from hadakv_service.testing import running_service
 
 OCTETS = "application/octet-stream"
 

@@ -23,7 +23,7 @@ from bench.http_figures import median, percentile, speed, table
 from bench.http_payloads import BULK, STEP
 from bench.machine import describe
 from hadakv_client import Client
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 
 MILLISECOND = 1e3
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.http_figures import median, percentile, table
 from contract import Caller
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 DURABILITIES = ("memory", "spill", "ack")
 CONNECTIONS = (1, 16)

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.http_figures import median, percentile, table
 from contract import Caller
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 LENGTHS = (1_000, 10_000, 100_000)
 # Of a small model, so that the longest session takes little more than a GiB.

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.http_figures import table
 from contract import Caller
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 GIB = 2**30
 

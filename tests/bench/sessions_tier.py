@@ -12,10 +12,10 @@ import numpy as np
 from bench.http_figures import median, table
 from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.page import Page
-from hadakv_service.session import Session
-from hadakv_service.store import Store
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.session import Session
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.session_store import Store
 
 MIB = 2**20
 PAGES = {"large": ((32, 8, 256, 128), 32), "small": ((4, 2, 256, 64), 2000)}

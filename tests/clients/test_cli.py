@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from hadakv_client import Client
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 
 PROGRAM = [sys.executable, "-m", "hadakv_client"]
 INSTALLED = Path(sys.executable).with_name("hadakv")

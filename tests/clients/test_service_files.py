@@ -25,7 +25,7 @@ from hadakv_client import (
     SessionExists,
     SessionNotFound,
 )
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 
 @pytest.mark.every_backend

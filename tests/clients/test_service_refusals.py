@@ -21,7 +21,7 @@ from hadakv_client import (
     ShapeMismatch,
     Unauthorized,
 )
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 pytestmark = pytest.mark.every_backend
 

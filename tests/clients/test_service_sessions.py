@@ -23,7 +23,7 @@ from hadakv_client import (
     SessionNotFound,
 )
 from hadakv_kernels import reference
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 pytestmark = pytest.mark.every_backend
 

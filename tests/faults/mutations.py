@@ -24,68 +24,78 @@ _KILLS = ("kill", "write")
 
 MUTATIONS = {
     "answers go out before the disk has it": Mutation(
-        "device.py",
+        "device/executor.py",
         "        self._settle_for(batch)\n        done = []",
         "        self._events.call_soon_threadsafe(self._answer, list(batch))\n"
         "        self._settle_for(batch)\n        done = []",
         ("write",),
     ),
-    "acknowledged without a sync": Mutation("tiers/sqlite.py", "{'FULL' if sync else 'NORMAL'}", "NORMAL", ("power",)),
+    "acknowledged without a sync": Mutation(
+        "storage/disk/sqlite_store.py", "{'FULL' if sync else 'NORMAL'}", "NORMAL", ("power",)
+    ),
     "a sync that fails is no failure": Mutation(
-        "tiers/sqlite.py",
+        "storage/disk/sqlite_store.py",
         "            raise TierFailed(str(error)) from error\n        except BaseException",
         "            return\n        except BaseException",
         ("errors",),
     ),
     "what could not be synced stays in the log": Mutation(
-        "tiers/sqlite.py",
+        "storage/disk/sqlite_store.py",
         "                self._certain = strike_out(self._sql)\n            log",
         "                pass\n            log",
         ("errors",),
     ),
     "no log: pages are written in place": Mutation(
-        "tiers/database.py", '"journal_mode = WAL"', '"journal_mode = OFF"', _KILLS
+        "storage/disk/sqlite_file.py", '"journal_mode = WAL"', '"journal_mode = OFF"', _KILLS
     ),
     "a manifest names a page that is not written": Mutation(
-        "residence.py", "rows[page] = change.add_page(content)", "rows[page] = 10**6 + len(rows)", _KILLS
+        "storage/buffer_pool.py", "rows[page] = change.add_page(content)", "rows[page] = 10**6 + len(rows)", _KILLS
     ),
     "a manifest lacks its last page": Mutation(
-        "tiers/changes.py", "after.items() - before.items()", "sorted(after.items() - before.items())[:-1]", _KILLS
+        "storage/disk/sqlite_transaction.py",
+        "after.items() - before.items()",
+        "sorted(after.items() - before.items())[:-1]",
+        _KILLS,
     ),
     "a session cut short counts as a beginning of what was there": Mutation(
-        "settling.py",
+        "storage/write_back.py",
         "    return len(stored) <= len(lengths)",
         "    return True or len(stored) <= len(lengths)",
         _KILLS,
     ),
     "rows go while sessions in memory need them": Mutation(
-        "residence.py",
+        "storage/buffer_pool.py",
         "if (page := self._known.get(row)) is not None}",
         "if (page := None) is not None}",
         ("kill", "term"),
     ),
     "what was refused stays in memory": Mutation(
-        "settling.py", "                    self._revert(key, old)", "                    pass", ("errors", "budget")
+        "storage/write_back.py",
+        "                    self._revert(key, old)",
+        "                    pass",
+        ("errors", "budget"),
     ),
     "what is deleted stays on disk": Mutation(
-        "room.py", "if entry is None or entry.saved:", "if entry is None:", _KILLS
+        "storage/eviction.py", "if entry is None or entry.saved:", "if entry is None:", _KILLS
     ),
-    "a deletion is not synced": Mutation("room.py", "removed=[key], sync=sync)", "removed=[key])", ("power",)),
+    "a deletion is not synced": Mutation(
+        "storage/eviction.py", "removed=[key], sync=sync)", "removed=[key])", ("power",)
+    ),
     "what was cut stays until the next sync": Mutation(
-        "settling.py", "sync=bool(savings or stale)", "sync=bool(savings)", ("power",)
+        "storage/write_back.py", "sync=bool(savings or stale)", "sync=bool(savings)", ("power",)
     ),
     "nothing is written at an orderly end": Mutation(
-        "store.py", "left = self._settling.flush(until)", "left = 0", ("term",)
+        "storage/session_store.py", "left = self._settling.flush(until)", "left = 0", ("term",)
     ),
     "at an orderly end what is on disk in part counts as written": Mutation(
-        "settling.py", "and not entry.clean:", "and not entry.saved:", ("term",)
+        "storage/write_back.py", "and not entry.clean:", "and not entry.saved:", ("term",)
     ),
     "acknowledged sessions end like any other": Mutation(
-        "tiers/sqlite.py", "WHERE NOT permanent AND last_used", "WHERE last_used", ("budget",)
+        "storage/disk/sqlite_store.py", "WHERE NOT permanent AND last_used", "WHERE last_used", ("budget",)
     ),
     "a repetition is not compared": Mutation("append.py", "            self._check_repetition(page)\n", "", _KILLS),
     "a page comes back as another": Mutation(
-        "tiers/sqlite.py",
+        "storage/disk/sqlite_store.py",
         '"SELECT header, checksum, content FROM pages WHERE id = ?", (row,)',
         '"SELECT header, checksum, content FROM pages WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET 1", (row,)',
         _KILLS,

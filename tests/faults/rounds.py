@@ -20,8 +20,8 @@ from faults.schedule import Plan
 from faults.service import Service
 from faults.tally import Tally, Violation
 from hadakv_client import Client
-from hadakv_service.tiers.changes import SESSION_NBYTES
-from hadakv_service.tiers.database import page_cost
+from hadakv_service.storage.disk.sqlite_file import page_cost
+from hadakv_service.storage.disk.sqlite_transaction import SESSION_NBYTES
 
 WORKERS = 5
 FILE = "sessions.hadakv"

@@ -19,8 +19,8 @@ from faults.schedule import possible, schedule
 from faults.tally import Tally, Violation
 from hadakv_client import Client
 from hadakv_kernels import Encoded, reference
-from hadakv_service.session import Durability
-from hadakv_service.spawn import running_service
+from hadakv_service.sessions.session import Durability
+from hadakv_service.testing import running_service
 
 
 def encoded(pool: Pool, numbers: list[int]) -> tuple[Encoded, Encoded]:

@@ -12,7 +12,7 @@ from contract import MSGPACK, PROBLEM
 from fuzz.oddities import Call, made
 from fuzz.tally import Limit, Tally
 from fuzz.watch import watched
-from hadakv_service.spawn import RunningService
+from hadakv_service.testing import RunningService
 
 TIMEOUT_SECONDS = 20.0
 

@@ -15,7 +15,7 @@ from contract import Caller, connect
 from fuzz import streams
 from fuzz.tally import Limit, Tally
 from fuzz.watch import watched
-from hadakv_service.spawn import RunningService
+from hadakv_service.testing import RunningService
 
 TIMEOUT_SECONDS = 20.0
 # Who gets nothing for so long ends the connection; only how much is told of the answers depends on it.

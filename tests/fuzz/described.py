@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fuzz.tally import Limit, Tally
-from hadakv_service.spawn import RunningService
+from hadakv_service.testing import RunningService
 from memory import resident_nbytes
 
 FOLDER = Path(__file__).parent

@@ -65,7 +65,7 @@ def _unshown(shown: str) -> Any:
 
 # Of bytes the schema says nothing.
 schemathesis.openapi.media_type(
-    OCTETS, st.integers(0, 1 << 32).map(lambda seed: values.session_file(random.Random(seed)))
+    OCTETS, st.integers(0, 1 << 32).map(lambda seed: values.exported_session(random.Random(seed)))
 )
 
 

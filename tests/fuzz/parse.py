@@ -17,13 +17,14 @@ from msgpack.fallback import Unpacker
 from contract import append_body, tensor
 from fuzz import values
 from fuzz.oddities import odd_tensor
-from hadakv_service import fromfile, wire
-from hadakv_service.append import Append
-from hadakv_service.context import check_session_id
 from hadakv_service.errors import InvalidRequest, MalformedBody, ServiceError
-from hadakv_service.routes import codec as codec_route
-from hadakv_service.shortcut import _plain_append
-from hadakv_service.wellformed import MAX_DEPTH, MAX_ITEMS, check_well_formed
+from hadakv_service.http.append_endpoint import _plain_append
+from hadakv_service.http.routes import codec as codec_route
+from hadakv_service.operations import session_file_reader
+from hadakv_service.operations.append import Append
+from hadakv_service.sessions.session_id import check_session_id
+from hadakv_service.wire import messages, serialization
+from hadakv_service.wire.well_formed import MAX_DEPTH, MAX_ITEMS, check_well_formed
 from service.mutations import MUTATIONS, NORMS, ROWS, K, flip_bytes, replace_value, reshape
 
 
@@ -32,7 +33,7 @@ class Disagreement(AssertionError):
 
 
 def append(body: bytes) -> None:
-    appended = Append.from_body(wire.decode_body(wire.AppendBody, body))
+    appended = Append.from_body(serialization.decode_body(messages.AppendBody, body))
     assert appended.k.shape == appended.v.shape
     # Views of the body: they must be readable to their ends.
     assert appended.k.tobytes() is not None
@@ -40,27 +41,27 @@ def append(body: bytes) -> None:
 
 
 def session(body: bytes, *, json: bool = False) -> None:
-    parsed = wire.decode_body(wire.SessionBody, body, json=json)
+    parsed = serialization.decode_body(messages.SessionBody, body, json=json)
     if parsed.codec:
         parsed.codec.codecs()
 
 
 def truncate(body: bytes, *, json: bool = False) -> None:
-    wire.decode_body(wire.TruncateBody, body, json=json)
+    serialization.decode_body(messages.TruncateBody, body, json=json)
 
 
 def fork(body: bytes, *, json: bool = False) -> None:
-    check_session_id(wire.decode_body(wire.ForkBody, body, json=json).id)
+    check_session_id(serialization.decode_body(messages.ForkBody, body, json=json).id)
 
 
 def encode(body: bytes) -> None:
-    parsed = wire.decode_body(wire.EncodeBody, body)
+    parsed = serialization.decode_body(messages.EncodeBody, body)
     x = parsed.x.array("x", "float32", "float16", "bfloat16")
     codec_route._spec("x.shape", x.shape[-1], parsed.codec)
 
 
 def decode(body: bytes) -> None:
-    parsed = wire.decode_body(wire.DecodeBody, body)
+    parsed = serialization.decode_body(messages.DecodeBody, body)
     codec_route._encoded(parsed, codec_route._spec("head_dim", parsed.head_dim, parsed.codec))
 
 
@@ -108,7 +109,7 @@ def shortcut(body: bytes) -> None:
 
 def file(body: bytes) -> None:
     """What we take for a session's file must be a file for the library that made the format."""
-    taken = fromfile.read(body)
+    taken = session_file_reader.read(body)
     try:
         theirs = dict(safetensors.deserialize(body))
     except safetensors.SafetensorError as error:
@@ -154,7 +155,7 @@ SEEDS = [
     b'\x08{"codec": {"k": {"bits": 4}, "v": {"bits": 8}}, "layers": 2, "window": 7, "ttl_seconds": 1e3}',
     b'\x09{"length": 12}',
     b'\x0a{"id": "a.b_c:d-e", "length": 0}',
-    *(b"\x0b" + values.session_file(random.Random(seed)) for seed in range(6)),
+    *(b"\x0b" + values.exported_session(random.Random(seed)) for seed in range(6)),
 ]
 
 

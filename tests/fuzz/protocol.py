@@ -17,13 +17,13 @@ from uvicorn.server import ServerState
 
 from contract import MSGPACK
 from fuzz import streams
-from hadakv_service.body import BodyReader
+from hadakv_service.asgi_extensions import SEND_RESPONSE
 from hadakv_service.errors import ServiceError
-from hadakv_service.media import MsgpackResponse
-from hadakv_service.patience import PatientProtocol
-from hadakv_service.problems import from_service_error
-from hadakv_service.watch import Limits, Watch
-from hadakv_service.whole import EXTENSION
+from hadakv_service.http.content import MsgpackResponse
+from hadakv_service.http.request_body import BodyReader
+from hadakv_service.problem_details import from_service_error
+from hadakv_service.server.connection_monitor import Limits, Watch
+from hadakv_service.server.protocol import PatientProtocol
 
 LIMIT = 1 << 20
 LIMITS = Limits(1 << 16, connections=10, idle_seconds=1.0, head_seconds=1.0, body_seconds=1.0, rate=1 << 18)
@@ -39,7 +39,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """
     try:
         if scope["path"].startswith("/w"):
-            answer = scope["extensions"][EXTENSION]
+            answer = scope["extensions"][SEND_RESPONSE]
             await answer(200, [(b"content-type", MSGPACK.encode()), (b"content-length", b"1")], b"\x80")
             return
         async with BODIES.read(Request(scope, receive)) as body:

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from fuzz import calls, connections, described, inside, sessions
 from fuzz.tally import Limit, Tally, table
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 
 SHOWN = 20
 

@@ -17,7 +17,7 @@ from contract import Answer, Caller, Json
 from fuzz import values
 from fuzz.held import Contradiction, Held
 from fuzz.tally import Limit, Tally
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 from memory import resident_nbytes
 from service.files import OCTETS
 from service.mutations import MUTATIONS

@@ -15,7 +15,7 @@ from fuzz.held import Contradiction, Held
 from fuzz.run import small_service
 from fuzz.streams import NoHttp, statuses
 from fuzz.tally import Limit, Tally, table
-from hadakv_service.spawn import RunningService
+from hadakv_service.testing import RunningService
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from contract import Caller
 from fuzz.tally import Limit, Tally
-from hadakv_service.spawn import RunningService
+from hadakv_service.testing import RunningService
 from memory import resident_nbytes
 
 # By then a service has what it needs for every kind of call.

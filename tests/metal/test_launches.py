@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from backends import assert_same_encoded, on_host
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
-from hadakv_service.device import LONG_NBYTES
-from hadakv_service.slices import encode_in_slices, to_the_end
+from hadakv_service.device.chunks import encode_in_slices, to_the_end
+from hadakv_service.device.executor import LONG_NBYTES
 from metal.executor import Executor, executing
 from metal.launch import Pass
 

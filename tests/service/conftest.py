@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from contract import Caller
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from service.refusals import K, V
 from service.samples import TTL_SECONDS
 

@@ -4,10 +4,10 @@ import numpy as np
 
 from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.page import Page
-from hadakv_service.session import Durability, Session
-from hadakv_service.store import Key, Store
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.session import Durability, Session
+from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.storage.session_store import Key, Store
 
 BACKEND = CpuBackend(1)
 SPEC = Codec(bits=2).at(64)

@@ -8,13 +8,13 @@ import numpy as np
 
 from hadakv_kernels import Codec
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service import wire
-from hadakv_service.append import Append, Appended, AppendJob
-from hadakv_service.device import Device
+from hadakv_service.device.executor import Device
 from hadakv_service.errors import NonFinite
-from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.session import Session
-from hadakv_service.store import Key, Store
+from hadakv_service.operations.append import Append, Appended, AppendJob
+from hadakv_service.sessions.session import Session
+from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.wire import messages
 
 BACKEND = CpuBackend(1)
 SPEC = Codec().at(64)
@@ -26,8 +26,8 @@ ANN, BOB, CID = (("", name) for name in ("ann", "bob", "cid"))
 
 def job(store: Store, key: Key, tokens: int, value: float = 1.0) -> AppendJob:
     x = np.full((1, 1, tokens, 64), value, np.float32)
-    tensor = wire.Tensor("float32", list(x.shape), x.reshape(-1).view(np.uint8).data)
-    return AppendJob(key, Append.from_body(wire.AppendBody(tensor, tensor)), store, BACKEND, Session())
+    tensor = messages.Tensor("float32", list(x.shape), x.reshape(-1).view(np.uint8).data)
+    return AppendJob(key, Append.from_body(messages.AppendBody(tensor, tensor)), store, BACKEND, Session())
 
 
 def together(*jobs: AppendJob) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from attacks.attack import ATTACKS, Attack, Outcome, Target, target
 from attacks.run import MODULES, table, tried
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 SCRIPT = Path(__file__).parents[1] / "attacks" / "run.py"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from hadakv_service.body import IDLE_NBYTES, SMALL, BodyReader, BufferPool
 from hadakv_service.errors import BodyTooLarge, MalformedBody
-from hadakv_service.wire import Buffer
+from hadakv_service.http.request_body import IDLE_NBYTES, SMALL, BodyReader, BufferPool
+from hadakv_service.wire.serialization import Buffer
 
 LIMIT = 1 << 20
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hadakv_service.pages import PAGE_TOKENS
-from hadakv_service.store import Key, Store
-from hadakv_service.tiers.changes import SESSION_NBYTES
-from hadakv_service.tiers.database import page_cost
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
+from hadakv_service.storage.disk.sqlite_file import page_cost
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.disk.sqlite_transaction import SESSION_NBYTES
+from hadakv_service.storage.session_store import Key, Store
 from service.stored import ANN, BACKEND, BOB, CID, TOKEN, append
 
 

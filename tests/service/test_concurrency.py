@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from contract import Answer, Caller, Json, array, stream, tensor
 from hadakv_kernels import Codec, Encoded, reference
-from hadakv_service.pages import PAGE_TOKENS
-from hadakv_service.spawn import RunningService
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
+from hadakv_service.testing import RunningService
 
 DEFAULT = Codec()
 RNG = np.random.default_rng(11)

@@ -8,8 +8,8 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from hadakv_service.patience import PatientProtocol
-from hadakv_service.watch import Limits, Watch
+from hadakv_service.server.connection_monitor import Limits, Watch
+from hadakv_service.server.protocol import PatientProtocol
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -15,9 +15,9 @@ import pytest
 from starlette.requests import Request
 
 from contract import MSGPACK, PROBLEM, Answer, Caller, append_body, connect, status_line
-from hadakv_service.body import SMALL, BodyReader
 from hadakv_service.errors import Busy
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.http.request_body import SMALL, BodyReader
+from hadakv_service.testing import RunningService, running_service
 from service.refusals import PACKED
 
 MOST = 1 << 20

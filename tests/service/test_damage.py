@@ -8,10 +8,10 @@ import pytest
 
 from contract import Caller
 from hadakv_service.errors import SessionDamaged
-from hadakv_service.spawn import running_service
-from hadakv_service.store import Store
-from hadakv_service.tiers.database import FILE
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.storage.disk.sqlite_file import FILE
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.session_store import Store
+from hadakv_service.testing import running_service
 from service.samples import pair
 from service.stored import ANN, BACKEND, append
 from service.test_restart_http import K, V, holds, service

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded
-from hadakv_service.tiers import Content
-from hadakv_service.tiers.database import BLOCK_NBYTES, FILE
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.storage.disk.interface import Content
+from hadakv_service.storage.disk.sqlite_file import BLOCK_NBYTES, FILE
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
 
 # What a file has before there is any page, and at most what is left over in the last blocks of its trees.
 EMPTY_NBYTES, REST_NBYTES = 10 * BLOCK_NBYTES, 8 * BLOCK_NBYTES

@@ -13,10 +13,10 @@ from starlette.types import Message
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device import BATCH, Device
+from hadakv_service.device.executor import BATCH, Device
 from hadakv_service.errors import Busy
-from hadakv_service.exchange import Exchange, current, current_id
-from hadakv_service.observer import Observer
+from hadakv_service.observability.device_timings import Observer
+from hadakv_service.observability.request_record import Exchange, current, current_id
 
 SPEC = Codec().at(64)
 T = TypeVar("T")

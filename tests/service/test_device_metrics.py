@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contract import Caller, append_body
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from service.held import HELD
 from service.refusals import K, V
 from service.scraping import Samples, counts, eventually, moved, scrape

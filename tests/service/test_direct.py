@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from contract import MSGPACK, Json, append_body, connect
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 
 K = np.random.default_rng(11).standard_normal((2, 4, 300, 128)).astype(np.float16)
 BODY = cast(bytes, msgpack.packb(append_body(K, K)))

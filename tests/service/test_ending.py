@@ -14,7 +14,7 @@ import pytest
 
 from contract import MSGPACK, Caller, append_body, connect, stream
 from hadakv_kernels import Codec
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
 

@@ -12,7 +12,7 @@ from backends import assert_same_bits
 from contract import Caller, array, connect, status_line
 from hadakv_kernels import Codec
 from hadakv_kernels.tables import fingerprint
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from memory import peak_nbytes
 from service.files import METADATA, OCTETS, exported, taken_apart, tensors, told
 from service.samples import CODECS, pair

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from contract import Caller, append_body, connect
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 # Decodes nothing, and encodes nothing of 13 tokens.
 FAILING = """

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.store import Store
-from hadakv_service.tiers import sqlite
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.storage.disk import sqlite_store
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.session_store import Store
 from service.stored import ANN, BACKEND, append
 from service.test_restart_http import K, V, holds, service
 
@@ -31,7 +31,7 @@ def test_a_full_file_system_is_named_and_logged_once_in_a_while(
     store = Store(MEMORY, tier=SqliteTier(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, 1, durability="ack")
     assert not store.settle()
-    monkeypatch.setattr(sqlite, "free_nbytes", lambda _: 0)
+    monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 0)
 
     details = [refusal(store) for _ in range(2)]
 
@@ -45,7 +45,7 @@ def test_a_budget_that_is_used_up_is_named_and_no_disk_is_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(MEMORY, tier=SqliteTier(tmp_path, 200_000), backend=BACKEND)
-    monkeypatch.setattr(sqlite, "free_nbytes", lambda _: 1 << 30)
+    monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 1 << 30)
 
     detail = refusal(store)
 
@@ -73,7 +73,7 @@ def test_a_service_whose_directory_was_taken_away_is_not_ready(tmp_path: Path, a
         shutil.rmtree(directory)
         if again:
             directory.mkdir()
-            (directory / sqlite.FILE).touch()
+            (directory / sqlite_store.FILE).touch()
 
         caller.get("/readyz").problem(503, "tier-unavailable")
         caller.append("a", K, V).problem(507, "insufficient-storage")

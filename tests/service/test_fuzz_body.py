@@ -11,7 +11,7 @@ import pytest
 
 from contract import MSGPACK, Caller, append_body, connect, status_line, stream
 from hadakv_kernels import Codec
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from memory import peak_nbytes
 from service.mutations import SIZED, VALID, K, requests
 

@@ -10,7 +10,7 @@ import pytest
 
 from backends import assert_same_bits
 from contract import Caller, Json
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 from service.files import METADATA, exported, imported, put_together, taken_apart, tensors, told
 from service.samples import pair
 

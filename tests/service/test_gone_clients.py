@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from contract import MSGPACK, Caller, connect
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from service.held import HELD
 from service.refusals import PACKED
 from service.scraping import a_call, counts, eventually, moved, of_http, scrape

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from contract import MSGPACK, Caller, Json
 from hadakv_kernels import BITS, HEAD_DIMS, Codec
-from hadakv_service.device import LONG_NBYTES
+from hadakv_service.device.executor import LONG_NBYTES
 from service.files import METADATA, exported, imported, put_together, taken_apart, tensors, told
 from service.samples import CODECS, TTL_SECONDS, pair
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from contract import JSON, MSGPACK, Caller, Json
-from hadakv_service.device import LONG_NBYTES
-from hadakv_service.sessionfile import MAX_HEADER_NBYTES
-from hadakv_service.spawn import running_service
+from hadakv_service.device.executor import LONG_NBYTES
+from hadakv_service.operations.session_file import MAX_HEADER_NBYTES
+from hadakv_service.testing import running_service
 from service.files import (
     METADATA,
     OCTETS,

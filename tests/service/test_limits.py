@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from contract import MSGPACK, Answer, Caller, connect, status_line, tensor
-from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.testing import RunningService, running_service
 from service.refusals import K, V, spoiled
 
 # 413: the body is too large

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from contract import MSGPACK, Caller, append_body, connect, status_line
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 from service.refusals import PACKED, K, V
 from service.scraping import eventually, scrape
 from service.test_failures import PROGRAM as FAILING
@@ -185,7 +185,7 @@ def test_a_console_gets_lines_for_people(capfd: pytest.CaptureFixture[str]) -> N
     second, *traceback = (line for line in lines if "hadakv_service.requests" not in line)
 
     assert " info    hadakv_service.requests: POST /sessions/{id}/kv 201 request_id=first duration_seconds=" in first
-    assert " error   hadakv_service.problems: unforeseen error request_id=second" in second
+    assert " error   hadakv_service.problem_details: unforeseen error request_id=second" in second
     assert traceback[0] == "Traceback (most recent call last):"
     assert traceback[-1] == "RuntimeError: out of order"
     assert " warning hadakv_service.requests: POST /sessions/{id}/kv 500 request_id=second" in third

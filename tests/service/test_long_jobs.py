@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.append import Append, AppendJob
-from hadakv_service.device import LONG_NBYTES, Device
+from hadakv_service.device.chunks import encode_in_slices, to_the_end
+from hadakv_service.device.executor import LONG_NBYTES, Device
+from hadakv_service.device.jobs import Call, LongJob
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.jobs import Call, LongJob
-from hadakv_service.page import Page
-from hadakv_service.pages import PAGE_TOKENS
-from hadakv_service.session import Session, Shape
-from hadakv_service.slices import encode_in_slices, to_the_end
-from hadakv_service.store import Store
+from hadakv_service.operations.append import Append, AppendJob
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.session import Session, Shape
+from hadakv_service.storage.session_store import Store
 
 SPEC = Codec().at(64)
 ROWS = LONG_NBYTES // (64 * 4)

@@ -17,7 +17,7 @@ from backends import GPUS_HERE
 from contract import Caller
 from hadakv_kernels.backend import GPUS
 from hadakv_service.settings import Settings, is_loopback, users_data_directory
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
 AGENT = Path(__file__).parents[2] / "service" / "launchd" / "dev.hadakv.service.plist"

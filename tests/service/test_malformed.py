@@ -8,7 +8,7 @@ import pytest
 
 from contract import JSON, MSGPACK, Answer, Caller, connect, status_line, stream
 from hadakv_kernels import Codec
-from hadakv_service.spawn import RunningService
+from hadakv_service.testing import RunningService
 from service.files import OCTETS
 from service.refusals import PACKED, K
 

@@ -20,13 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families as text_metr
 
 from contract import Caller
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device import Device
-from hadakv_service.metrics import Memory, Metrics, Service
-from hadakv_service.process import Usage
-from hadakv_service.routes import docs
-from hadakv_service.spawn import RunningService, running_service
-from hadakv_service.store import Store
-from hadakv_service.tallies import DeviceTally, RequestTally
+from hadakv_service.device.executor import Device
+from hadakv_service.http.routes import docs
+from hadakv_service.observability.counters import DeviceTally, RequestTally
+from hadakv_service.observability.process_metrics import Usage
+from hadakv_service.observability.prometheus import Memory, Metrics, Service
+from hadakv_service.storage.session_store import Store
+from hadakv_service.testing import RunningService, running_service
 from service.held import HELD
 from service.refusals import K, V
 from service.scraping import METHODS, Samples, eventually, label_values, moved, samples, scrape

@@ -72,7 +72,7 @@ def test_what_cannot_is_not() -> None:
 def test_an_array_of_objects_is_no_tensor() -> None:
     """Arrays come from `frombuffer` with dtypes of a fixed list, of which `object` is none."""
     from hadakv_service.errors import InvalidRequest
-    from hadakv_service.wire import Tensor
+    from hadakv_service.wire.messages import Tensor
 
     for dtype in ("object", "O", "V8", "datetime64"):
         with pytest.raises(InvalidRequest):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded, Stream
-from hadakv_service.device import LONG_NBYTES, Device
+from hadakv_service.device.chunks import to_the_end
+from hadakv_service.device.executor import LONG_NBYTES, Device
+from hadakv_service.device.jobs import LongJob
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.jobs import LongJob
-from hadakv_service.observer import Work
-from hadakv_service.slices import to_the_end
-from hadakv_service.tallies import DeviceTally, Histogram
+from hadakv_service.observability.counters import DeviceTally, Histogram
+from hadakv_service.observability.device_timings import Work
 from service.test_device import SPEC, Noted, held_back, on_device
 
 

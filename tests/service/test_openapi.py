@@ -9,8 +9,8 @@ import msgpack
 import pytest
 
 from contract import JSON, MSGPACK, Caller, Json
-from hadakv_service.problem_schemas import kinds
-from hadakv_service.spawn import RunningService
+from hadakv_service.http.openapi.problem_schemas import kinds
+from hadakv_service.testing import RunningService
 from service.files import OCTETS
 from service.samples import pair
 

@@ -7,8 +7,8 @@ from itertools import count
 import pytest
 
 from hadakv_service.errors import Busy, ServiceError
-from hadakv_service.pace import Pace
-from hadakv_service.watch import Limits, Watch
+from hadakv_service.server.connection_monitor import Limits, Watch
+from hadakv_service.server.progress_timeout import Pace
 
 SECONDS = 10
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contract import MSGPACK, PROBLEM, Caller, append_body, connect
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from service.refusals import PACKED, K
 
 # Beyond what is received at once: the buffer is filled past the parser.

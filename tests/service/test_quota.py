@@ -6,8 +6,8 @@ import pytest
 from hadakv_client import InsufficientStorage, QuotaExceeded
 from hadakv_client.problems import problem
 from hadakv_service import errors
-from hadakv_service.problems import from_service_error
-from hadakv_service.quota import Quota, Quotas
+from hadakv_service.problem_details import from_service_error
+from hadakv_service.tenants.quotas import Quota, Quotas
 from service.test_main import run
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from contract import Caller
 from hadakv_kernels import Codec
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 from service.samples import pair, row_nbytes
 
 K, V = pair(1, 1, 10)

@@ -7,7 +7,7 @@ import pytest
 
 from contract import Caller, Json, array, stream, tensor
 from hadakv_kernels import Codec
-from hadakv_service.pages import PAGE_TOKENS
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from service.samples import CODECS, DEFAULT, FORMS, decoded, pair
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contract import MSGPACK, Caller, append_body, connect
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from service.held import HELD
 from service.refusals import PACKED, K, V
 from service.scraping import eventually, scrape

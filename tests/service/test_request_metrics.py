@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from contract import MSGPACK, Answer, Caller, append_body, connect, status_line
-from hadakv_service.spawn import RunningService
+from hadakv_service.testing import RunningService
 from service.refusals import PACKED, K, V
 from service.scraping import METHODS, a_call, counts, eventually, moved, of_http, scrape
 

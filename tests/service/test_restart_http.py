@@ -9,7 +9,7 @@ import pytest
 
 from contract import Caller, stream
 from hadakv_kernels import Codec
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 from service.samples import pair
 
 CODEC = Codec()

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hadakv_kernels import Codec, Encoded
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflict, ShapeMismatch
-from hadakv_service.page import Page
-from hadakv_service.pages import PAGE_TOKENS, same_bytes
-from hadakv_service.session import Session, Shape
+from hadakv_service.sessions.layer_run import PAGE_TOKENS, same_bytes
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.session import Session, Shape
 
 EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 BACKEND = CpuBackend()

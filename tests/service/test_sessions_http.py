@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from contract import JSON, MSGPACK, Caller, Json, stream
 from hadakv_kernels import Codec
-from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
 from service.samples import DEFAULT, RNG, TTL_SECONDS, pair, row_nbytes
 
 # PUT

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Encoded
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service import ledger
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
-from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.page import Page
-from hadakv_service.session import Session
-from hadakv_service.store import Key, Store
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.session import Session
+from hadakv_service.storage import memory_budget
+from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.storage.session_store import Key, Store
 
 BACKEND = CpuBackend(1)
 CODEC = Codec(kind="float16")
@@ -174,7 +174,7 @@ def filled(*keys: Key) -> tuple[Store, int]:
     """A store whose budget is what equal sessions of these keys take, and what one of them is counted as."""
     empty = Session((CODEC, CODEC), kv_heads=1, head_dim=64)
     sessions = [empty.append(0, numbered(list(range(300)), LAYERS), BACKEND) for _ in keys]
-    cost = ledger.cost(sessions[0])
+    cost = memory_budget.cost(sessions[0])
     store = Store(len(keys) * cost)
     for key, session in zip(keys, sessions, strict=True):
         store.put(key, session)

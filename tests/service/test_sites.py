@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from contract import MSGPACK, Caller, connect, status_line
-from hadakv_service.sites import is_known
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.http.middleware.host_origin import is_known
+from hadakv_service.testing import RunningService, running_service
 from service.refusals import PACKED, K, V
 
 KNOWN = [

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service import wire
-from hadakv_service.append import Append, AppendJob
 from hadakv_service.errors import InsufficientStorage, SessionDamaged
-from hadakv_service.page import Page
-from hadakv_service.room import SPILL_NBYTES
-from hadakv_service.session import Durability, Session
-from hadakv_service.store import Key, Store
-from hadakv_service.tiers import Manifest
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.operations.append import Append, AppendJob
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.session import Durability, Session
+from hadakv_service.storage.disk.interface import Manifest
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.eviction import SPILL_NBYTES
+from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.wire import messages
 from service.test_sharing import numbered, numbers_of
 
 BACKEND = CpuBackend(1)
@@ -57,8 +57,8 @@ def stored(store: Store, tokens: int = TOKENS, durability: Durability = "spill")
 
 def layer_job(store: Store, layer: int, number: float) -> AppendJob:
     x = np.full((1, 1, 1, 64), number, np.float16)
-    k, v = (wire.Tensor("float16", list(t.shape), t.reshape(-1).view(np.uint8).data) for t in (x, -x))
-    return AppendJob(KEY, Append.from_body(wire.AppendBody(k, v, layer)), store, BACKEND, session())
+    k, v = (messages.Tensor("float16", list(t.shape), t.reshape(-1).view(np.uint8).data) for t in (x, -x))
+    return AppendJob(KEY, Append.from_body(messages.AppendBody(k, v, layer)), store, BACKEND, session())
 
 
 def steps(job: AppendJob) -> Iterator[None]:

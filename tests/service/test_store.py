@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from hadakv_service.errors import InsufficientStorage, SessionNotFound
-from hadakv_service.pages import PAGE_TOKENS
-from hadakv_service.store import Entry, Key, Store
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
+from hadakv_service.storage.session_store import Entry, Key, Store
 from service.stored import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, cost, create, opened
 
 # Getting, listing, removing

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES
-from hadakv_service.store import Key, Store
+from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES
+from hadakv_service.storage.session_store import Key, Store
 from service.stored import ANN, BOB, EMPTY, TOKEN, Clock, cost, grown, opened
 
 NAMES = (ANN, BOB, ("tenant", "ann"))

@@ -8,7 +8,7 @@ import pytest
 
 from contract import MSGPACK, Caller, connect, status_line, stream
 from hadakv_kernels import Codec
-from hadakv_service.spawn import running_service
+from hadakv_service.testing import running_service
 from service.files import exported, imported
 from service.refusals import PACKED, K, V
 

@@ -15,9 +15,9 @@ import pytest
 
 from contract import Caller, stream
 from hadakv_kernels import Codec, tables
-from hadakv_service.spawn import running_service
-from hadakv_service.tiers import TierRefused
-from hadakv_service.tiers.database import FILE, open_database
+from hadakv_service.storage.disk.interface import TierRefused
+from hadakv_service.storage.disk.sqlite_file import FILE, open_database
+from hadakv_service.testing import running_service
 from service.samples import pair
 from service.test_restart_http import K, V, holds, service
 

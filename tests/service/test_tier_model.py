@@ -11,11 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
-from hadakv_service.ledger import AWAY_NBYTES, PAGE_NBYTES, beside
-from hadakv_service.session import Durability, Session
-from hadakv_service.store import Key, Store
-from hadakv_service.tiers.database import page_cost
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.sessions.session import Durability, Session
+from hadakv_service.storage.disk.sqlite_file import page_cost
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.memory_budget import AWAY_NBYTES, PAGE_NBYTES, beside
+from hadakv_service.storage.session_store import Key, Store
 from service.stored import Clock
 from service.test_sharing import CODEC, LAYERS, Model, numbered, numbers_of
 

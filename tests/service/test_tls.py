@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from contract import MSGPACK, append_body
 from hadakv_client import Client, ConnectionLost
-from hadakv_service.listen import tls_context
+from hadakv_service.server.tls import tls_context
 from hadakv_service.settings import Settings
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from service.test_main import run
 
 LARGE = np.random.default_rng(6).standard_normal((4, 8, 1024, 128)).astype(np.float16)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from contract import MSGPACK, Caller, connect, status_line
-from hadakv_service.auth import TokenFile
 from hadakv_service.errors import Unauthorized
-from hadakv_service.quota import Quota, Quotas
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.tenants.quotas import Quota, Quotas
+from hadakv_service.tenants.token_file import TokenFile
+from hadakv_service.testing import RunningService, running_service
 from service.refusals import PACKED, K, V
 
 

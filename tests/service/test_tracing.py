@@ -19,8 +19,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from contract import Caller, tensor
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.app import create_app
+from hadakv_service.server.whole_protocol import WholeProtocol
 from hadakv_service.settings import Settings
-from hadakv_service.whole import WholeProtocol
 from service.refusals import PACKED, K, V
 from service.scraping import moved
 

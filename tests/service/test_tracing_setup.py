@@ -10,8 +10,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from contract import Caller
-from hadakv_service.spawn import running_service
-from hadakv_service.tracing import ENDPOINTS
+from hadakv_service.observability.tracing import ENDPOINTS
+from hadakv_service.testing import running_service
 from service.refusals import K, V
 
 KV = "/sessions/{id}/kv"
@@ -74,7 +74,7 @@ def test_a_collector_that_is_not_there_holds_nothing_up(
 TELLING = """
 import atexit, sys
 from hadakv_service.__main__ import main
-FOR_TRACES = ("opentelemetry.sdk", "opentelemetry.exporter", "hadakv_service.spans")
+FOR_TRACES = ("opentelemetry.sdk", "opentelemetry.exporter", "hadakv_service.http.middleware.tracing")
 atexit.register(lambda: print([name for name in sys.modules if name.startswith(FOR_TRACES)], file=sys.stderr))
 main()
 """

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from hadakv_client import Client
-from hadakv_service.listen import bind_unix
+from hadakv_service.server.sockets import bind_unix
 from service.refusals import K, V
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]

@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 from starlette.requests import ClientDisconnect
 
-from hadakv_service import exporting
-from hadakv_service.device import Device
-from hadakv_service.exporting import Export
-from hadakv_service.pages import PAGE_TOKENS
-from hadakv_service.store import Store
-from hadakv_service.tiers.sqlite import SqliteTier
+from hadakv_service.device.executor import Device
+from hadakv_service.operations import export_session
+from hadakv_service.operations.export_session import Export
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
+from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.session_store import Store
 from service.stored import ANN, BACKEND, append
 
 PAGES = 20
@@ -34,7 +34,7 @@ class Turns:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store with a session that is on disk, and steps of a page."""
-    monkeypatch.setattr(exporting, "STEP_NBYTES", 1)
+    monkeypatch.setattr(export_session, "STEP_NBYTES", 1)
     store = Store(1 << 20, tier=SqliteTier(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, PAGES * PAGE_TOKENS, durability="spill")
     store.close(float("inf"))
@@ -68,7 +68,7 @@ def test_for_those_who_have_left_nothing_more_is_read(store: Store) -> None:
 
 
 def test_nobody_waits_for_it_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "VERIFY_SECONDS", 0.0)
+    monkeypatch.setattr(export_session, "VERIFY_SECONDS", 0.0)
 
     assert verify(store, lambda: False) == 1
     assert store.residence.restores == 1

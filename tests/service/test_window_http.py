@@ -4,8 +4,8 @@ import pytest
 
 from contract import Caller, stream
 from hadakv_kernels import Codec
-from hadakv_service.ledger import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.pages import PAGE_TOKENS
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
+from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
 from service.samples import DEFAULT, pair, row_nbytes
 
 

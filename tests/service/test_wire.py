@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hadakv_kernels import Codec
-from hadakv_service import wire
 from hadakv_service.errors import InvalidRequest, MalformedBody
-from hadakv_service.wellformed import MAX_DEPTH, MAX_ITEMS, check_well_formed
-from hadakv_service.wire import LARGE, encode_pieces
+from hadakv_service.wire import messages, serialization
+from hadakv_service.wire.serialization import LARGE, encode_pieces
+from hadakv_service.wire.well_formed import MAX_DEPTH, MAX_ITEMS, check_well_formed
 
 EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=120)
 
@@ -136,7 +136,9 @@ SCALARS = st.integers(0, 2**40) | st.text(max_size=20) | st.none() | st.booleans
 @EXAMPLES
 @given(st.dictionaries(st.text(max_size=5), SCALARS | st.sampled_from(ARRAYS), max_size=8))
 def test_an_answer_is_what_msgpack_would_make_of_it(answer: dict[str, Any]) -> None:
-    tensors = {name: wire.tensor(value) if isinstance(value, np.ndarray) else value for name, value in answer.items()}
+    tensors = {
+        name: serialization.tensor(value) if isinstance(value, np.ndarray) else value for name, value in answer.items()
+    }
     plain = {
         name: {"dtype": value.dtype.name, "shape": value.shape, "data": value.tobytes()}
         if isinstance(value, np.ndarray)
@@ -161,7 +163,9 @@ def test_a_small_tensor_that_looks_like_a_gap_for_a_large_one_is_not_taken_for_i
 def test_large_tensors_are_sent_from_where_they_lie() -> None:
     large, small = np.arange(LARGE, dtype=np.uint8), np.arange(9, dtype=np.uint8)
 
-    pieces = encode_pieces({"a": wire.tensor(large), "b": wire.tensor(small), "c": wire.tensor(large)})
+    pieces = encode_pieces(
+        {"a": serialization.tensor(large), "b": serialization.tensor(small), "c": serialization.tensor(large)}
+    )
 
     views = [piece for piece in pieces if isinstance(piece, memoryview)]
     assert len(views) == 2
@@ -181,7 +185,7 @@ TENSOR = {"dtype": "float16", "shape": [1, 1, 2, 64], "data": bytes(256)}
 def test_tensors_are_views_into_the_body() -> None:
     body = np.frombuffer(msgpack.packb({"k": TENSOR, "v": TENSOR}), np.uint8)
 
-    parsed = wire.decode_body(wire.AppendBody, body.data)
+    parsed = serialization.decode_body(messages.AppendBody, body.data)
 
     for tensor in (parsed.k, parsed.v):
         assert np.shares_memory(tensor.array("k", "float16"), body)
@@ -197,7 +201,7 @@ def test_tensors_are_views_into_the_body() -> None:
     ],
 )
 def test_a_tensor_has_the_values_its_bytes_mean(dtype: str, values: NDArray[Any]) -> None:
-    tensor = wire.Tensor(dtype, [3], memoryview(b"xyz" + values.tobytes())[3:])  # type: ignore[arg-type]
+    tensor = messages.Tensor(dtype, [3], memoryview(b"xyz" + values.tobytes())[3:])  # type: ignore[arg-type]
 
     array = tensor.array("x", dtype)
 
@@ -219,13 +223,13 @@ def test_a_tensor_has_the_values_its_bytes_mean(dtype: str, values: NDArray[Any]
 )
 def test_a_refusal_names_field_and_reason(body: Any, field: str, reason: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        wire.decode_body(wire.AppendBody, msgpack.packb(body))
+        serialization.decode_body(messages.AppendBody, msgpack.packb(body))
 
     assert refused.value.fields["errors"] == [{"field": field, "reason": reason}]
 
 
 def test_json_is_read_where_it_is_allowed() -> None:
-    parsed = wire.decode_body(wire.SessionBody, b'{"layers": 3, "codec": {"k": {"bits": 2}}}', json=True)
+    parsed = serialization.decode_body(messages.SessionBody, b'{"layers": 3, "codec": {"k": {"bits": 2}}}', json=True)
 
     assert parsed.layers == 3
     assert parsed.codec is not None
@@ -235,4 +239,4 @@ def test_json_is_read_where_it_is_allowed() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b'{"layers": 3} x', b"\xff\xfe"])
 def test_json_that_is_none_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedBody):
-        wire.decode_body(wire.SessionBody, body, json=True)
+        serialization.decode_body(messages.SessionBody, body, json=True)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from hadakv_service.body import read_small
 from hadakv_service.errors import SessionDamaged
-from hadakv_service.exchange import Exchange, address, current_id
-from hadakv_service.tallies import OTHER, RequestTally
-from hadakv_service.witness import Templates, Witness
+from hadakv_service.http.middleware.request_log import Witness
+from hadakv_service.http.request_body import read_small
+from hadakv_service.observability.counters import RequestTally
+from hadakv_service.observability.request_record import OTHER, Exchange, Templates, address, current_id
 
 
 @pytest.mark.parametrize(

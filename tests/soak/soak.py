@@ -19,7 +19,7 @@ from faults.model import Known
 from faults.pool import SHAPES, Pool
 from faults.tally import Tally, Violation
 from hadakv_client import Client
-from hadakv_service.spawn import RunningService, running_service
+from hadakv_service.testing import RunningService, running_service
 from soak.watch import Watch, table
 
 SETTLED_SECONDS = 60.0

@@ -1,0 +1,1 @@
+"""The device thread and its queue of jobs."""

@@ -1,0 +1,65 @@
+"""FastAPI exception handlers: every error becomes a problem document."""
+
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from hadakv_service.errors import InvalidRequest, ServiceError
+from hadakv_service.problem_details import from_service_error, problem, unforeseen
+
+_SLUGS = {404: "not-found", 405: "method-not-allowed", 400: "malformed-body"}
+
+
+async def _service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return from_service_error(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    slug = _SLUGS.get(error.status_code, "http-error")
+    headers = {"Allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers or {}
+    return problem(error.status_code, slug, title, str(error.detail), {}, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes at the request's path: a router's own 405 names only those of the first."""
+
+    def has(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("DELETE", "GET", "POST", "PUT") if has(method)]
+
+
+async def _query_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = [(".".join(map(str, e["loc"][1:])), str(e["msg"])) for e in error.errors()]
+    return from_service_error(InvalidRequest(errors))
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    # Nobody is left to read it; 499 is what proxies log for this.
+    return Response(status_code=499)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of an app with a problem."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _query_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+async def _unforeseen(_: Request, error: Exception) -> Response:
+    if isinstance(error.__cause__, ServiceError):
+        # An answer had begun, so that nothing is sent; whoever sees it break off says so.
+        return from_service_error(error.__cause__)
+    return unforeseen(error)

@@ -1,0 +1,121 @@
+"""What every request meets first: it gets an id, is counted, and is logged when it is over."""
+
+import logging
+from asyncio import CancelledError
+from collections.abc import Callable
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hadakv_service import problem_details
+from hadakv_service.errors import Busy, Ending, ServiceError
+from hadakv_service.observability.access_log import RequestLog
+from hadakv_service.observability.counters import RequestTally
+from hadakv_service.observability.request_record import OTHER, SCOPE_KEY, Exchange, Templates, current
+
+log = logging.getLogger(__name__)
+
+# The route of a request whose head cannot be read.
+UNREADABLE = "unreadable"
+
+
+class Witness:
+    """ASGI middleware.
+
+    Args:
+        app: what comes next.
+        templates: what paths are called.
+        tally: counts requests.
+        log: tells of each, if anybody wants to know.
+        ending: whether the service is about to end.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        templates: Templates,
+        tally: RequestTally,
+        log: RequestLog | None,
+        ending: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._ending = ending
+        self._app = app
+        self._templates = templates
+        self._tally = tally
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope[SCOPE_KEY] = exchange = Exchange(scope, send)
+        # It stays set: what the server still logs of a request names it too, and each request is a task of its own.
+        current.set(exchange)
+        self._tally.in_flight += 1
+        try:
+            await self._app(scope, receive, exchange.send)
+        except CancelledError:
+            if not self._ending():
+                raise
+            # The server ends, and waits no longer for a body that has not come, or an answer that nobody takes.
+            if exchange.status:
+                exchange.lost = True
+            else:
+                unfinished = Busy("The service is ending, and waits no longer for the rest of this request.")
+                refusal = unfinished if exchange.unfinished else Ending()
+                await problem_details.from_service_error(refusal)(scope, receive, exchange.send)
+        except Exception as error:
+            if not exchange.status:
+                await problem_details.unforeseen(error)(scope, receive, exchange.send)
+            elif isinstance(cause := error.__cause__ or error, ServiceError):
+                # It is too late for another answer; the server closes the connection.
+                log.error("an answer breaks off: %s", cause)
+                exchange.status = cause.status
+            else:
+                # The server logs the error, too.
+                exchange.status = 500
+                raise
+        finally:
+            self._tally.in_flight -= 1
+            self._over(exchange)
+            # Both lead back to the scope; left there, all of it would wait for the garbage collector.
+            del scope[SCOPE_KEY]
+            scope.pop("extensions", None)
+
+    def _over(self, exchange: Exchange) -> None:
+        seconds = perf_counter() - exchange.started
+        exchange.route = exchange.route or self._templates.of(exchange.scope["path"])
+        status = exchange.outcome
+        self._tally.count(exchange, status, seconds)
+        if self._log:
+            self._log.write(exchange, status, seconds)
+
+    def flush(self) -> None:
+        """Write what is still to be logged."""
+        if self._log:
+            self._log.flush()
+
+    def unread(self, client: tuple[str, int] | None, scope: Scope | None, status: int) -> bytes:
+        """Note a request that cannot be read, or not to its end.
+
+        Args:
+            client: who sent it.
+            scope: its scope, if its head was read.
+            status: of the answer that the connection gives to it.
+
+        Returns:
+            its id.
+        """
+        exchange: Exchange | None = scope.get(SCOPE_KEY) if scope else None
+        if exchange is not None:
+            exchange.status = status
+            return exchange.id
+        exchange = Exchange({"headers": (), "method": OTHER, "client": client}, _nowhere)
+        exchange.answered(UNREADABLE, status, 0)
+        self._over(exchange)
+        return exchange.id
+
+
+async def _nowhere(_: Message) -> None:
+    """The connection answers by itself."""

@@ -1,0 +1,104 @@
+"""The schemas of bodies and answers, as the OpenAPI document has them, and examples of bodies."""
+
+import base64
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hadakv_kernels import BITS, HEAD_DIMS
+from hadakv_kernels.codec import CHOICES
+from hadakv_service.sessions.session import MAX_LAYERS
+from hadakv_service.wire import messages, responses, serialization
+
+Schema = dict[str, Any]
+
+SESSION_ID: Schema = {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}$"}
+_REF = "#/components/schemas/{name}"
+_BODIES = (
+    messages.AppendBody,
+    messages.SessionBody,
+    messages.TruncateBody,
+    messages.ForkBody,
+    messages.EncodeBody,
+    messages.DecodeBody,
+)
+_ANSWERS = (
+    *(responses.Appended, responses.Range, responses.SessionInfo, responses.SessionList, responses.Codecs),
+    *(responses.Packed, responses.Values, responses.Encoded, responses.Health, responses.Readiness),
+)
+
+
+def reference(name: str) -> Schema:
+    """The schema of that name."""
+    return {"$ref": _REF.format(name=name)}
+
+
+def schemas() -> dict[str, Schema]:
+    """Every schema but those of problems, by its name."""
+    _, made = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template=_REF)
+    made["ForkBody"]["properties"]["id"] = SESSION_ID
+    made["SessionBody"]["properties"]["layers"]["anyOf"][0]["maximum"] = MAX_LAYERS
+    made["Tensor"]["properties"]["data"] = {"type": "string", "format": "binary", "description": "msgpack bin"}
+    for name in ("CodecOptions", "CodecPair"):
+        made[name]["properties"] |= {
+            option: {"anyOf": [schema, {"type": "null"}], "default": None} for option, schema in _codec().items()
+        }
+    made["DecodeBody"]["properties"]["head_dim"] = {"enum": list(HEAD_DIMS)}
+    made["SessionBody"]["properties"]["head_dim"] = {"enum": [*HEAD_DIMS, None], "default": None}
+    made["Stream"] = {"oneOf": [reference("Packed"), reference("Values")]}
+    made["Metrics"] = {"type": "string"}
+    made["File"] = {"type": "string", "format": "binary", "description": "A session as one safetensors file."}
+    made["Codec"] = {
+        "type": "object",
+        "description": "A codec with all of its options; the ablation factor only where it is set.",
+        "properties": _codec(),
+        "required": [option for option in _codec() if option != "d512_scale"],
+    }
+    return {name: _plain(schema) for name, schema in made.items()}
+
+
+def _codec() -> dict[str, Schema]:
+    """The schema of each option of a codec."""
+    choices = {option: {"enum": list(allowed)} for option, allowed in CHOICES.items()}
+    return {"bits": {"enum": list(BITS)}, **choices, "d512_scale": {"type": "number", "exclusiveMinimum": 0}}
+
+
+def _plain(schema: Any) -> Any:
+    """The same schema, where a reference says all there is to say."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(schema.get("$ref"), str):
+        return {"$ref": schema["$ref"]}
+    return {key: _plain(part) for key, part in schema.items()}
+
+
+def examples(body: str) -> dict[str, Any]:
+    """An example of a body, as people read it and as it is sent."""
+    x = np.linspace(-1, 1, 64, dtype=np.float16)
+    one_token = serialization.tensor(x.reshape(1, 1, 64))
+    packed = {"dtype": "uint8", "shape": [1, 32], "data": np.zeros((1, 32), np.uint8)}
+    norms = {"dtype": "float32", "shape": [1, 1], "data": np.ones((1, 1), np.float32)}
+    values: dict[str, tuple[str, dict[str, Any]]] = {
+        "AppendBody": ("One token of one layer and head", {"k": one_token, "v": one_token, "position": 0}),
+        "SessionBody": (
+            "A model's shape",
+            {"layers": 32, "kv_heads": 8, "head_dim": 128, "codec": {"bits": 4}},
+        ),
+        "TruncateBody": ("Forget all but 100 tokens", {"length": 100}),
+        "ForkBody": ("A second session of the first 100 tokens", {"id": "chat-1b", "length": 100}),
+        "EncodeBody": ("Two vectors at 6 bits", {"x": serialization.tensor(np.tile(x, (2, 1))), "codec": {"bits": 6}}),
+        "DecodeBody": ("One vector of 64", {"packed": packed, "norms": norms, "head_dim": 64}),
+    }
+    summary, value = values[body]
+    encoded = b"".join(serialization.encode_pieces(value))
+    shown = msgspec.to_builtins(value, enc_hook=lambda array: base64.b64encode(array.tobytes()).decode())
+    return {
+        "example": {
+            "summary": summary,
+            "value": shown,
+            "x-msgpack-base64": base64.b64encode(encoded).decode(),
+        }
+    }

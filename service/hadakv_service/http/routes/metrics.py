@@ -1,0 +1,22 @@
+"""What Prometheus reads."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from hadakv_service.errors import Unauthorized
+from hadakv_service.http.app_state import context
+
+router = APIRouter()
+
+
+@router.get(
+    "/metrics",
+    response_model=None,
+    response_class=PlainTextResponse,
+    responses={401: {"description": f"{Unauthorized.title} (`{Unauthorized.slug}`)"}},
+)
+async def metrics(request: Request) -> Response:
+    """Totals of requests, of the device's work, of what is stored, and of the process, for Prometheus."""
+    page, content_type = context(request).metrics.page(request.headers.get("accept", ""))
+    return Response(page, headers={"content-type": content_type})

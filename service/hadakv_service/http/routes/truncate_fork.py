@@ -1,0 +1,77 @@
+"""Cut sessions short, and make new ones of what others hold."""
+
+from collections.abc import Callable, Hashable, Sequence
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hadakv_kernels import Encoded, Stream
+from hadakv_service.http.app_state import context, session_key
+from hadakv_service.http.content import is_json, metadata
+from hadakv_service.http.routes.sessions import describe
+from hadakv_service.sessions.session_id import check_session_id
+from hadakv_service.storage.session_store import Key
+from hadakv_service.wire import messages, responses, serialization
+
+router = APIRouter()
+
+Beside = frozenset[Hashable]
+
+
+@router.post("/sessions/{id}/truncate", response_model=None)
+async def truncate(request: Request) -> Response:
+    """Forget every token from a position on, in all layers."""
+    key = session_key(request)
+    service = context(request)
+    length = (await _body(request, messages.TruncateBody)).length
+
+    def work(beside: Beside) -> responses.SessionInfo:
+        session = service.store.get(key).session.truncate(length, service.backend)
+        return describe(key[1], service.store.put(key, session, keep=beside))
+
+    return metadata(request, await service.device.run(_Change(key, work)))
+
+
+@router.post("/sessions/{id}/fork", status_code=201, response_model=None)
+async def fork(request: Request) -> Response:
+    """Make a session of another's tokens, all or the first; what both hold is stored once."""
+    source = session_key(request)
+    service = context(request)
+    body = await _body(request, messages.ForkBody)
+    target = (source[0], check_session_id(body.id))
+
+    def work(beside: Beside) -> responses.SessionInfo:
+        session = service.store.get(source).session
+        if body.length is not None:
+            session = session.truncate(body.length, service.backend)
+        return describe(target[1], service.store.fork(source, target, session, beside))
+
+    # Nobody else may make the new session meanwhile; the old one is a value.
+    return metadata(request, await service.device.run(_Change(target, work)), 201)
+
+
+class _Change:
+    """A job that stores without encoding; nothing is evicted for it that is under way beside it."""
+
+    def __init__(self, key: Key, work: Callable[[Beside], responses.SessionInfo]) -> None:
+        self.key: Hashable = key
+        self._work = work
+
+    def begin(self, batch: Beside) -> Sequence[Stream]:
+        """Nothing to encode."""
+        self._beside = batch
+        return ()
+
+    def finish(self, encoded: Sequence[Encoded]) -> responses.SessionInfo:  # noqa: ARG002 - nothing was encoded
+        """Do the work."""
+        return self._work(self._beside)
+
+    def abandon(self) -> None:
+        """Nothing to undo."""
+
+
+async def _body(request: Request, kind: type[serialization.Body]) -> serialization.Body:
+    json = is_json(request, json_allowed=True)
+    async with context(request).bodies.read(request) as raw:
+        return serialization.decode_body(kind, raw, json=json)

@@ -1,0 +1,1 @@
+"""Immutable values: sessions, layer runs, pages."""

@@ -1,0 +1,334 @@
+"""A session as a value: its shape, its codecs and what its layers hold. Refuses what does not fit; stores nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, chain, pairwise, zip_longest
+from typing import Literal
+
+from hadakv_kernels import Backend, Codec, CodecSpec
+from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflict, ShapeMismatch
+from hadakv_service.sessions.layer_run import Run, empty, join
+from hadakv_service.sessions.page import Page
+
+MAX_LAYERS = 1024
+# What of a session outlives the process: nothing; what had no room in memory, and all of it after an orderly end; or
+# whatever was ever answered.
+Durability = Literal["memory", "spill", "ack"]
+FLOAT16_NBYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one append brings: its tensors' axes, and where they go.
+
+    Attributes:
+        layer: index of the first layer.
+        position: position of the first token, None for "at the end".
+    """
+
+    layer: int
+    layers: int
+    kv_heads: int
+    tokens: int
+    head_dim: int
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """All of a session but its name and its age. `None` means not yet decided.
+
+    What is asked for again and again while a batch is worked on is worked out once, as a value never changes.
+
+    Attributes:
+        codecs: of k and of v.
+        layers: the declared number of layers; an append may not go beyond.
+        window: how many tokens each layer keeps; None keeps all.
+        ttl_seconds: how long it lives unused; None lives on.
+        durability: what of it outlives the process, see `Durability`.
+        runs: its layers, in order.
+    """
+
+    codecs: tuple[Codec, Codec] | None = None
+    layers: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+    ttl_seconds: float | None = None
+    durability: Durability = "memory"
+    runs: tuple[Run, ...] = ()
+
+    @cached_property
+    def specs(self) -> tuple[CodecSpec, CodecSpec]:
+        """The codecs of k and v at the session's head_dim; only once it has both."""
+        assert self.codecs is not None
+        assert self.head_dim is not None
+        k, v = self.codecs
+        return k.at(self.head_dim), v.at(self.head_dim)
+
+    @property
+    def has_shape(self) -> bool:
+        """Whether codecs and axes are decided, so that tokens can be stored and read."""
+        return None not in (self.codecs, self.kv_heads, self.head_dim)
+
+    @property
+    def stored_layers(self) -> int:
+        """Layers that any append has reached."""
+        return sum(run.layers for run in self.runs)
+
+    @property
+    def rows(self) -> int:
+        """Stored vectors of one stream."""
+        return (self.kv_heads or 0) * sum(run.layers * (run.length - run.base) for run in self.runs)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Stored bytes of both streams."""
+        return self.rows * sum(spec.nbytes for spec in self.specs) if self.rows else 0
+
+    @cached_property
+    def pages(self) -> int:
+        """Stored pages."""
+        return sum(len(run.pages) for run in self.runs)
+
+    def all_pages(self) -> Iterator[Page]:
+        """Every page of every run."""
+        return chain.from_iterable(run.pages for run in self.runs)
+
+    @property
+    def raw_nbytes(self) -> int:
+        """Bytes the same tokens take as float16."""
+        return self.rows * 2 * FLOAT16_NBYTES * (self.head_dim or 0)
+
+    def first(self, run: Run) -> int:
+        """Position of the first token a run still answers for."""
+        return run.base if self.window is None else max(run.base, run.length - self.window)
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Layer, first position and length of each stored layer."""
+        layer = 0
+        for run in self.runs:
+            for _ in range(run.layers):
+                yield layer, self.first(run), run.length
+                layer += 1
+
+    def accept(self, shape: Shape, codecs: tuple[Codec, Codec] | None) -> "Session":
+        """The session once it has taken on the shape and codecs of an append, still without its tokens.
+
+        Raises:
+            ShapeMismatch: the append's axes disagree with the session.
+            CodecMismatch: a codec was asked for that is not the session's.
+        """
+        for axis in ("kv_heads", "head_dim"):
+            mine, given = getattr(self, axis), getattr(shape, axis)
+            if mine is not None and mine != given:
+                raise ShapeMismatch(f"The session has {axis} {mine}, the tensors have {given}.", **{axis: mine})
+        last = shape.layer + shape.layers
+        if last > (self.layers or MAX_LAYERS):
+            limit = self.layers or MAX_LAYERS
+            raise ShapeMismatch(f"The session has {limit} layers, the tensors reach layer {last - 1}.", layers=limit)
+        if codecs and self.codecs and codecs != self.codecs:
+            stored = {name: codec.to_mapping() for name, codec in zip("kv", self.codecs, strict=True)}
+            raise CodecMismatch("The session was created with another codec.", codec=stored)
+        if self.has_shape:
+            return self
+        chosen = self.codecs or codecs or (Codec(), Codec())
+        return replace(self, kv_heads=shape.kv_heads, head_dim=shape.head_dim, codecs=chosen)
+
+    def span(self, layer: int, layers: int) -> tuple[int, int, int]:
+        """Of some layers: the first position all of them answer for, the shortest length and the longest."""
+        first, lengths, at = 0, [], 0
+        for run in self.runs:
+            if at < layer + layers and layer < at + run.layers:
+                first = max(first, self.first(run))
+                lengths.append(run.length)
+            at += run.layers
+        if at < layer + layers:
+            lengths.append(0)
+        return first, min(lengths), max(lengths)
+
+    def place(self, shape: Shape) -> tuple[int, bool]:
+        """The position an append goes to, and whether that is the end; else it can only be a repetition.
+
+        Raises:
+            PositionConflict: it is not at the end of its layers, and goes beyond it or has wholly left the window.
+        """
+        first, length, longest = self.span(shape.layer, shape.layers)
+        if shape.position in (None, length) and length == longest:
+            return length, True
+        if shape.position is not None:
+            stop = shape.position + shape.tokens
+            if stop <= length and (shape.position >= first or stop > first):
+                return shape.position, False
+        if length != longest:
+            raise PositionConflict(f"The layers have different lengths, from {length} to {longest}.", length)
+        raise self.conflict(shape)
+
+    def conflict(self, shape: Shape) -> PositionConflict:
+        """The refusal of an append that is not at the end."""
+        first, length, _ = self.span(shape.layer, shape.layers)
+        detail = f"The layers have {length} tokens; the append is to start at {shape.position} and is not stored there."
+        if shape.position is not None and shape.position < first:
+            detail += f" Of tokens before {first}, which have left the window, nothing can be told."
+        return PositionConflict(detail, length)
+
+    def opened(self, layer: int, layers: int) -> "Session":
+        """The session with runs that begin and end where these layers do, and still without further tokens.
+
+        A run that has other layers besides is split into as many each, as those are likely to come by themselves, too.
+        """
+        stop = layer + layers
+        runs = self.runs
+        if self.stored_layers < stop:
+            runs = (*runs, *self._empty_runs(layer, stop))
+        parts, at = list[Run](), 0
+        for run in runs:
+            parts += run.split(borders) if len(borders := _borders(layer - at, layers, run.layers)) > 2 else [run]
+            at += run.layers
+        return self if len(parts) == len(self.runs) else replace(self, runs=tuple(parts))
+
+    def split_nbytes(self, layer: int, layers: int) -> int:
+        """Stored bytes of the runs that `opened` splits."""
+        nbytes, at = 0, 0
+        for run in self.runs:
+            if len(_borders(layer - at, layers, run.layers)) > 2:
+                nbytes += sum(page.nbytes for page in run.pages)
+            at += run.layers
+        return nbytes
+
+    def new_pages(self, layer: int, layers: int, tokens: int) -> int:
+        """How many pages an append to these layers adds at most; they must be opened."""
+        spans = pairwise([0, *accumulate(run.layers for run in self.runs)])
+        grown = [run for run, (a, b) in zip(self.runs, spans, strict=True) if layer <= a and b <= layer + layers]
+        return sum(run.pages_after(tokens) - len(run.pages) for run in grown)
+
+    def append(self, layer: int, page: Page, backend: Backend) -> "Session":
+        """The session with a page's tokens at the end of its layers, which have one common length."""
+        stop = layer + page.layers
+        grown, at = [], 0
+        for run in self.opened(layer, page.layers).runs:
+            part = slice(at - layer, at - layer + run.layers)
+            at += run.layers
+            if layer < at <= stop:
+                # A copy: as a view it would keep the memory of all layers as long as it is there itself.
+                piece = page if run.layers == page.layers else join([page.cut(part, slice(None))], 0, backend)
+                run = run.append(piece, backend)  # noqa: PLW2901 - the run grows into its successor
+                if self.window is not None:
+                    run = run.forget_before(run.length - self.window)  # noqa: PLW2901 - likewise
+            grown.append(run)
+        return replace(self, runs=tuple(grown))
+
+    def truncate(self, length: int, backend: Backend) -> "Session":
+        """The session without the tokens from a position on; layers that are shorter stay as they are.
+
+        Raises:
+            InvalidRequest: no layer is that long, or the token before has left a layer's window.
+        """
+        longest = max((run.length for run in self.runs), default=0)
+        if length > longest:
+            raise InvalidRequest([("length", f"must not be beyond {longest}, not {length}")])
+        first = max((self.first(run) for run in self.runs if run.length > length), default=0)
+        if length < first:
+            raise InvalidRequest([("length", f"tokens before {first} have left the window")])
+        return replace(self, runs=tuple(run.truncate(length, backend) for run in self.runs))
+
+    def _empty_runs(self, layer: int, stop: int) -> list[Run]:
+        """New layers up to `stop`, those below `layer` in a run of their own."""
+        stored = self.stored_layers
+        edges = [stored, *([layer] if layer > stored else []), stop]
+        return [Run(b - a) for a, b in pairwise(edges)]
+
+    def range(self, start: int | None, stop: int | None, layers: tuple[int, int] | None) -> tuple[int, int, int, int]:
+        """Check a range to read: first layer, layer after the last, start, stop.
+
+        A missing end is the session's; a stop beyond the shortest layer's length is that length.
+
+        Raises:
+            InvalidRequest: layers or positions the session does not have.
+        """
+        a, b = layers or (0, self.stored_layers)
+        if not 0 <= a <= b <= self.stored_layers:
+            raise InvalidRequest([("layers", f"must lie within 0:{self.stored_layers}, not {a}:{b}")])
+        first, length, _ = self.span(a, b - a) if a < b else (0, 0, 0)
+        # Layers whose windows share no token have an empty range in common, at the end of the shortest.
+        first = min(first, length)
+        start = first if start is None else start
+        stop = length if stop is None else min(stop, length)
+        if start < first:
+            raise InvalidRequest([("start", f"tokens before {first} have left the window")])
+        if start > stop:
+            raise InvalidRequest([("start", f"must not be beyond {stop}, not {start}")])
+        return a, b, start, stop
+
+    def read(self, a: int, b: int, start: int, stop: int, backend: Backend) -> Page:
+        """Positions `start` to `stop` of layers `a` to `b` as one page; the session must have a shape."""
+        if a == b or start == stop:
+            return empty(b - a, self.kv_heads or 0, self.specs)
+        across = [_one(list(run.read(part, start, stop)), 2, backend) for _, run, part in self._parts(a, b)]
+        return _one(across, 0, backend)
+
+    def pieces(
+        self, a: int, b: int, start: int, stop: int, nbytes: int, backend: Backend
+    ) -> Iterator[tuple[int, int, Page]]:
+        """The same in pieces of about so many bytes, or of one page: first layer, first position, and the page."""
+        for layer, run, part in self._parts(a, b):
+            at, group = start, list[Page]()
+            for page in run.read(part, start, stop):
+                group.append(page)
+                if sum(each.nbytes for each in group) >= nbytes:
+                    yield layer, at, _one(group, 2, backend)
+                    at, group = at + sum(each.tokens for each in group), []
+            if group:
+                yield layer, at, _one(group, 2, backend)
+
+    def _parts(self, a: int, b: int) -> Iterator[tuple[int, Run, slice]]:
+        """Of the runs that have some of the layers: the first of these, the run, and which of its own they are."""
+        at = 0
+        for run in self.runs:
+            part = slice(max(a - at, 0), min(b - at, run.layers))
+            if part.start < part.stop:
+                yield at + part.start, run, part
+            at += run.layers
+
+
+def _one(pages: list[Page], axis: int, backend: Backend) -> Page:
+    return pages[0].here() if len(pages) == 1 else join(pages, axis, backend)
+
+
+def _borders(layer: int, layers: int, all_layers: int) -> list[int]:
+    """Where a run is split so that some layers, counted from its first, are by themselves; its ends are borders too."""
+    inside = 0 < layer < all_layers or 0 < layer + layers < all_layers
+    return [0, *range(layer % layers or layers, all_layers, layers), all_layers] if inside else [0, all_layers]
+
+
+_NO_LAYERS = Run(0)
+
+
+def changes(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
+    """The pages that a new value of a session has more than the old one, and those that it no longer has."""
+    if old is None:
+        return set(new.all_pages()), set()
+    gained: set[Page] = set()
+    lost: set[Page] = set()
+    for a, b in zip_longest(old.runs, new.runs, fillvalue=_NO_LAYERS):
+        if a is not b:
+            # Most of what an append leaves as it is are the pages of long runs.
+            common = _common(a, b)
+            lost.update(a.pages[common:])
+            gained.update(b.pages[common:])
+    return gained - lost, lost - gained
+
+
+def _common(a: Run, b: Run) -> int:
+    """How many pages two runs certainly begin with alike: all that an append left, or the full ones."""
+    if a.base != b.base:
+        return 0
+    every, full = min(len(a.pages), len(b.pages)), min(a.full, b.full)
+    if a.pages[:every] == b.pages[:every]:
+        return every
+    return full if a.pages[:full] == b.pages[:full] else 0
+
+
+# About 31 years: a moment so far ahead still is a date.
+MAX_TTL_SECONDS = 1e9

@@ -1,0 +1,1 @@
+"""The disk store: an interface, SQLite, and a null store."""

@@ -1,0 +1,102 @@
+"""Msgpack in and out: typed requests parsed without copying tensors, answers that keep large tensors as pieces."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from hadakv_kernels import DTYPES, CodecSpec, Encoded
+from hadakv_service.errors import InvalidRequest, MalformedBody
+from hadakv_service.wire.well_formed import check_well_formed
+
+Buffer = bytes | bytearray | memoryview
+# Below this, copying a tensor into the answer is cheaper than sending it as its own piece.
+LARGE = 64 * 1024
+# A dtype works its name out anew each time it is asked.
+_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(np.uint8): "uint8"}
+
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def decode_body(kind: type[Body], body: Buffer, *, json: bool = False) -> Body:
+    """Parse and validate a body; tensors are views into it.
+
+    Raises:
+        MalformedBody: it is not one well-formed msgpack (or JSON) value.
+        InvalidRequest: a key is missing, unknown or of the wrong type.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind) if json else msgspec.msgpack.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        if not json:
+            check_well_formed(memoryview(body))
+        raise InvalidRequest([field_and_reason(error)]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBody(f"The body is not valid {'JSON' if json else 'msgpack'}: {error}.") from None
+
+
+_LOCATED = re.compile(r"(?P<reason>.*) - at `(?:key` in `)?\$\.?(?P<field>.*)`$")
+_NAMED = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*?)`")
+
+
+def field_and_reason(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Which field msgspec refused, and why."""
+    message = str(error)
+    located = _LOCATED.match(message)
+    field, reason = (located["field"], located["reason"]) if located else ("", message)
+    if named := _NAMED.match(reason):
+        field = f"{field}.{named['name']}".lstrip(".")
+        reason = "is missing" if named["what"].startswith("missing") else "is not known"
+    return field or "body", reason
+
+
+def tensor(array: NDArray[Any]) -> dict[str, Any]:
+    """A tensor as it stands in an answer."""
+    return {"dtype": _NAMES[array.dtype], "shape": array.shape, "data": array}
+
+
+def stream_arrays(encoded: Encoded, spec: CodecSpec) -> dict[str, NDArray[Any]]:
+    """The arrays of one encoded stream by their names; they are in host memory."""
+    if spec.codec.kind == "float16":
+        return {"values": encoded.packed.view(np.float16)}
+    return {"packed": encoded.packed, "norms": encoded.norms}
+
+
+def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
+    """One encoded stream as it stands in an answer."""
+    return {name: tensor(array) for name, array in stream_arrays(encoded, spec).items()}
+
+
+def encode_pieces(answer: Mapping[str, object]) -> list[Buffer]:
+    """Encode an answer; each large tensor stays a view of its array and is a piece of its own."""
+    large: list[memoryview] = []
+    # Nobody can have put into a small tensor what is drawn only now.
+    placeholder = os.urandom(16)
+
+    def array_bytes(value: object) -> Buffer:
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"cannot encode {type(value).__name__}")
+        if value.nbytes < LARGE:
+            return value.tobytes()
+        large.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return placeholder
+
+    encoded = msgspec.msgpack.encode(answer, enc_hook=array_bytes)
+    return list(_with_large(encoded, placeholder, large)) if large else [encoded]
+
+
+def _with_large(encoded: bytes, placeholder: bytes, large: list[memoryview]) -> Iterator[Buffer]:
+    for view in large:
+        before, _, encoded = encoded.partition(b"\xc4\x10" + placeholder)
+        yield before + b"\xc6" + view.nbytes.to_bytes(4, "big")
+        yield view
+    yield encoded
+
+
+# Pieces of 64 KiB are slow to send, whole tensors starve other connections.
+PIECE = 1 << 20
