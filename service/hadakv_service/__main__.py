@@ -18,14 +18,14 @@ from pydantic_settings import CliApp
 from hadakv_kernels import BackendUnavailable
 from hadakv_service import __version__
 from hadakv_service.app import create_app
-from hadakv_service.http.app_state import Context
+from hadakv_service.http.app_state import AppState
 from hadakv_service.observability import logging_config
 from hadakv_service.observability.tracing import provider_from_environment
 from hadakv_service.server.malloc import keep_memory
-from hadakv_service.server.server import Listener
+from hadakv_service.server.server import Server
 from hadakv_service.server.tls import tls_context
 from hadakv_service.settings import Settings
-from hadakv_service.storage.disk.interface import TierError
+from hadakv_service.storage.disk.interface import DiskStoreError
 from hadakv_service.tenants.token_file import TokenFile
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 INTERRUPTED = 128 + signal.SIGINT
 
 
-class _Server(Listener):
+class _Server(Server):
     """Says where it listens once it does."""
 
-    def __init__(self, config: uvicorn.Config, service: Context, tokens: TokenFile | None) -> None:
+    def __init__(self, config: uvicorn.Config, service: AppState, tokens: TokenFile | None) -> None:
         super().__init__(config, service.settings)
         self._service = service
         self._tokens = tokens
@@ -82,10 +82,10 @@ def _end_after(seconds: float) -> None:
     os._exit(1)
 
 
-def startup_line(service: Context, address: str) -> str:
+def startup_line(service: AppState, address: str) -> str:
     """Version, backend, address and budget in one line."""
-    budget = ByteSize(service.store.ledger.budget).human_readable()
-    backend, tier = service.backend, service.store.tier
+    budget = ByteSize(service.store.memory.limit).human_readable()
+    backend, tier = service.backend, service.store.disk
     below = f"disk budget {ByteSize(tier.budget).human_readable()}" if tier.budget else "nothing on disk"
     return (
         f"hadakv {__version__}: {backend.name} backend ({backend.detail}), {address}, memory budget {budget}, {below}"
@@ -103,7 +103,7 @@ def main() -> None:
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
         sys.exit(f"hadakv: {reasons}")
-    except (BackendUnavailable, TierError, ValueError, OSError) as error:
+    except (BackendUnavailable, DiskStoreError, ValueError, OSError) as error:
         sys.exit(f"hadakv: {error}")
     config = uvicorn.Config(
         app,

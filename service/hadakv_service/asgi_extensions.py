@@ -5,17 +5,17 @@ from collections.abc import Callable
 from starlette.types import Scope
 
 # The ASGI extension that tells whether the client left before its answer was whole, where the server has it.
-GONE = "hadakv.gone"
+CLIENT_DISCONNECTED = "hadakv.gone"
 
 
 # Where the server finds `Witness.unread`: in the state that the app's lifespan gives it.
-UNREAD = "hadakv.unread"
+RECORD_REJECTED = "hadakv.unread"
 
 
-def is_gone(scope: Scope) -> Callable[[], bool]:
+def is_disconnected(scope: Scope) -> Callable[[], bool]:
     """What tells whether the client has left, and an answer to it is not whole; never, if the server cannot tell."""
     extensions = scope.get("extensions")
-    gone: Callable[[], bool] | None = extensions.get(GONE) if extensions else None
+    gone: Callable[[], bool] | None = extensions.get(CLIENT_DISCONNECTED) if extensions else None
     return gone or _never
 
 

@@ -90,7 +90,7 @@ class SessionNotFound(ServiceError):
         super().__init__(f"There is no session {session!r}.", session=session)
 
 
-class SessionDamaged(ServiceError):
+class SessionCorrupt(ServiceError):
     """What is stored of the session is not what was written; only deleting it helps."""
 
     status, slug, title = 410, "session-damaged", "The session is damaged"
@@ -132,7 +132,7 @@ class PositionConflict(Conflict):
         super().__init__(detail, length=length)
 
 
-class TooSlow(ServiceError):
+class RequestTimeout(ServiceError):
     """A head or a body took too long to come."""
 
     status, slug, title = 408, "too-slow", "The request came too slowly"
@@ -174,7 +174,7 @@ class InvalidRequest(ServiceError):
         super().__init__("; ".join(f"{field}: {reason}" for field, reason in errors), errors=listed)
 
 
-class AnswerTooLarge(InvalidRequest):
+class ResponseTooLarge(InvalidRequest):
     """What is asked for would not fit one answer; `limit` is the most it may have."""
 
     slug, title = "answer-too-large", "The answer would be too large"
@@ -201,7 +201,7 @@ class NonFinite(InvalidRequest):
         self.fields |= {"stream": stream, **place}
 
 
-class HeadTooLarge(ServiceError):
+class HeadersTooLarge(ServiceError):
     """A request's line and headers are over the limit."""
 
     status, slug, title = 431, "head-too-large", "The request's head is too large"
@@ -219,7 +219,7 @@ class Busy(ServiceError):
         super().__init__(detail, headers={"Retry-After": "1"})
 
 
-class TierUnavailable(ServiceError):
+class StorageUnavailable(ServiceError):
     """The tier below memory cannot be read or written now; nothing was changed."""
 
     status, slug, title = 503, "tier-unavailable", "The tier below memory is not available"
@@ -228,7 +228,7 @@ class TierUnavailable(ServiceError):
         super().__init__(detail, headers={"Retry-After": "5"})
 
 
-class Ending(ServiceError):
+class ShuttingDown(ServiceError):
     """The process ends before the answer is there; whether the request was carried out is not known.
 
     It has no Retry-After, as to send again what was carried out may be to do it twice.

@@ -6,50 +6,50 @@ import shutil
 
 from pydantic import ByteSize
 
-from hadakv_service.device.executor import Device
+from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.errors import Busy
 from hadakv_service.settings import Settings
-from hadakv_service.storage.disk.interface import Tier
-from hadakv_service.storage.disk.null_store import NoTier
+from hadakv_service.storage.disk.interface import DiskStore
+from hadakv_service.storage.disk.null_store import NullStore
 from hadakv_service.storage.disk.sqlite_file import FILE, make_directory
-from hadakv_service.storage.disk.sqlite_store import SqliteTier
-from hadakv_service.storage.session_store import Store
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.session_store import SessionStore
 
 log = logging.getLogger(__name__)
 
-TEND_SECONDS = 30.0
+MAINTENANCE_SECONDS = 30.0
 
 
-def open_tier(settings: Settings) -> Tier:
+def open_disk_store(settings: Settings) -> DiskStore:
     """What lies below memory.
 
     Raises:
         TierRefused, OSError: as for `create_app`.
     """
     if settings.disk_budget == 0:
-        return NoTier()
+        return NullStore()
     budget = settings.disk_budget
     if budget is None:
         make_directory(settings.data_dir)
         # What is there already is its own.
         own = sum(path.stat().st_size for path in settings.data_dir.glob(f"{FILE}*") if path.is_file())
         budget = ByteSize((shutil.disk_usage(settings.data_dir).free + own) // 2)
-    return SqliteTier(settings.data_dir, int(budget))
+    return SqliteStore(settings.data_dir, int(budget))
 
 
-async def tend(device: Device, store: Store) -> None:
+async def run_periodically(device: DeviceExecutor, store: SessionStore) -> None:
     """Let the store forget who has expired, and so on, now and then."""
     while True:
-        await asyncio.sleep(TEND_SECONDS)
+        await asyncio.sleep(MAINTENANCE_SECONDS)
         try:
-            await device.call(store.tend)
+            await device.call(store.run_maintenance)
         except Busy:
             continue
         except Exception:
             log.exception("what has to be done now and then was not")
 
 
-def close(store: Store, until: float) -> None:
+def close_store(store: SessionStore, until: float) -> None:
     """Write what may outlive the process until a moment of `time.monotonic`, and say so if that is not all."""
     ended = store.evictions
     left = store.close(until)

@@ -25,12 +25,12 @@ def problem(
     return Response(msgspec.json.encode(document), status, dict(headers), "application/problem+json")
 
 
-def from_service_error(error: ServiceError) -> Response:
+def problem_response(error: ServiceError) -> Response:
     """The problem a service error is."""
     return problem(error.status, error.slug, error.title, error.detail, error.fields, error.headers)
 
 
-def unforeseen(error: Exception) -> Response:
+def unexpected_error_response(error: Exception) -> Response:
     """The problem of an error that nobody expected, which is logged."""
     log.error("unforeseen error", exc_info=error)
     return problem(500, ServiceError.slug, ServiceError.title, "See the service's log.", {}, {})

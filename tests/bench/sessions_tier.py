@@ -14,8 +14,8 @@ from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.disk.sqlite_store import SqliteTier
-from hadakv_service.storage.session_store import Store
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.session_store import SessionStore
 
 MIB = 2**20
 PAGES = {"large": ((32, 8, 256, 128), 32), "small": ((4, 2, 256, 64), 2000)}
@@ -67,20 +67,20 @@ def _file(path: Path, page: Page, count: int) -> tuple[float, float]:
 
 def _tier(directory: Path, page: Page, count: int, empty: Session, backend: CpuBackend) -> tuple[float, float]:
     """Seconds until all pages have left memory and are on the disk; and until they are back, from the cache."""
-    tier = SqliteTier(directory, 1 << 40)
-    store = Store(1 << 40, tier=tier, backend=backend)
+    tier = SqliteStore(directory, 1 << 40)
+    store = SessionStore(1 << 40, tier=tier, backend=backend)
     session = empty
     for _ in range(count):
         copies = [type(s)(s.packed.copy(), s.norms.copy()) for s in page.streams]
         session = session.append(0, Page(*copies), backend)
-    store.put(("", "a"), replace(session, durability="spill"))
-    store.settle()
+    store.commit(("", "a"), replace(session, durability="spill"))
+    store.group_commit()
     start = time.perf_counter()
-    store.ledger.budget = 0
+    store.memory.limit = 0
     for _ in store.room_in_steps(0, ()):
         pass
     spilled = time.perf_counter()
-    store.ledger.budget = 1 << 40
+    store.memory.limit = 1 << 40
     again = time.perf_counter()
     for each in store.get(("", "a")).session.all_pages():
         assert each.streams

@@ -25,9 +25,9 @@ _KILLS = ("kill", "write")
 MUTATIONS = {
     "answers go out before the disk has it": Mutation(
         "device/executor.py",
-        "        self._settle_for(batch)\n        done = []",
-        "        self._events.call_soon_threadsafe(self._answer, list(batch))\n"
-        "        self._settle_for(batch)\n        done = []",
+        "        self._group_commit(batch)\n        done = []",
+        "        self._events.call_soon_threadsafe(self._resolve, list(batch))\n"
+        "        self._group_commit(batch)\n        done = []",
         ("write",),
     ),
     "acknowledged without a sync": Mutation(
@@ -35,13 +35,13 @@ MUTATIONS = {
     ),
     "a sync that fails is no failure": Mutation(
         "storage/disk/sqlite_store.py",
-        "            raise TierFailed(str(error)) from error\n        except BaseException",
+        "            raise DiskUnavailable(str(error)) from error\n        except BaseException",
         "            return\n        except BaseException",
         ("errors",),
     ),
     "what could not be synced stays in the log": Mutation(
         "storage/disk/sqlite_store.py",
-        "                self._certain = strike_out(self._sql)\n            log",
+        "                self._wal_is_trusted = discard_failed_commit(self._sql)\n            log",
         "                pass\n            log",
         ("errors",),
     ),
@@ -65,18 +65,18 @@ MUTATIONS = {
     ),
     "rows go while sessions in memory need them": Mutation(
         "storage/buffer_pool.py",
-        "if (page := self._known.get(row)) is not None}",
+        "if (page := self._pages_by_id.get(row)) is not None}",
         "if (page := None) is not None}",
         ("kill", "term"),
     ),
     "what was refused stays in memory": Mutation(
         "storage/write_back.py",
-        "                    self._revert(key, old)",
+        "                    self._roll_back(key, old)",
         "                    pass",
         ("errors", "budget"),
     ),
     "what is deleted stays on disk": Mutation(
-        "storage/eviction.py", "if entry is None or entry.saved:", "if entry is None:", _KILLS
+        "storage/eviction.py", "if entry is None or entry.manifest:", "if entry is None:", _KILLS
     ),
     "a deletion is not synced": Mutation(
         "storage/eviction.py", "removed=[key], sync=sync)", "removed=[key])", ("power",)
@@ -85,15 +85,17 @@ MUTATIONS = {
         "storage/write_back.py", "sync=bool(savings or stale)", "sync=bool(savings)", ("power",)
     ),
     "nothing is written at an orderly end": Mutation(
-        "storage/session_store.py", "left = self._settling.flush(until)", "left = 0", ("term",)
+        "storage/session_store.py", "left = self._settling.checkpoint(until)", "left = 0", ("term",)
     ),
     "at an orderly end what is on disk in part counts as written": Mutation(
-        "storage/write_back.py", "and not entry.clean:", "and not entry.saved:", ("term",)
+        "storage/write_back.py", "and not entry.is_clean:", "and not entry.manifest:", ("term",)
     ),
     "acknowledged sessions end like any other": Mutation(
         "storage/disk/sqlite_store.py", "WHERE NOT permanent AND last_used", "WHERE last_used", ("budget",)
     ),
-    "a repetition is not compared": Mutation("append.py", "            self._check_repetition(page)\n", "", _KILLS),
+    "a repetition is not compared": Mutation(
+        "operations/append.py", "            self._check_repetition(page)\n", "", _KILLS
+    ),
     "a page comes back as another": Mutation(
         "storage/disk/sqlite_store.py",
         '"SELECT header, checksum, content FROM pages WHERE id = ?", (row,)',

@@ -21,7 +21,7 @@ from hadakv_service.errors import InvalidRequest, MalformedBody, ServiceError
 from hadakv_service.http.append_endpoint import _plain_append
 from hadakv_service.http.routes import codec as codec_route
 from hadakv_service.operations import session_file_reader
-from hadakv_service.operations.append import Append
+from hadakv_service.operations.append import AppendRequest
 from hadakv_service.sessions.session_id import check_session_id
 from hadakv_service.wire import messages, serialization
 from hadakv_service.wire.well_formed import MAX_DEPTH, MAX_ITEMS, check_well_formed
@@ -33,7 +33,7 @@ class Disagreement(AssertionError):
 
 
 def append(body: bytes) -> None:
-    appended = Append.from_body(serialization.decode_body(messages.AppendBody, body))
+    appended = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
     assert appended.k.shape == appended.v.shape
     # Views of the body: they must be readable to their ends.
     assert appended.k.tobytes() is not None

@@ -21,12 +21,14 @@ from hadakv_service.asgi_extensions import SEND_RESPONSE
 from hadakv_service.errors import ServiceError
 from hadakv_service.http.content import MsgpackResponse
 from hadakv_service.http.request_body import BodyReader
-from hadakv_service.problem_details import from_service_error
-from hadakv_service.server.connection_monitor import Limits, Watch
-from hadakv_service.server.protocol import PatientProtocol
+from hadakv_service.problem_details import problem_response
+from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.protocol import HttpProtocol
 
 LIMIT = 1 << 20
-LIMITS = Limits(1 << 16, connections=10, idle_seconds=1.0, head_seconds=1.0, body_seconds=1.0, rate=1 << 18)
+LIMITS = Limits(
+    1 << 16, max_connections=10, idle_seconds=1.0, header_timeout=1.0, stall_timeout=1.0, min_bytes_per_second=1 << 18
+)
 # As much as is written before a peer must have taken it.
 HIGH_WATER = 1 << 16
 BODIES = BodyReader(LIMIT)
@@ -46,7 +48,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
             zeros = np.zeros(len(body), np.uint8)
             await MsgpackResponse({"nbytes": len(body), "zeros": zeros})(scope, receive, send)
     except ServiceError as error:
-        await from_service_error(error)(scope, receive, send)
+        await problem_response(error)(scope, receive, send)
     except ClientDisconnect:
         pass
 
@@ -54,7 +56,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 class Wire(asyncio.Transport):
     """A connection's other end: keeps what is written, and hands on what it is given to whoever reads now."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: PatientProtocol, *, stalls: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: HttpProtocol, *, stalls: bool) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self._connection = protocol
         self._stalls = stalls
@@ -147,7 +149,7 @@ class Peer:
         self._config = Config(app, log_config=None, server_header=False, proxy_headers=False)
         self._config.load()
         self._state = ServerState()
-        self._watch = Watch(self._state.connections, LIMITS, self._loop)  # type: ignore[arg-type]  # all are patient
+        self._watch = ConnectionMonitor(self._state.connections, LIMITS, self._loop)  # type: ignore[arg-type]  # all are patient
         self._errors: list[dict[str, Any]] = []
 
     def close(self) -> None:
@@ -166,7 +168,7 @@ class Peer:
         return self._loop.run_until_complete(self._outcome(data))
 
     async def _outcome(self, data: bytes) -> str:
-        protocol = PatientProtocol(self._config, self._state, {}, self._loop, watch=self._watch)
+        protocol = HttpProtocol(self._config, self._state, {}, self._loop, watch=self._watch)
         wire = Wire(self._loop, protocol, stalls=bool(data) and data[0] % 4 == 3)
         protocol.connection_made(wire)
         for piece in _pieces(data):
@@ -175,7 +177,7 @@ class Peer:
         await self._settle()
         # The second time much too late, for some.
         for now in (0.0, 100.0 if data and data[0] % 2 else 0.5):
-            protocol.look(now)
+            protocol.check_timeouts(now)
             await self._settle()
         wire.end()
         await self._settle()

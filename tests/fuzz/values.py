@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from contract import Json, tensor
 from hadakv_kernels import DTYPES, HEAD_DIMS, Codec, CodecError
 from hadakv_service.operations import session_file
-from hadakv_service.sessions.layer_run import Run
+from hadakv_service.sessions.layer_run import LayerRun
 from hadakv_service.sessions.session import Session
 
 TOKENS = [0, 1, 1, 2, 7, 33, 255, 256, 257, 300]
@@ -56,7 +56,7 @@ def vectors(rng: random.Random) -> Json:
 def exported_session(rng: random.Random) -> bytes:
     """A session as a file, as it would be exported."""
     kinds = (Codec(bits=3, layout="byte", d512_scale=0.5), Codec(kind="float16"), Codec())
-    runs = tuple(Run(rng.randint(1, 3), 0, rng.choice(TOKENS)) for _ in range(rng.randint(0, 2)))
+    runs = tuple(LayerRun(rng.randint(1, 3), 0, rng.choice(TOKENS)) for _ in range(rng.randint(0, 2)))
     stored = Session((rng.choice(kinds), rng.choice(kinds)), kv_heads=1, head_dim=rng.choice(HEAD_DIMS), runs=runs)
     # Zeros are something in any codec.
     return session_file.header(stored, "chat-1", datetime.fromtimestamp(1, UTC)) + bytes(stored.nbytes)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from backends import assert_same_encoded, on_host
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
-from hadakv_service.device.chunks import encode_in_slices, to_the_end
-from hadakv_service.device.executor import LONG_NBYTES
+from hadakv_service.device.chunks import encode_chunked, run_to_completion
+from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
 from metal.executor import Executor, executing
 from metal.launch import Pass
 
@@ -56,9 +56,9 @@ def test_what_many_requests_bring_is_one_launch(k: Codec, v: Codec, executor: Ex
 
 def test_a_body_that_others_would_wait_for_on_a_processor_is_one_launch(executor: Executor) -> None:
     backend, spec = GpuBackend("metal"), Codec().at(64)
-    x = gaussian(1, 1, (LONG_NBYTES >> 8) + 1, 64)
+    x = gaussian(1, 1, (CHUNKED_JOB_NBYTES >> 8) + 1, 64)
 
-    k, v = to_the_end(encode_in_slices(backend, [Stream(x, spec), Stream(-x, spec)]))
+    k, v = run_to_completion(encode_chunked(backend, [Stream(x, spec), Stream(-x, spec)]))
 
     assert len(executor.dispatches) == 1
     assert_same_encoded(on_host(backend, k), reference.encode(x, spec))

@@ -6,8 +6,8 @@ from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Durability, Session
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
+from hadakv_service.storage.session_store import Key, SessionStore
 
 BACKEND = CpuBackend(1)
 SPEC = Codec(bits=2).at(64)
@@ -16,7 +16,7 @@ TOKEN = 2 * SPEC.nbytes
 
 def cost(tokens: int, pages: int = 1, runs: int = 1) -> int:
     """What a session is counted as."""
-    return SESSION_NBYTES + runs * RUN_NBYTES + pages * PAGE_NBYTES + tokens * TOKEN
+    return SESSION_OVERHEAD_NBYTES + runs * RUN_OVERHEAD_NBYTES + pages * PAGE_OVERHEAD_NBYTES + tokens * TOKEN
 
 
 EMPTY = cost(0, 0, 0)
@@ -45,20 +45,20 @@ def opened(ttl_seconds: float | None = None, window: int | None = None, durabili
 
 
 def append(
-    store: Store, key: Key, tokens: int, ttl_seconds: float | None = None, durability: Durability = "memory"
+    store: SessionStore, key: Key, tokens: int, ttl_seconds: float | None = None, durability: Durability = "memory"
 ) -> None:
     """What an append does to the store."""
     entry = store.find(key)
-    session = (entry.session if entry else opened(ttl_seconds, durability=durability)).opened(0, 1)
+    session = (entry.session if entry else opened(ttl_seconds, durability=durability)).split_runs(0, 1)
     pages = session.new_pages(0, 1, tokens)
     reserved = store.reserve_growth(key, session, {key}, nbytes=tokens * TOKEN, pages=pages)
-    store.put(key, grown(session, tokens), reserved)
+    store.commit(key, grown(session, tokens), reserved)
 
 
-def create(store: Store, key: Key, ttl_seconds: float | None = None) -> None:
+def create(store: SessionStore, key: Key, ttl_seconds: float | None = None) -> None:
     """What making a session does to the store."""
     session = opened(ttl_seconds)
-    store.put(key, session, store.reserve_growth(key, session, {key}))
+    store.commit(key, session, store.reserve_growth(key, session, {key}))
 
 
 ANN, BOB, CID, DAN = (("", name) for name in ("ann", "bob", "cid", "dan"))

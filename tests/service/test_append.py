@@ -8,33 +8,33 @@ import numpy as np
 
 from hadakv_kernels import Codec
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.executor import Device
+from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.errors import NonFinite
-from hadakv_service.operations.append import Append, Appended, AppendJob
+from hadakv_service.operations.append import AppendOperation, AppendOutcome, AppendRequest
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
+from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import messages
 
 BACKEND = CpuBackend(1)
 SPEC = Codec().at(64)
 TOKEN = 2 * SPEC.nbytes
 # What a session is counted as beside its tokens after one small append, and what a further one adds.
-FIRST, FURTHER = SESSION_NBYTES + RUN_NBYTES + PAGE_NBYTES, PAGE_NBYTES
+FIRST, FURTHER = SESSION_OVERHEAD_NBYTES + RUN_OVERHEAD_NBYTES + PAGE_OVERHEAD_NBYTES, PAGE_OVERHEAD_NBYTES
 ANN, BOB, CID = (("", name) for name in ("ann", "bob", "cid"))
 
 
-def job(store: Store, key: Key, tokens: int, value: float = 1.0) -> AppendJob:
+def job(store: SessionStore, key: Key, tokens: int, value: float = 1.0) -> AppendOperation:
     x = np.full((1, 1, tokens, 64), value, np.float32)
     tensor = messages.Tensor("float32", list(x.shape), x.reshape(-1).view(np.uint8).data)
-    return AppendJob(key, Append.from_body(messages.AppendBody(tensor, tensor)), store, BACKEND, Session())
+    return AppendOperation(key, AppendRequest.from_body(messages.AppendBody(tensor, tensor)), store, BACKEND, Session())
 
 
-def together(*jobs: AppendJob) -> list[Any]:
+def together(*jobs: AppendOperation) -> list[Any]:
     """Run jobs that wait for the device at the same time: their answers and errors."""
 
     async def run() -> list[Any]:
-        device = Device(BACKEND, 100)
+        device = DeviceExecutor(BACKEND, 100)
         device.start(asyncio.get_running_loop())
         gate = threading.Event()
         held = asyncio.ensure_future(device.call(lambda: gate.wait(30)))
@@ -50,29 +50,29 @@ def together(*jobs: AppendJob) -> list[Any]:
 
 
 def test_appends_to_several_sessions_and_to_one_are_all_stored() -> None:
-    store = Store(1 << 20)
+    store = SessionStore(1 << 20)
 
     answers = together(*[job(store, key, tokens) for tokens in (3, 4) for key in (ANN, BOB, CID)])
 
     assert [answer.position for answer in answers] == [0, 0, 0, 3, 3, 3]
     assert [answer.created for answer in answers] == [True] * 3 + [False] * 3
     assert [store.get(key).session.nbytes for key in (ANN, BOB, CID)] == [7 * TOKEN] * 3
-    assert store.ledger.used == 21 * TOKEN + 3 * (FIRST + FURTHER)
+    assert store.memory.used == 21 * TOKEN + 3 * (FIRST + FURTHER)
 
 
 def test_a_refused_append_gives_back_what_it_reserved_and_harms_no_other() -> None:
-    store = Store(1 << 20)
+    store = SessionStore(1 << 20)
 
     good, bad, also_good = together(job(store, ANN, 3), job(store, BOB, 400, np.nan), job(store, CID, 4))
 
     assert isinstance(bad, NonFinite)
-    assert [type(answer) for answer in (good, also_good)] == [Appended] * 2
+    assert [type(answer) for answer in (good, also_good)] == [AppendOutcome] * 2
     assert store.find(BOB) is None
-    assert store.ledger.used == 7 * TOKEN + 2 * FIRST
+    assert store.memory.used == 7 * TOKEN + 2 * FIRST
 
 
 def test_an_append_after_a_refused_one_to_the_same_session_goes_where_that_would_have() -> None:
-    store = Store(1 << 20)
+    store = SessionStore(1 << 20)
 
     _, _, after = together(job(store, ANN, 3), job(store, ANN, 2, np.inf), job(store, ANN, 4))
 
@@ -80,34 +80,34 @@ def test_an_append_after_a_refused_one_to_the_same_session_goes_where_that_would
 
 
 def test_sessions_appended_to_at_the_same_time_make_room_for_each_other_as_if_one_after_another() -> None:
-    store = Store(100 * TOKEN + 2 * FIRST + FURTHER)
+    store = SessionStore(100 * TOKEN + 2 * FIRST + FURTHER)
     together(job(store, ANN, 40))
     together(job(store, BOB, 40))
 
     answers = together(job(store, ANN, 30), job(store, BOB, 30))
 
-    assert [type(answer) for answer in answers] == [Appended] * 2
-    assert store.ledger.used <= store.ledger.budget
+    assert [type(answer) for answer in answers] == [AppendOutcome] * 2
+    assert store.memory.used <= store.memory.limit
 
 
 def test_an_append_that_is_refused_evicts_nobody() -> None:
-    store = Store(100 * TOKEN + FIRST)
+    store = SessionStore(100 * TOKEN + FIRST)
     together(job(store, ANN, 60))
 
     (bad,) = together(job(store, BOB, 80, np.nan))
 
     assert isinstance(bad, NonFinite)
     assert store.get(ANN).session.nbytes == 60 * TOKEN
-    assert (store.evictions, store.ledger.used) == (0, 60 * TOKEN + FIRST)
+    assert (store.evictions, store.memory.used) == (0, 60 * TOKEN + FIRST)
 
 
 def test_an_append_evicts_for_itself_and_not_for_a_refused_one_of_its_batch() -> None:
-    store = Store(100 * TOKEN + 2 * FIRST)
+    store = SessionStore(100 * TOKEN + 2 * FIRST)
     together(job(store, ANN, 30))
     together(job(store, BOB, 30))
 
     good, bad = together(job(store, CID, 50), job(store, ("", "dan"), 45, np.nan))
 
-    assert (type(good), type(bad)) == (Appended, NonFinite)
+    assert (type(good), type(bad)) == (AppendOutcome, NonFinite)
     assert [store.find(key) is not None for key in (ANN, BOB, CID)] == [False, True, True]
-    assert store.ledger.used == 80 * TOKEN + 2 * FIRST
+    assert store.memory.used == 80 * TOKEN + 2 * FIRST

@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from hadakv_service.errors import BodyTooLarge, MalformedBody
-from hadakv_service.http.request_body import IDLE_NBYTES, SMALL, BodyReader, BufferPool
+from hadakv_service.http.request_body import IDLE_NBYTES, SMALL_BODY_NBYTES, BodyReader, ReceiveBufferPool
 from hadakv_service.wire.serialization import Buffer
 
 LIMIT = 1 << 20
@@ -57,7 +57,7 @@ def next_chunk(arriving: Request) -> bytes:
     return asyncio.run(receive())
 
 
-def large(byte: int = 7, nbytes: int = SMALL + 1000) -> list[bytes]:
+def large(byte: int = 7, nbytes: int = SMALL_BODY_NBYTES + 1000) -> list[bytes]:
     """A body beyond SMALL, in chunks."""
     return [bytes([byte]) * 1000] * (nbytes // 1000) + [bytes([byte]) * (nbytes % 1000)]
 
@@ -66,7 +66,7 @@ def large(byte: int = 7, nbytes: int = SMALL + 1000) -> list[bytes]:
 
 
 def test_the_smallest_idle_buffer_that_fits_is_leased() -> None:
-    pool = BufferPool()
+    pool = ReceiveBufferPool()
     leased = {nbytes: pool.lease(nbytes) for nbytes in (1000, 3000, 2000)}
     for buffer in leased.values():
         pool.give_back(buffer)
@@ -77,7 +77,7 @@ def test_the_smallest_idle_buffer_that_fits_is_leased() -> None:
 
 
 def test_a_leased_buffer_is_not_leased_again() -> None:
-    pool = BufferPool()
+    pool = ReceiveBufferPool()
     pool.give_back(pool.lease(1000))
 
     first, second = pool.lease(1000), pool.lease(1000)
@@ -86,7 +86,7 @@ def test_a_leased_buffer_is_not_leased_again() -> None:
 
 
 def test_no_small_body_takes_a_far_larger_buffer() -> None:
-    pool = BufferPool()
+    pool = ReceiveBufferPool()
     pool.give_back(pool.lease(1 << 20))
 
     small = pool.lease(1000)
@@ -95,7 +95,7 @@ def test_no_small_body_takes_a_far_larger_buffer() -> None:
 
 
 def test_idle_buffers_together_keep_within_their_bound() -> None:
-    pool = BufferPool()
+    pool = ReceiveBufferPool()
     part = IDLE_NBYTES // 4
     for buffer in [pool.lease(part + i) for i in range(6)]:
         pool.give_back(buffer)
@@ -107,7 +107,7 @@ def test_idle_buffers_together_keep_within_their_bound() -> None:
 
 
 def test_a_buffer_beyond_the_bound_is_not_kept() -> None:
-    pool = BufferPool()
+    pool = ReceiveBufferPool()
     pool.give_back(pool.lease(1000))
     pool.give_back(pool.lease(IDLE_NBYTES + 1))
 
@@ -152,7 +152,7 @@ def test_a_large_body_is_read_whole(declared: bool) -> None:
 
 def test_the_next_large_body_lies_in_the_same_buffer() -> None:
     reader = BodyReader(LIMIT)
-    nbytes = SMALL + 1000
+    nbytes = SMALL_BODY_NBYTES + 1000
 
     first, where = received(reader, request(large(1), str(nbytes)))
     second, there = received(reader, request(large(2, nbytes - 500), str(nbytes - 500)))
@@ -163,7 +163,7 @@ def test_the_next_large_body_lies_in_the_same_buffer() -> None:
 
 def test_bodies_read_at_once_lie_in_different_buffers() -> None:
     reader = BodyReader(LIMIT)
-    nbytes = SMALL + 1000
+    nbytes = SMALL_BODY_NBYTES + 1000
     received(reader, request(large(), str(nbytes)))
 
     async def both() -> tuple[bytes, bytes]:
@@ -178,7 +178,7 @@ def test_bodies_read_at_once_lie_in_different_buffers() -> None:
 
 def test_a_buffer_is_not_reused_after_an_error_while_it_was_in_use() -> None:
     reader = BodyReader(LIMIT)
-    nbytes = SMALL + 1000
+    nbytes = SMALL_BODY_NBYTES + 1000
 
     held: list[Buffer] = []
 
@@ -233,7 +233,7 @@ def test_a_declared_length_that_is_no_number_is_refused(declared: str) -> None:
         received(BodyReader(LIMIT), request([b"abc"], declared))
 
 
-@pytest.mark.parametrize("nbytes", [10, SMALL + 1000])
+@pytest.mark.parametrize("nbytes", [10, SMALL_BODY_NBYTES + 1000])
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_that_breaks_off_is_a_disconnect(nbytes: int, declared: bool) -> None:
     chunks = large(3, nbytes)[:-1]
@@ -243,7 +243,7 @@ def test_a_body_that_breaks_off_is_a_disconnect(nbytes: int, declared: bool) -> 
 
 
 def test_a_body_that_ends_before_its_declared_length_is_a_disconnect() -> None:
-    nbytes = SMALL + 1000
+    nbytes = SMALL_BODY_NBYTES + 1000
 
     with pytest.raises(ClientDisconnect):
         received(BodyReader(LIMIT), request(large(3, nbytes)[:-1], str(nbytes)))

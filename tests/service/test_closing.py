@@ -6,9 +6,9 @@ import pytest
 
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.disk.sqlite_file import page_cost
-from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.disk.sqlite_transaction import SESSION_NBYTES
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.session_store import Key, SessionStore
 from service.stored import ANN, BACKEND, BOB, CID, TOKEN, append
 
 
@@ -18,12 +18,12 @@ def disk_cost(tokens: int) -> int:
     return sum(page_cost(page * TOKEN) for page in pages) + SESSION_NBYTES
 
 
-def opened(directory: Path, budget: int) -> Store:
+def opened(directory: Path, budget: int) -> SessionStore:
     """A store on a disk, where whoever appends may outlive it."""
-    return Store(1 << 30, tier=SqliteTier(directory, budget), backend=BACKEND)
+    return SessionStore(1 << 30, tier=SqliteStore(directory, budget), backend=BACKEND)
 
 
-def spill(store: Store, key: Key, tokens: int) -> None:
+def spill(store: SessionStore, key: Key, tokens: int) -> None:
     append(store, key, tokens, durability="spill")
 
 
@@ -46,7 +46,7 @@ def test_who_has_to_make_room_for_others_at_the_end_is_gone_as_a_whole(tmp_path:
     assert bob is not None
     assert bob.session.read(0, 1, 0, 600, BACKEND).tokens == 600
     assert len(store) == 1
-    assert store.tier.used == disk_cost(600)
+    assert store.disk.used == disk_cost(600)
     store.close(float("inf"))
 
 

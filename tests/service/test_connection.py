@@ -8,8 +8,8 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from hadakv_service.server.connection_monitor import Limits, Watch
-from hadakv_service.server.protocol import PatientProtocol
+from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.protocol import HttpProtocol
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -27,10 +27,10 @@ async def first_and_second(sent: bytes) -> tuple[bytes, bytes]:
     loop, state = asyncio.get_running_loop(), ServerState()
     config = uvicorn.Config(app, lifespan="off", log_level="warning")
     config.load()
-    watch = Watch(state.connections, Limits(10_000, 1, 60, 60, 60, 1), loop)  # type: ignore[arg-type]
+    watch = ConnectionMonitor(state.connections, Limits(10_000, 1, 60, 60, 60, 1), loop)  # type: ignore[arg-type]
 
     def connection() -> asyncio.Protocol:
-        return PatientProtocol(config=config, server_state=state, app_state={}, _loop=loop, watch=watch)
+        return HttpProtocol(config=config, server_state=state, app_state={}, _loop=loop, watch=watch)
 
     server = await loop.create_server(connection, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

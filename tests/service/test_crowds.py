@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from contract import MSGPACK, PROBLEM, Answer, Caller, append_body, connect, status_line
 from hadakv_service.errors import Busy
-from hadakv_service.http.request_body import SMALL, BodyReader
+from hadakv_service.http.request_body import SMALL_BODY_NBYTES, BodyReader
 from hadakv_service.testing import RunningService, running_service
 from service.refusals import PACKED
 
@@ -90,7 +90,7 @@ def test_what_a_large_body_claims_others_cannot_have(narrow: RunningService, ses
 
 
 def test_bodies_in_chunks_count_as_they_come() -> None:
-    reader = BodyReader(limit=1000 * SMALL, receiving=10 * SMALL)
+    reader = BodyReader(limit=1000 * SMALL_BODY_NBYTES, receiving=10 * SMALL_BODY_NBYTES)
 
     async def read(chunks: int, pause: asyncio.Event) -> int:
         """Take in a body of so many chunks; it pauses before the last."""
@@ -101,7 +101,7 @@ def test_bodies_in_chunks_count_as_they_come() -> None:
             left -= 1
             if not left:
                 await pause.wait()
-            return {"type": "http.request", "body": bytes(SMALL), "more_body": left > 0}
+            return {"type": "http.request", "body": bytes(SMALL_BODY_NBYTES), "more_body": left > 0}
 
         async with reader.read(Request({"type": "http", "headers": []}, receive)) as body:
             return len(body)
@@ -117,7 +117,7 @@ def test_bodies_in_chunks_count_as_they_come() -> None:
         pause.set()
         return [fitting, await first, await read(10, none)]
 
-    assert asyncio.run(story()) == [4 * SMALL, 7 * SMALL, 10 * SMALL]
+    assert asyncio.run(story()) == [4 * SMALL_BODY_NBYTES, 7 * SMALL_BODY_NBYTES, 10 * SMALL_BODY_NBYTES]
 
 
 def test_bodies_one_after_the_other_find_room_without_end(narrow: RunningService, session: str) -> None:

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from contract import Caller
-from hadakv_service.errors import SessionDamaged
+from hadakv_service.errors import SessionCorrupt
 from hadakv_service.storage.disk.sqlite_file import FILE
-from hadakv_service.storage.disk.sqlite_store import SqliteTier
-from hadakv_service.storage.session_store import Store
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import running_service
 from service.samples import pair
 from service.stored import ANN, BACKEND, append
@@ -93,17 +93,17 @@ def test_the_log_names_the_sessions_once_and_the_request(damaged: Path, tmp_path
 def test_of_many_sessions_that_share_what_is_damaged_the_log_names_some(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store(1 << 20, tier=SqliteTier(tmp_path, 1 << 30), backend=BACKEND)
+    store = SessionStore(1 << 20, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, 300, durability="spill")
     for i in range(30):
         store.fork(ANN, ("", f"fork-{i:02}"), store.get(ANN).session)
     store.close(float("inf"))
-    store = Store(1 << 20, tier=SqliteTier(tmp_path, 1 << 30), backend=BACKEND)
+    store = SessionStore(1 << 20, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     (first, _) = store.get(ANN).session.all_pages()
-    store.tier._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (first.row,))
+    store.disk._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (first.page_id,))
 
-    with pytest.raises(SessionDamaged):
-        first.here()
+    with pytest.raises(SessionCorrupt):
+        first.resident_copy()
 
     assert "'ann', 'fork-00'" in caplog.text
     assert "and 21 more" in caplog.text

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded
-from hadakv_service.storage.disk.interface import Content
+from hadakv_service.storage.disk.interface import PageContent
 from hadakv_service.storage.disk.sqlite_file import BLOCK_NBYTES, FILE
-from hadakv_service.storage.disk.sqlite_store import SqliteTier
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
 
 # What a file has before there is any page, and at most what is left over in the last blocks of its trees.
 EMPTY_NBYTES, REST_NBYTES = 10 * BLOCK_NBYTES, 8 * BLOCK_NBYTES
 
 
-def content(nbytes: int) -> Content:
+def content(nbytes: int) -> PageContent:
     """A page of so many bytes."""
     stream = Encoded(np.zeros((1, 8, 1, nbytes // 16), np.uint8), np.zeros((1, 8, 1, 0), np.float32))
-    return Content(stream, stream)
+    return PageContent(stream, stream)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def content(nbytes: int) -> Content:
 )
 def test_the_file_is_about_as_large_as_what_is_counted(tmp_path: Path, nbytes: int) -> None:
     count = max(10, min(1000, (16 << 20) // nbytes))
-    tier = SqliteTier(tmp_path, 1 << 40)
+    tier = SqliteStore(tmp_path, 1 << 40)
     with tier.transaction() as change:
         for _ in range(count):
             change.add_page(content(nbytes))
@@ -37,7 +37,7 @@ def test_the_file_is_about_as_large_as_what_is_counted(tmp_path: Path, nbytes: i
 
 
 def test_what_is_removed_is_counted_out_and_what_stays_is_counted_alike_later(tmp_path: Path) -> None:
-    tier = SqliteTier(tmp_path, 1 << 40)
+    tier = SqliteStore(tmp_path, 1 << 40)
     with tier.transaction() as change:
         rows = [change.add_page(content(nbytes)) for nbytes in (304, 17_008, 278_528, 17_008)]
     before = tier.used
@@ -45,7 +45,7 @@ def test_what_is_removed_is_counted_out_and_what_stays_is_counted_alike_later(tm
     with tier.transaction() as change:
         change.remove_pages(rows[1:2])
 
-    assert before - tier.used == tier.cost(17_008)
+    assert before - tier.used == tier.page_nbytes(17_008)
     with tier.transaction() as change:
         change.remove_pages(rows)
     assert tier.used == 0
@@ -53,10 +53,10 @@ def test_what_is_removed_is_counted_out_and_what_stays_is_counted_alike_later(tm
 
 
 def test_a_file_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
-    SqliteTier(tmp_path, 1 << 30).close()
+    SqliteStore(tmp_path, 1 << 30).close()
     (tmp_path / FILE).chmod(0o644)
 
-    tier = SqliteTier(tmp_path, 1 << 30)
+    tier = SqliteStore(tmp_path, 1 << 30)
 
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     tier.close()

@@ -13,10 +13,10 @@ from starlette.types import Message
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.executor import BATCH, Device
+from hadakv_service.device.executor import MAX_BATCH_JOBS, DeviceExecutor
 from hadakv_service.errors import Busy
-from hadakv_service.observability.device_timings import Observer
-from hadakv_service.observability.request_record import Exchange, current, current_id
+from hadakv_service.observability.device_timings import DeviceObserver
+from hadakv_service.observability.request_record import RequestRecord, current, current_id
 
 SPEC = Codec().at(64)
 T = TypeVar("T")
@@ -76,13 +76,13 @@ class Noted:
 
 
 def on_device(
-    work: Callable[[Device], Awaitable[T]], limit: int = 100, observer: Observer | None = None
+    work: Callable[[DeviceExecutor], Awaitable[T]], limit: int = 100, observer: DeviceObserver | None = None
 ) -> tuple[T, list[list[float]]]:
     """Run something with a device; its result and the launches."""
     backend = Recording()
 
     async def run() -> T:
-        device = Device(backend, limit, observer)
+        device = DeviceExecutor(backend, limit, observer)
         device.start(asyncio.get_running_loop())
         try:
             return await work(device)
@@ -92,7 +92,7 @@ def on_device(
     return asyncio.run(run()), backend.launches
 
 
-async def held_back(device: Device, jobs: Sequence[Noted]) -> list[Any]:
+async def held_back(device: DeviceExecutor, jobs: Sequence[Noted]) -> list[Any]:
     """Let jobs gather behind one that holds the device, then let all go: their results and errors."""
     first = Noted("first", [], holds=True)
     tasks = [asyncio.ensure_future(device.run(first))]
@@ -104,7 +104,7 @@ async def held_back(device: Device, jobs: Sequence[Noted]) -> list[Any]:
 
 
 def test_a_job_gets_back_what_it_asked_to_encode() -> None:
-    async def work(device: Device) -> list[Encoded]:
+    async def work(device: DeviceExecutor) -> list[Encoded]:
         return await device.run(Noted("a", [], numbers=[1.0, 2.0]))
 
     encoded, launches = on_device(work)
@@ -128,11 +128,11 @@ def test_what_waits_together_is_encoded_in_one_launch_and_each_gets_its_own() ->
 
 
 def test_a_batch_has_a_limit() -> None:
-    jobs = [Noted(f"{n}", [], numbers=[float(n)]) for n in range(BATCH + 5)]
+    jobs = [Noted(f"{n}", [], numbers=[float(n)]) for n in range(MAX_BATCH_JOBS + 5)]
 
     _, launches = on_device(lambda device: held_back(device, jobs))
 
-    assert [len(launch) for launch in launches] == [BATCH, 5]
+    assert [len(launch) for launch in launches] == [MAX_BATCH_JOBS, 5]
 
 
 def test_jobs_of_one_key_run_one_after_another_in_order() -> None:
@@ -178,7 +178,7 @@ def test_a_call_runs_on_the_devices_thread_after_earlier_jobs_of_its_key() -> No
         notes.append("call")
         return threading.current_thread().name
 
-    async def work(device: Device) -> str:
+    async def work(device: DeviceExecutor) -> str:
         job = asyncio.ensure_future(device.run(Noted("job", notes, key="a", numbers=[1.0])))
         await asyncio.sleep(0)
         name = await device.call(note_call, "a")
@@ -192,7 +192,7 @@ def test_a_call_runs_on_the_devices_thread_after_earlier_jobs_of_its_key() -> No
 
 
 def test_a_call_that_raises_raises_for_its_caller_alone() -> None:
-    async def work(device: Device) -> int:
+    async def work(device: DeviceExecutor) -> int:
         with pytest.raises(ZeroDivisionError):
             await device.call(lambda: 1 // 0)
         return await device.call(lambda: 7)
@@ -229,7 +229,7 @@ def test_a_failed_launch_is_abandoned_by_who_caused_it_and_harms_no_other_of_its
 
 
 def test_the_device_goes_on_after_a_failed_launch() -> None:
-    async def work(device: Device) -> list[Encoded]:
+    async def work(device: DeviceExecutor) -> list[Encoded]:
         with pytest.raises(RuntimeError, match="the launch failed"):
             await device.run(Noted("bad", [], numbers=[-1.0]))
         return await device.run(Noted("good", [], numbers=[1.0]))
@@ -238,7 +238,7 @@ def test_the_device_goes_on_after_a_failed_launch() -> None:
 
 
 def test_a_full_queue_is_busy_until_there_is_room() -> None:
-    async def work(device: Device) -> tuple[list[Any], list[Any]]:
+    async def work(device: DeviceExecutor) -> tuple[list[Any], list[Any]]:
         first = Noted("first", [], holds=True)
         held = asyncio.ensure_future(device.run(first))
         await asyncio.to_thread(first.entered.wait, 30)
@@ -257,11 +257,13 @@ def test_a_full_queue_is_busy_until_there_is_room() -> None:
 
 
 def test_who_has_begun_to_answer_is_not_told_that_there_are_too_many() -> None:
-    async def work(device: Device) -> list[str]:
+    async def work(device: DeviceExecutor) -> list[str]:
         first = Noted("first", [], holds=True)
         held = asyncio.ensure_future(device.run(first))
         await asyncio.to_thread(first.entered.wait, 30)
-        goes_on = [asyncio.ensure_future(device.go_on(lambda: threading.current_thread().name)) for _ in range(3)]
+        goes_on = [
+            asyncio.ensure_future(device.call_unbounded(lambda: threading.current_thread().name)) for _ in range(3)
+        ]
         await asyncio.sleep(0)
         with pytest.raises(Busy):
             await device.run(Noted("late", []))
@@ -278,7 +280,7 @@ def test_who_has_begun_to_answer_is_not_told_that_there_are_too_many() -> None:
 def test_a_caller_who_gave_up_is_no_trouble_to_the_others() -> None:
     notes: list[str] = []
 
-    async def work(device: Device) -> list[Encoded]:
+    async def work(device: DeviceExecutor) -> list[Encoded]:
         first = Noted("first", [], holds=True)
         held = asyncio.ensure_future(device.run(first))
         await asyncio.to_thread(first.entered.wait, 30)
@@ -301,7 +303,7 @@ def test_stop_finishes_what_waits() -> None:
     backend = Recording()
 
     async def run() -> list[Any]:
-        device = Device(backend, 100)
+        device = DeviceExecutor(backend, 100)
         device.start(asyncio.get_running_loop())
         first = Noted("first", [], holds=True)
         tasks = [asyncio.ensure_future(device.run(first))]
@@ -320,7 +322,7 @@ def test_stop_finishes_what_waits() -> None:
     assert sorted(number for launch in backend.launches for number in launch) == [0, 1, 2, 3, 4, 5]
 
 
-class Kept(Exchange):
+class Kept(RequestRecord):
     """One that may be referred to weakly."""
 
 
@@ -329,7 +331,7 @@ async def nowhere(_: Message) -> None:
 
 
 def test_the_device_knows_whose_request_it_works_on_and_keeps_none() -> None:
-    async def story(device: Device) -> bool:
+    async def story(device: DeviceExecutor) -> bool:
         exchange = Kept({"headers": []}, nowhere)
         kept, name = ref(exchange), exchange.id.decode()
         current.set(exchange)

@@ -7,19 +7,19 @@ import pytest
 
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.storage.disk import sqlite_store
-from hadakv_service.storage.disk.sqlite_store import SqliteTier
-from hadakv_service.storage.session_store import Store
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.session_store import SessionStore
 from service.stored import ANN, BACKEND, append
 from service.test_restart_http import K, V, holds, service
 
 MEMORY = 1 << 20
 
 
-def refusal(store: Store) -> str:
+def refusal(store: SessionStore) -> str:
     """Why a store takes no more of a session that may not be ended."""
     for _ in range(100):
         append(store, ANN, 1000, durability="ack")
-        for error in store.settle().values():
+        for error in store.group_commit().values():
             assert isinstance(error, InsufficientStorage)
             return error.detail
     raise AssertionError("everything has room")
@@ -28,9 +28,9 @@ def refusal(store: Store) -> str:
 def test_a_full_file_system_is_named_and_logged_once_in_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store(MEMORY, tier=SqliteTier(tmp_path, 1 << 30), backend=BACKEND)
+    store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, 1, durability="ack")
-    assert not store.settle()
+    assert not store.group_commit()
     monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 0)
 
     details = [refusal(store) for _ in range(2)]
@@ -44,7 +44,7 @@ def test_a_full_file_system_is_named_and_logged_once_in_a_while(
 def test_a_budget_that_is_used_up_is_named_and_no_disk_is_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store(MEMORY, tier=SqliteTier(tmp_path, 200_000), backend=BACKEND)
+    store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 200_000), backend=BACKEND)
     monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 1 << 30)
 
     detail = refusal(store)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from contract import MSGPACK, Caller, Json
 from hadakv_kernels import BITS, HEAD_DIMS, Codec
-from hadakv_service.device.executor import LONG_NBYTES
+from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
 from service.files import METADATA, exported, imported, put_together, taken_apart, tensors, told
 from service.samples import CODECS, TTL_SECONDS, pair
 
@@ -177,7 +177,7 @@ def test_a_large_file_goes_in_steps_and_comes_back_as_it_was(caller: Caller, ses
     caller.append(session, *pair(4, 4, 2000, 256), codec={"kind": "float16"})
     file = exported(caller, session)
 
-    assert len(file) > LONG_NBYTES
+    assert len(file) > CHUNKED_JOB_NBYTES
     assert imported(caller, f"{session}.copy", file).status == 201
     assert exported(caller, f"{session}.copy").endswith(taken_apart(file)[1])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from contract import JSON, MSGPACK, Caller, Json
-from hadakv_service.device.executor import LONG_NBYTES
+from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
 from hadakv_service.operations.session_file import MAX_HEADER_NBYTES
 from hadakv_service.testing import running_service
 from service.files import (
@@ -374,7 +374,7 @@ def test_a_fault_at_the_end_of_a_large_file_undoes_all_of_it() -> None:
 
         refused = imported(caller, "new", file)
 
-        assert len(file) > LONG_NBYTES
+        assert len(file) > CHUNKED_JOB_NBYTES
         assert_names_field(refused, "layers.1.v.values")
         assert (caller.used_nbytes(), names(caller)) == (before, ["large"])
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from contract import MSGPACK, Answer, Caller, connect, status_line, tensor
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from hadakv_service.testing import RunningService, running_service
 from service.refusals import K, V, spoiled
 
@@ -108,7 +108,7 @@ def tokens(count: int) -> NDArray[np.float16]:
 
 def beside(pages: int) -> int:
     """What a session of one layer is counted as beside its packed bytes."""
-    return SESSION_NBYTES + RUN_NBYTES + pages * PAGE_NBYTES
+    return SESSION_OVERHEAD_NBYTES + RUN_OVERHEAD_NBYTES + pages * PAGE_OVERHEAD_NBYTES
 
 
 def test_an_append_larger_than_the_budget_is_refused_and_nothing_is_evicted_in_vain(tiny: Caller) -> None:
@@ -166,14 +166,14 @@ def test_what_a_refused_append_reserved_is_given_back(tiny: Caller) -> None:
 
 
 def test_sessions_without_tokens_stay_within_the_budget(tiny: Caller) -> None:
-    most = BUDGET // SESSION_NBYTES
+    most = BUDGET // SESSION_OVERHEAD_NBYTES
 
     made = [tiny.put(f"/sessions/{i:03}", {"window": 10 + i}).status for i in range(most + 20)]
     listed = tiny.get("/sessions", limit=1000).body["sessions"]
 
     assert set(made) == {201}
     assert [entry["session"] for entry in listed] == [f"{i:03}" for i in range(20, most + 20)]
-    assert tiny.used_nbytes() == most * SESSION_NBYTES
+    assert tiny.used_nbytes() == most * SESSION_OVERHEAD_NBYTES
     assert tiny.append("a", tokens(100), tokens(100)).status == 201
     tiny.get("/sessions/020").problem(404, "session-not-found")
 

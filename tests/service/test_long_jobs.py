@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.chunks import encode_in_slices, to_the_end
-from hadakv_service.device.executor import LONG_NBYTES, Device
-from hadakv_service.device.jobs import Call, LongJob
+from hadakv_service.device.chunks import encode_chunked, run_to_completion
+from hadakv_service.device.executor import CHUNKED_JOB_NBYTES, DeviceExecutor
+from hadakv_service.device.jobs import ChunkedJob, FunctionJob
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.operations.append import Append, AppendJob
+from hadakv_service.operations.append import AppendOperation, AppendRequest
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, Shape
-from hadakv_service.storage.session_store import Store
+from hadakv_service.storage.session_store import SessionStore
 
 SPEC = Codec().at(64)
-ROWS = LONG_NBYTES // (64 * 4)
+ROWS = CHUNKED_JOB_NBYTES // (64 * 4)
 T = TypeVar("T")
 
 
@@ -44,7 +44,7 @@ class Paced(CpuBackend):
         return super().encode(streams)
 
 
-class Long(LongJob[list[Encoded]]):
+class Long(ChunkedJob[list[Encoded]]):
     """Encodes that many slices of rows in each of two streams, with one more step to finish."""
 
     def __init__(self, notes: list[str], slices: int = 2, key: Hashable = "long", fails: str = "") -> None:
@@ -62,7 +62,7 @@ class Long(LongJob[list[Encoded]]):
         return self.streams
 
     def finish(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        return to_the_end(self.finish_in_steps(encoded))
+        return run_to_completion(self.finish_in_steps(encoded))
 
     def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, list[Encoded]]:
         yield
@@ -78,12 +78,12 @@ class Long(LongJob[list[Encoded]]):
             raise ValueError(step)
 
 
-def on_device(work: Callable[[Device, Paced], Awaitable[T]]) -> T:
+def on_device(work: Callable[[DeviceExecutor, Paced], Awaitable[T]]) -> T:
     """Run something with a device; what it leaves behind is let go on."""
     backend = Paced()
 
     async def run() -> T:
-        device = Device(backend, 100)
+        device = DeviceExecutor(backend, 100)
         device.start(asyncio.get_running_loop())
         try:
             return await asyncio.wait_for(work(device, backend), 60)
@@ -102,7 +102,7 @@ async def launched(backend: Paced) -> None:
 def test_slices_are_encoded_as_the_whole_is() -> None:
     x = np.random.default_rng(1).standard_normal((3, ROWS // 2 + 1, 1, 64), np.float32)
 
-    encoded = to_the_end(encode_in_slices(CpuBackend(1), [Stream(x, SPEC)]))[0]
+    encoded = run_to_completion(encode_chunked(CpuBackend(1), [Stream(x, SPEC)]))[0]
 
     whole = CpuBackend(1).encode([Stream(x, SPEC)])[0]
     assert np.array_equal(encoded.packed, whole.packed)
@@ -110,7 +110,7 @@ def test_slices_are_encoded_as_the_whole_is() -> None:
 
 
 def test_a_slice_has_a_size() -> None:
-    async def work(device: Device, backend: Paced) -> list[int]:
+    async def work(device: DeviceExecutor, backend: Paced) -> list[int]:
         backend.go_on.release(1000)
         await device.run(Long([], slices=3))
         return backend.launches
@@ -121,7 +121,7 @@ def test_a_slice_has_a_size() -> None:
 def test_others_have_their_turn_between_steps_but_none_of_the_same_key() -> None:
     notes: list[str] = []
 
-    async def work(device: Device, backend: Paced) -> list[Encoded]:
+    async def work(device: DeviceExecutor, backend: Paced) -> list[Encoded]:
         long = asyncio.ensure_future(device.run(Long(notes)))
         await launched(backend)
         same = asyncio.ensure_future(device.call(lambda: notes.append("same"), "long"))
@@ -142,14 +142,14 @@ def test_others_have_their_turn_between_steps_but_none_of_the_same_key() -> None
 
 
 def test_what_runs_between_steps_is_told_the_key_of_the_long_job() -> None:
-    class Told(Call[None]):
+    class Told(FunctionJob[None]):
         def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
             self.batch = batch
             return ()
 
     told = Told(lambda: None, "told")
 
-    async def work(device: Device, backend: Paced) -> None:
+    async def work(device: DeviceExecutor, backend: Paced) -> None:
         long = asyncio.ensure_future(device.run(Long([])))
         await launched(backend)
         other = asyncio.ensure_future(device.run(told))
@@ -165,7 +165,7 @@ def test_what_runs_between_steps_is_told_the_key_of_the_long_job() -> None:
 def test_long_jobs_go_one_after_another() -> None:
     notes: list[str] = []
 
-    async def work(device: Device, backend: Paced) -> None:
+    async def work(device: DeviceExecutor, backend: Paced) -> None:
         first = asyncio.ensure_future(device.run(Long(notes, key="a")))
         await launched(backend)
         others = [asyncio.ensure_future(device.run(Long(notes, key=key))) for key in "bac"]
@@ -185,7 +185,7 @@ def test_long_jobs_go_one_after_another() -> None:
 def test_a_long_job_that_fails_is_abandoned_and_the_device_goes_on(fails: str, expected: list[str]) -> None:
     notes: list[str] = []
 
-    async def work(device: Device, backend: Paced) -> int:
+    async def work(device: DeviceExecutor, backend: Paced) -> int:
         backend.go_on.release(1000)
         with pytest.raises((ValueError, RuntimeError)):
             await device.run(Long(notes, fails=fails))
@@ -198,14 +198,14 @@ def test_a_long_job_that_fails_is_abandoned_and_the_device_goes_on(fails: str, e
 def test_who_finds_no_room_beside_a_long_job_tries_again_after_it() -> None:
     notes: list[str] = []
 
-    class Crowded(Call[None]):
+    class Crowded(FunctionJob[None]):
         def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
             notes.append(f"{len(batch)} under way")
             if len(batch) > 1:
                 raise InsufficientStorage("no room", needed=1, budget=0)
             return ()
 
-    async def work(device: Device, backend: Paced) -> None:
+    async def work(device: DeviceExecutor, backend: Paced) -> None:
         long = asyncio.ensure_future(device.run(Long(notes)))
         await launched(backend)
         crowded = asyncio.ensure_future(device.run(Crowded(lambda: None, "crowded")))
@@ -221,7 +221,7 @@ def test_who_finds_no_room_beside_a_long_job_tries_again_after_it() -> None:
 def test_stop_finishes_a_long_job() -> None:
     async def run() -> list[Encoded]:
         backend = Paced()
-        device = Device(backend, 100)
+        device = DeviceExecutor(backend, 100)
         device.start(asyncio.get_running_loop())
         long = asyncio.ensure_future(device.run(Long([])))
         await launched(backend)
@@ -239,21 +239,21 @@ def test_stop_finishes_a_long_job() -> None:
     st.none() | st.integers(1, 700),
 )
 def test_an_append_in_steps_is_stored_as_one_in_one_step(lengths: list[int], window: int | None) -> None:
-    backend, store = CpuBackend(1), Store(1 << 30)
+    backend, store = CpuBackend(1), SessionStore(1 << 30)
     random = np.random.default_rng(len(lengths))
     expected, key = Session(window=window), ("", "s")
-    store.put(key, expected)
+    store.commit(key, expected)
     for tokens in lengths:
         k, v = random.standard_normal((2, 2, 1, tokens, 64)).astype(np.float32)
         shape = Shape(0, 2, 1, tokens, 64)
-        expected = expected.accept(shape, None)
+        expected = expected.with_shape(shape, None)
         page = Page(*backend.encode([Stream(k, SPEC), Stream(v, SPEC)]))
         expected = expected.append(0, page, backend)
-        job = AppendJob(key, Append(k, v, shape, None), store, backend, Session())
-        to_the_end(job.finish_in_steps(backend.encode(job.begin(frozenset([key])))))
+        job = AppendOperation(key, AppendRequest(k, v, shape, None), store, backend, Session())
+        run_to_completion(job.complete_chunked(backend.encode(job.prepare(frozenset([key])))))
 
     run, wanted = store.get(key).session.runs[0], expected.runs[0]
-    assert (run.base, run.length, run.full) == (wanted.base, wanted.length, wanted.full)
+    assert (run.start, run.stop, run.full_pages) == (wanted.start, wanted.stop, wanted.full_pages)
     assert [page.tokens for page in run.pages] == [page.tokens for page in wanted.pages]
     for array, other in zip(_arrays(run.pages), _arrays(wanted.pages), strict=True):
         assert np.array_equal(array, other)

@@ -20,12 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families as text_metr
 
 from contract import Caller
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.executor import Device
+from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.http.routes import docs
-from hadakv_service.observability.counters import DeviceTally, RequestTally
-from hadakv_service.observability.process_metrics import Usage
-from hadakv_service.observability.prometheus import Memory, Metrics, Service
-from hadakv_service.storage.session_store import Store
+from hadakv_service.observability.counters import DeviceCounters, RequestCounters
+from hadakv_service.observability.process_metrics import RusageCollector
+from hadakv_service.observability.prometheus import MemoryTierGauges, Metrics, Service
+from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import RunningService, running_service
 from service.held import HELD
 from service.refusals import K, V
@@ -52,9 +52,11 @@ def test_the_ledger_is_told_as_it_is(asking: Caller, watched: RunningService, se
 def test_every_tier_is_told() -> None:
     figures = {"budget": 1 << 40, "used": 77, "sessions": 5, "spills": 9, "restores": 4, "failures": 1}
     disk = SimpleNamespace(name="disk", **figures)
-    device, store = Device(CpuBackend(1), 1), Store(1 << 20)
+    device, store = DeviceExecutor(CpuBackend(1), 1), SessionStore(1 << 20)
 
-    page, _ = Metrics(Service(RequestTally(), DeviceTally(), device, store, [Memory(store), disk])).page("")
+    page, _ = Metrics(
+        Service(RequestCounters(), DeviceCounters(), device, store, [MemoryTierGauges(store), disk])
+    ).render("")
     found = samples(page.decode())
 
     told = {"budget": "budget_bytes", "used": "stored_bytes", "sessions": "sessions"}
@@ -108,7 +110,7 @@ def test_the_backend_and_the_process_are_told(watched: RunningService, asking: C
 
 def test_a_system_without_proc_tells_what_it_can() -> None:
     registry = CollectorRegistry()
-    registry.register(Usage())
+    registry.register(RusageCollector())
 
     found = samples(generate_latest(registry).decode())
 

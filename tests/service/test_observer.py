@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded, Stream
-from hadakv_service.device.chunks import to_the_end
-from hadakv_service.device.executor import LONG_NBYTES, Device
-from hadakv_service.device.jobs import LongJob
+from hadakv_service.device.chunks import run_to_completion
+from hadakv_service.device.executor import CHUNKED_JOB_NBYTES, DeviceExecutor
+from hadakv_service.device.jobs import ChunkedJob
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.observability.counters import DeviceTally, Histogram
-from hadakv_service.observability.device_timings import Work
+from hadakv_service.observability.counters import DeviceCounters, Histogram
+from hadakv_service.observability.device_timings import BatchTimings
 from service.test_device import SPEC, Noted, held_back, on_device
 
 
@@ -21,21 +21,21 @@ class Watching:
     """An observer that keeps what it is told; jobs are noted by number."""
 
     def __init__(self) -> None:
-        self.told: list[Work] = []
+        self.told: list[BatchTimings] = []
         self._numbers = count()
 
     def asked(self) -> int:
         return next(self._numbers)
 
-    def done(self, work: Work) -> None:
+    def done(self, work: BatchTimings) -> None:
         self.told.append(work)
 
 
-class Long(LongJob[int]):
+class Long(ChunkedJob[int]):
     """A long job of some steps."""
 
     key: Hashable = "long"
-    nbytes = LONG_NBYTES + 1
+    nbytes = CHUNKED_JOB_NBYTES + 1
 
     def __init__(self, steps: int, fails: bool = False) -> None:
         self._steps = steps
@@ -47,7 +47,7 @@ class Long(LongJob[int]):
         return [Stream(np.ones((4, 64), np.float32), SPEC)] * 2
 
     def finish(self, encoded: Sequence[Encoded]) -> int:
-        return to_the_end(self.finish_in_steps(encoded))
+        return run_to_completion(self.finish_in_steps(encoded))
 
     def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, int]:
         for _ in range(self._steps):
@@ -68,14 +68,14 @@ class Crowded(Noted):
         return super().begin(batch)
 
 
-def observed(*jobs: Any) -> list[Work]:
+def observed(*jobs: Any) -> list[BatchTimings]:
     """What is told of jobs that waited together."""
     watching = Watching()
     on_device(lambda device: held_back(device, jobs), observer=watching)
     return watching.told[1:]
 
 
-def assert_in_order(work: Work) -> None:
+def assert_in_order(work: BatchTimings) -> None:
     assert 0 < work.begun <= work.encoding <= work.encoded <= work.ended
     assert 0 <= work.encode_seconds <= work.busy_seconds <= work.ended - work.begun + 1e-6
 
@@ -128,9 +128,9 @@ def test_a_long_job_that_is_refused_is_told_without_encoding() -> None:
 
 
 def test_batches_are_counted_by_their_size() -> None:
-    tally = DeviceTally()
+    tally = DeviceCounters()
 
-    async def work(device: Device) -> None:
+    async def work(device: DeviceExecutor) -> None:
         await held_back(device, [Noted(f"{n}", [], numbers=[1.0]) for n in range(5)])
         await held_back(device, [Noted(f"{n}", [], key=n % 2) for n in range(4)])
 

@@ -7,16 +7,18 @@ from itertools import count
 import pytest
 
 from hadakv_service.errors import Busy, ServiceError
-from hadakv_service.server.connection_monitor import Limits, Watch
-from hadakv_service.server.progress_timeout import Pace
+from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.progress_timeout import ProgressTimeout
 
 SECONDS = 10
 
 
-def first_late(looks: list[tuple[float, float]], of: object = "body", pace: Pace | None = None) -> float | None:
+def first_late(
+    looks: list[tuple[float, float]], of: object = "body", pace: ProgressTimeout | None = None
+) -> float | None:
     """When something is late first, looked at at those times, when it had come so far."""
-    pace = pace or Pace()
-    return next((now for now, came in looks if pace.late(now, (of, of), came, SECONDS)), None)
+    pace = pace or ProgressTimeout()
+    return next((now for now, came in looks if pace.expired(now, (of, of), came, SECONDS)), None)
 
 
 def test_what_does_not_go_on_is_late_after_its_time() -> None:
@@ -39,35 +41,35 @@ def test_haste_earns_no_time_to_stop_for_longer() -> None:
 
 
 def test_time_that_is_not_its_own_does_not_count() -> None:
-    pace = Pace()
-    late = [pace.late(now, ("body", "body"), 0, SECONDS, held=now < 500) for now in range(600)]
+    pace = ProgressTimeout()
+    late = [pace.expired(now, ("body", "body"), 0, SECONDS, held=now < 500) for now in range(600)]
 
     assert late.index(True) == 499 + SECONDS + 1
 
 
 def test_another_thing_has_its_own_time() -> None:
-    pace = Pace()
+    pace = ProgressTimeout()
     for now in range(100):
         one, other = object(), object()
-        assert not pace.late(now, ("head", one), 0, SECONDS)
-        assert not pace.late(now + SECONDS, ("head", other), 0, SECONDS), "another of the same kind"
-        assert not pace.late(now + 2 * SECONDS, ("body", other), 0, SECONDS), "the same of another kind"
+        assert not pace.expired(now, ("head", one), 0, SECONDS)
+        assert not pace.expired(now + SECONDS, ("head", other), 0, SECONDS), "another of the same kind"
+        assert not pace.expired(now + 2 * SECONDS, ("body", other), 0, SECONDS), "the same of another kind"
 
 
 def test_equal_things_are_not_the_same() -> None:
-    pace = Pace()
+    pace = ProgressTimeout()
     heads: list[dict[str, str]] = [{}, {}]
 
-    assert not pace.late(0, ("head", heads[0]), 0, SECONDS)
-    assert not pace.late(100, ("head", heads[1]), 0, SECONDS)
+    assert not pace.expired(0, ("head", heads[0]), 0, SECONDS)
+    assert not pace.expired(100, ("head", heads[1]), 0, SECONDS)
 
 
 def test_after_a_rest_time_begins_anew() -> None:
-    pace = Pace()
-    pace.late(0, ("body", "body"), 0, SECONDS)
-    pace.rest()
+    pace = ProgressTimeout()
+    pace.expired(0, ("body", "body"), 0, SECONDS)
+    pace.reset()
 
-    assert not pace.late(100, ("body", "body"), 0, SECONDS)
+    assert not pace.expired(100, ("body", "body"), 0, SECONDS)
 
 
 # Room for new connections
@@ -101,7 +103,7 @@ class Door:
     def __init__(self, peers: list[Peer], most: int) -> None:
         self._peers = peers
         loop = asyncio.new_event_loop()
-        self._watch = Watch(peers, Limits(1, most, 1, 1, 1, 1), loop)
+        self._watch = ConnectionMonitor(peers, Limits(1, most, 1, 1, 1, 1), loop)
         self._heard = count(1000)
         loop.close()
 

@@ -72,13 +72,13 @@ def filled(window: int | None, appends: list[tuple[int, int, int]]) -> tuple[Ses
         lengths |= {0} if len(model.layers) < layer + layers else set()
         if len(lengths) > 1:
             with pytest.raises(PositionConflict) as refused:
-                session.place(shape)
+                session.append_position(shape)
             assert refused.value.fields["length"] == min(lengths)
             continue
-        assert session.place(shape) == (lengths.pop(), True)
+        assert session.append_position(shape) == (lengths.pop(), True)
         tokens = [list(range(fresh + i * count, fresh + (i + 1) * count)) for i in range(layers)]
         fresh += layers * count
-        ready = session.opened(layer, layers)
+        ready = session.split_runs(layer, layers)
         expected = ready.pages + ready.new_pages(layer, layers, count)
         session = session.append(layer, page(tokens), BACKEND)
         assert session.runs == () or len(session.runs) == len(ready.runs)
@@ -132,7 +132,7 @@ def test_an_append_leaves_the_value_it_came_from_as_it_was(
     grown = session
 
     for layer, layers, count in after:
-        if grown.span(layer, layers)[1] == grown.span(layer, layers)[2]:
+        if grown.common_range(layer, layers)[1] == grown.common_range(layer, layers)[2]:
             grown = grown.append(layer, page([[9] * count] * layers), BACKEND)
 
     assert [len(own) for own in model.layers] == [length for _, _, length in session.spans()]
@@ -148,9 +148,9 @@ def test_pages_are_full_but_for_the_last_ones(step: int) -> None:
         session = session.append(0, page([[7] * step]), BACKEND)
 
     (run,) = session.runs
-    assert run.full == run.length // PAGE_TOKENS
-    assert {piece.tokens for piece in run.pages[: run.full]} == {PAGE_TOKENS}
-    assert sum(piece.tokens for piece in run.pages[run.full :]) == run.length % PAGE_TOKENS
+    assert run.full_pages == run.stop // PAGE_TOKENS
+    assert {piece.tokens for piece in run.pages[: run.full_pages]} == {PAGE_TOKENS}
+    assert sum(piece.tokens for piece in run.pages[run.full_pages :]) == run.stop % PAGE_TOKENS
 
 
 def test_a_full_page_is_shared_by_all_later_values() -> None:
@@ -177,7 +177,7 @@ def test_pages_that_left_the_window_are_let_go() -> None:
         session = session.append(0, page([[1] * 100] * 2), BACKEND)
 
     assert sum(piece.tokens for piece in session.runs[0].pages) <= 10 + PAGE_TOKENS
-    assert session.runs[0].length == 5000
+    assert session.runs[0].stop == 5000
 
 
 def test_appends_of_no_tokens_do_not_pile_up() -> None:
@@ -218,7 +218,7 @@ def test_an_append_goes_to_the_end_or_repeats_what_is_stored(
 ) -> None:
     session = opened().append(0, page([[1] * 10]), BACKEND)
 
-    assert session.place(Shape(0, 1, HEADS, count, 64, position)) == place
+    assert session.append_position(Shape(0, 1, HEADS, count, 64, position)) == place
 
 
 @pytest.mark.parametrize(("position", "count"), [(11, 1), (0, 11), (9, 2), (2**63, 1)])
@@ -226,7 +226,7 @@ def test_an_append_that_does_neither_is_a_conflict(position: int, count: int) ->
     session = opened().append(0, page([[1] * 10]), BACKEND)
 
     with pytest.raises(PositionConflict) as refused:
-        session.place(Shape(0, 1, HEADS, count, 64, position))
+        session.append_position(Shape(0, 1, HEADS, count, 64, position))
 
     assert refused.value.fields == {"length": 10}
 
@@ -235,7 +235,7 @@ def test_an_append_that_does_neither_is_a_conflict(position: int, count: int) ->
 def test_what_is_partly_in_the_window_can_be_repeated(position: int, count: int) -> None:
     session = opened(window=4).append(0, page([[1] * 10]), BACKEND)
 
-    assert session.place(Shape(0, 1, HEADS, count, 64, position)) == (position, False)
+    assert session.append_position(Shape(0, 1, HEADS, count, 64, position)) == (position, False)
 
 
 @pytest.mark.parametrize(("position", "count"), [(0, 6), (5, 1), (5, 0), (0, 11), (6, 5)])
@@ -243,7 +243,7 @@ def test_what_wholly_left_the_window_or_goes_beyond_the_end_cannot_be_repeated(p
     session = opened(window=4).append(0, page([[1] * 10]), BACKEND)
 
     with pytest.raises(PositionConflict) as refused:
-        session.place(Shape(0, 1, HEADS, count, 64, position))
+        session.append_position(Shape(0, 1, HEADS, count, 64, position))
 
     assert refused.value.fields == {"length": 10}
     assert ("window" in refused.value.detail) == (position < 6)
@@ -262,7 +262,7 @@ def test_a_shape_at_odds_with_the_session_is_refused_with_its_own(shape: Shape, 
     session = Session(kv_heads=HEADS, head_dim=64, layers=4)
 
     with pytest.raises(ShapeMismatch) as refused:
-        session.accept(shape, None)
+        session.with_shape(shape, None)
 
     assert refused.value.fields == fields
 
@@ -270,7 +270,7 @@ def test_a_shape_at_odds_with_the_session_is_refused_with_its_own(shape: Shape, 
 def test_the_first_append_decides_what_was_left_open() -> None:
     chosen = (Codec(bits=2), Codec(kind="float16"))
 
-    session = Session(layers=4).accept(Shape(0, 4, 3, 1, 128), chosen)
+    session = Session(layers=4).with_shape(Shape(0, 4, 3, 1, 128), chosen)
 
     assert (session.codecs, session.kv_heads, session.head_dim, session.layers) == (chosen, 3, 128, 4)
 
@@ -279,10 +279,10 @@ def test_a_codec_that_is_not_the_sessions_is_refused_with_the_sessions() -> None
     session = opened()
 
     with pytest.raises(CodecMismatch) as refused:
-        session.accept(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec(bits=8)))
+        session.with_shape(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec(bits=8)))
 
     assert refused.value.fields["codec"]["v"]["bits"] == 4
-    assert session.accept(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec())) == session
+    assert session.with_shape(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec())) == session
 
 
 @pytest.mark.parametrize(

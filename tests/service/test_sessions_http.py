@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from contract import JSON, MSGPACK, Caller, Json, stream
 from hadakv_kernels import Codec
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from service.samples import DEFAULT, RNG, TTL_SECONDS, pair, row_nbytes
 
 # PUT
@@ -166,7 +166,7 @@ def test_deleting_frees_the_bytes_and_the_name(alone: Caller, session: str) -> N
 
     assert (deleted.status, deleted.content) == (204, b"")
     packed = 2 * 2 * 2 * 600 * row_nbytes(DEFAULT, 64)
-    assert with_it - before == packed + SESSION_NBYTES + RUN_NBYTES + 3 * PAGE_NBYTES
+    assert with_it - before == packed + SESSION_OVERHEAD_NBYTES + RUN_OVERHEAD_NBYTES + 3 * PAGE_OVERHEAD_NBYTES
     assert alone.used_nbytes() == before
     again = alone.append(session, v[:, :1], k[:, :1], codec={"bits": 8})
     assert again.status == 201

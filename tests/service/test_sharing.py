@@ -15,8 +15,8 @@ from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionEx
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage import memory_budget
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
+from hadakv_service.storage.session_store import Key, SessionStore
 
 BACKEND = CpuBackend(1)
 CODEC = Codec(kind="float16")
@@ -71,14 +71,14 @@ class Sharing(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = Store(1 << 40)
+        self.store = SessionStore(1 << 40)
         self.models: dict[Key, Model] = {}
         self.next = 0
 
     @initialize(windows=st.lists(st.sampled_from([None, None, 5, 300]), min_size=1, max_size=2))
     def make(self, windows: list[int | None]) -> None:
         for key, window in zip((("", "a"), ("", "b")), windows, strict=False):
-            self.store.put(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, window=window))
+            self.store.commit(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, window=window))
             self.models[key] = Model(window=window)
             for _ in range(2):
                 self._append(key, 150, 0)
@@ -100,7 +100,7 @@ class Sharing(RuleBasedStateMachine):
         value = session.append(first, numbered(numbers, LAYERS - first), BACKEND)
         for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=True):
             pass
-        self.store.put(key, value)
+        self.store.commit(key, value)
         self.models[key] = model.grown(first, numbers)
 
     @rule(which=WHICH, back=st.integers(0, 700))
@@ -114,7 +114,7 @@ class Sharing(RuleBasedStateMachine):
         except InvalidRequest:
             assert not allowed
             return
-        self.store.put(key, session)
+        self.store.commit(key, session)
         self.models[key] = model.cut(length)
 
     @rule(which=WHICH, new=st.sampled_from([("", name) for name in "abcd"]), back=st.none() | st.integers(0, 400))
@@ -140,7 +140,7 @@ class Sharing(RuleBasedStateMachine):
     @rule(which=WHICH)
     def delete(self, which: int) -> None:
         key = self._some(which)
-        self.store.remove(key)
+        self.store.delete(key)
         del self.models[key]
 
     @invariant()
@@ -161,23 +161,23 @@ class Sharing(RuleBasedStateMachine):
     def the_ledger_counts_every_page_once(self) -> None:
         sessions = [self.store.get(key).session for key in self.models]
         pages = {id(page): page for session in sessions for page in session.all_pages()}
-        beside = sum(SESSION_NBYTES + len(session.runs) * RUN_NBYTES for session in sessions)
-        assert self.store.ledger.used == beside + sum(page.nbytes + PAGE_NBYTES for page in pages.values())
-        assert self.store.ledger.reserved == 0
+        beside = sum(SESSION_OVERHEAD_NBYTES + len(session.runs) * RUN_OVERHEAD_NBYTES for session in sessions)
+        assert self.store.memory.used == beside + sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages.values())
+        assert self.store.memory.reserved == 0
 
 
 TestSharing = Sharing.TestCase
 TestSharing.settings = settings(max_examples=120, stateful_step_count=30)
 
 
-def filled(*keys: Key) -> tuple[Store, int]:
+def filled(*keys: Key) -> tuple[SessionStore, int]:
     """A store whose budget is what equal sessions of these keys take, and what one of them is counted as."""
     empty = Session((CODEC, CODEC), kv_heads=1, head_dim=64)
     sessions = [empty.append(0, numbered(list(range(300)), LAYERS), BACKEND) for _ in keys]
-    cost = memory_budget.cost(sessions[0])
-    store = Store(len(keys) * cost)
+    cost = memory_budget.resident_nbytes(sessions[0])
+    store = SessionStore(len(keys) * cost)
     for key, session in zip(keys, sessions, strict=True):
-        store.put(key, session)
+        store.commit(key, session)
     return store, cost
 
 
@@ -188,7 +188,7 @@ def test_a_fork_makes_room_by_evicting_the_least_recently_used() -> None:
 
     assert store.find(("", "old")) is None
     assert len(store) == 2
-    assert cost < store.ledger.used < 1.1 * cost
+    assert cost < store.memory.used < 1.1 * cost
 
 
 def test_a_fork_evicts_nobody_who_is_under_way() -> None:
@@ -198,4 +198,4 @@ def test_a_fork_evicts_nobody_who_is_under_way() -> None:
         store.fork(("", "new"), ("", "fork"), store.get(("", "new")).session, {("", "old")})
 
     assert store.find(("", "fork")) is None
-    assert store.ledger.used == 2 * cost
+    assert store.memory.used == 2 * cost

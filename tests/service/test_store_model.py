@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES
+from hadakv_service.storage.session_store import Key, SessionStore
 from service.stored import ANN, BOB, EMPTY, TOKEN, Clock, cost, grown, opened
 
 NAMES = (ANN, BOB, ("tenant", "ann"))
@@ -22,7 +22,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.store = Store(BUDGET, self.clock)
+        self.store = SessionStore(BUDGET, self.clock)
         # What each append brought.
         self.tokens: dict[Key, list[int]] = {}
         self.expires: dict[Key, float | None] = {}
@@ -70,7 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=KEYS, ttl=TTLS)
     def make(self, key: Key, ttl: float | None) -> None:
         if self.store.find(key) is None and self._reserve(key, EMPTY):
-            self.store.put(key, opened(ttl), EMPTY)
+            self.store.commit(key, opened(ttl), EMPTY)
             self.tokens[key], self.ttl[key] = [], ttl
             self._make_room(key)
             self._use(key)
@@ -79,10 +79,12 @@ class StoreMachine(RuleBasedStateMachine):
     def append(self, key: Key, tokens: int, ttl: float | None) -> None:
         entry = self.store.find(key)
         session = entry.session if entry else opened(ttl)
-        more = (RUN_NBYTES if not self.tokens.get(key) else 0) + (PAGE_NBYTES + tokens * TOKEN if tokens else 0)
+        more = (RUN_OVERHEAD_NBYTES if not self.tokens.get(key) else 0) + (
+            PAGE_OVERHEAD_NBYTES + tokens * TOKEN if tokens else 0
+        )
         more += 0 if entry else EMPTY
         if self._reserve(key, more):
-            self.store.put(key, grown(session, tokens), more)
+            self.store.commit(key, grown(session, tokens), more)
             if entry is None:
                 self.tokens[key], self.ttl[key] = [], ttl
             self.tokens[key].append(tokens)
@@ -108,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=KEYS)
     def delete(self, key: Key) -> None:
         if self.store.find(key) is not None:
-            self.store.remove(key)
+            self.store.delete(key)
             self._forget(key)
 
     @rule(seconds=st.sampled_from([0.25, 0.5, 0.5, 1.0, 3.0]))
@@ -120,13 +122,13 @@ class StoreMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         self.clock.now += 1
         self._forget_expired()
-        self.store.sweep()
-        assert self.store.ledger.used == self._costs() + sum(self.reserved)
+        self.store.expire()
+        assert self.store.memory.used == self._costs() + sum(self.reserved)
         assert len(self.store) == len(self.tokens)
 
     @invariant()
     def the_ledger_counts_all_there_is_within_the_budget(self) -> None:
-        ledger = self.store.ledger
+        ledger = self.store.memory
         assert 0 <= self._costs() <= ledger.stored <= BUDGET
         assert 0 <= ledger.reserved == sum(self.reserved) <= BUDGET, "more is promised than there ever will be"
 
@@ -142,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_list_shows_them(self) -> None:
-        found, _ = self.store.page("", "", "", 10)
+        found, _ = self.store.list_sessions("", "", "", 10)
         assert [id_ for id_, _ in found] == sorted(id_ for owner, id_ in self.tokens if owner == "")
 
 

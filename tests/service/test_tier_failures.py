@@ -15,7 +15,7 @@ import pytest
 
 from contract import Caller, stream
 from hadakv_kernels import Codec, tables
-from hadakv_service.storage.disk.interface import TierRefused
+from hadakv_service.storage.disk.interface import DataDirectoryError
 from hadakv_service.storage.disk.sqlite_file import FILE, open_database
 from hadakv_service.testing import running_service
 from service.samples import pair
@@ -208,7 +208,7 @@ def test_a_directory_that_cannot_be_written_is_what_is_refused_with_or_without_a
     reasons = []
     for _ in "without", "with":
         owned.chmod(0o500)
-        with pytest.raises(TierRefused) as refused:
+        with pytest.raises(DataDirectoryError) as refused:
             open_database(owned)
         reasons.append(str(refused.value))
         owned.chmod(0o700)
@@ -223,9 +223,13 @@ def test_a_file_and_a_directory_that_may_not_be_touched_are_named(owned: Path) -
     owned.joinpath(FILE).touch(0o400)
     owned.joinpath("closed").mkdir(0o500)
 
-    with pytest.raises(TierRefused, match=rf"{owned}/{FILE}: cannot be written \(Permission denied\); let this user"):
+    with pytest.raises(
+        DataDirectoryError, match=rf"{owned}/{FILE}: cannot be written \(Permission denied\); let this user"
+    ):
         open_database(owned)
-    with pytest.raises(TierRefused, match=rf"{owned}/closed/new: cannot be made \(Permission denied\); choose another"):
+    with pytest.raises(
+        DataDirectoryError, match=rf"{owned}/closed/new: cannot be made \(Permission denied\); choose another"
+    ):
         open_database(owned / "closed" / "new")
 
 

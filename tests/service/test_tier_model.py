@@ -13,9 +13,9 @@ from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.sessions.session import Durability, Session
 from hadakv_service.storage.disk.sqlite_file import page_cost
-from hadakv_service.storage.disk.sqlite_store import SqliteTier
-from hadakv_service.storage.memory_budget import AWAY_NBYTES, PAGE_NBYTES, beside
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.memory_budget import EVICTED_PAGE_NBYTES, PAGE_OVERHEAD_NBYTES, metadata_nbytes
+from hadakv_service.storage.session_store import Key, SessionStore
 from service.stored import Clock
 from service.test_sharing import CODEC, LAYERS, Model, numbered, numbers_of
 
@@ -55,8 +55,8 @@ class Tiered(RuleBasedStateMachine):
         self.next = 0
 
     def _open(self) -> None:
-        self.tier = SqliteTier(Path(self.directory.name) / "data", self.disk)
-        self.store = Store(MEMORY, self.clock, tier=self.tier, backend=BACKEND)
+        self.tier = SqliteStore(Path(self.directory.name) / "data", self.disk)
+        self.store = SessionStore(MEMORY, self.clock, tier=self.tier, backend=BACKEND)
 
     def teardown(self) -> None:
         if hasattr(self, "tier"):
@@ -81,7 +81,7 @@ class Tiered(RuleBasedStateMachine):
         for name, (window, durability, ttl) in zip("abcd", sessions, strict=False):
             key = ("", name)
             options = {"window": window, "durability": durability, "ttl_seconds": ttl}
-            self.store.put(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, **options))  # type: ignore[arg-type]  # each of its type
+            self.store.commit(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, **options))  # type: ignore[arg-type]  # each of its type
             self.known[key] = Known(Model(window=window), durability, ttl, self.clock.now)
             self._append(key, 150, 0)
 
@@ -117,7 +117,7 @@ class Tiered(RuleBasedStateMachine):
         self.next = (self.next + tokens) % 1000
         numbers = [(self.next + i) % 2048 for i in range(tokens)]
         page = numbered(numbers, LAYERS - first)
-        session = self.store.get(key).session.opened(first, LAYERS - first)
+        session = self.store.get(key).session.split_runs(first, LAYERS - first)
         pages = session.new_pages(first, LAYERS - first, tokens)
         try:
             reserved = self.store.reserve_growth(key, session, {key}, nbytes=page.nbytes, pages=pages)
@@ -129,12 +129,12 @@ class Tiered(RuleBasedStateMachine):
         try:
             for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=bool(self.next % 2)):
                 pass
-            self.store.put(key, value, reserved)
+            self.store.commit(key, value, reserved)
         except InsufficientStorage:
             assert self.disk == LITTLE_DISK
             self.store.release(reserved)
             return
-        if not self.store.settle():
+        if not self.store.group_commit():
             self._used(key, model.grown(first, numbers))
         else:
             assert self.disk == LITTLE_DISK
@@ -156,11 +156,11 @@ class Tiered(RuleBasedStateMachine):
         except InvalidRequest:
             return
         try:
-            self.store.put(key, session)
+            self.store.commit(key, session)
         except InsufficientStorage:
             assert self.disk == LITTLE_DISK
             return
-        if not self.store.settle():
+        if not self.store.group_commit():
             self._used(key, model.cut(length))
         else:
             assert self.disk == LITTLE_DISK
@@ -178,7 +178,7 @@ class Tiered(RuleBasedStateMachine):
         except InsufficientStorage:
             return
         self._used(source, self.known[source].model)
-        if not self.store.settle():
+        if not self.store.group_commit():
             assert new not in self.known
             self.known[new] = replace(self.known[source], used=self.clock.now)
 
@@ -186,15 +186,15 @@ class Tiered(RuleBasedStateMachine):
     def delete(self, which: int) -> None:
         key = self._some(which)
         if key:
-            assert self.store.remove(key)
-            self.store.settle()
+            assert self.store.delete(key)
+            self.store.group_commit()
             del self.known[key]
             assert self.store.find(key) is None
 
     @rule(seconds=st.sampled_from([1.0, 60.0, 120.0]))
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.store.tend()
+        self.store.run_maintenance()
 
     @rule(nbytes=st.sampled_from([1000, PAGE, 3 * PAGE]))
     def need_room(self, nbytes: int) -> None:
@@ -257,12 +257,12 @@ class Tiered(RuleBasedStateMachine):
             return
         entries = list(self.store._entries.items())
         pages = {page for _, entry in entries for page in entry.session.all_pages()}
-        here = sum(page.nbytes + PAGE_NBYTES for page in pages if page.is_here)
-        away = sum(AWAY_NBYTES for page in pages if not page.is_here)
-        assert self.store.ledger.stored == sum(beside(entry.session) for _, entry in entries) + here + away
-        assert self.store.ledger.stored <= MEMORY
-        assert self.store.ledger.reserved == 0
-        names = {key for key, _ in entries} | {("", id_) for id_, _ in self.tier.page("", "", "", 100)}
+        here = sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages if page.is_resident)
+        away = sum(EVICTED_PAGE_NBYTES for page in pages if not page.is_resident)
+        assert self.store.memory.stored == sum(metadata_nbytes(entry.session) for _, entry in entries) + here + away
+        assert self.store.memory.stored <= MEMORY
+        assert self.store.memory.reserved == 0
+        names = {key for key, _ in entries} | {("", id_) for id_, _ in self.tier.list_manifests("", "", "", 100)}
         assert len(self.store) == len(names)
         below = sum(page_cost(nbytes) for (nbytes,) in self.tier._sql.execute("SELECT nbytes FROM pages"))
         assert self.tier.used == below + 512 * self.tier.sessions

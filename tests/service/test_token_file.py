@@ -11,7 +11,7 @@ import pytest
 
 from contract import MSGPACK, Caller, connect, status_line
 from hadakv_service.errors import Unauthorized
-from hadakv_service.tenants.quotas import Quota, Quotas
+from hadakv_service.tenants.quotas import Quota, QuotaTable
 from hadakv_service.tenants.token_file import TokenFile
 from hadakv_service.testing import RunningService, running_service
 from service.refusals import PACKED, K, V
@@ -80,11 +80,11 @@ def test_a_tenant_may_have_several_tokens(path: Path) -> None:
 
 def test_without_a_word_about_it_a_tenant_has_the_default_quota(path: Path) -> None:
     path.write_text(line("ann", "one"), "utf-8")
-    quotas = Quotas(Quota(1000, 10))
+    quotas = QuotaTable(Quota(1000, 10))
 
     TokenFile(path, quotas)
 
-    assert quotas.of("ann") == quotas.of("nobody") == quotas.of("") == Quota(1000, 10)
+    assert quotas.quota("ann") == quotas.quota("nobody") == quotas.quota("") == Quota(1000, 10)
 
 
 def test_a_tenants_quota_is_what_its_lines_say_and_else_the_default(path: Path) -> None:
@@ -97,14 +97,14 @@ def test_a_tenants_quota_is_what_its_lines_say_and_else_the_default(path: Path) 
         + line("dan", "six", "quota=1048576"),
         "utf-8",
     )
-    quotas = Quotas(Quota(500, 50))
+    quotas = QuotaTable(Quota(500, 50))
 
     TokenFile(path, quotas)
 
-    assert quotas.of("ann") == Quota(4 << 30, 1000)
-    assert quotas.of("bob") == Quota(500, 0)
-    assert quotas.of("cat") == Quota(None, 50)
-    assert quotas.of("dan") == Quota(1 << 20, 5)
+    assert quotas.quota("ann") == Quota(4 << 30, 1000)
+    assert quotas.quota("bob") == Quota(500, 0)
+    assert quotas.quota("cat") == Quota(None, 50)
+    assert quotas.quota("dan") == Quota(1 << 20, 5)
 
 
 # Reading it again
@@ -112,7 +112,7 @@ def test_a_tenants_quota_is_what_its_lines_say_and_else_the_default(path: Path) 
 
 def test_reading_again_takes_on_new_tokens_and_quotas_and_forgets_old_ones(path: Path) -> None:
     path.write_text(line("ann", "one", "quota=1") + line("bob", "two", "quota=2"), "utf-8")
-    quotas = Quotas()
+    quotas = QuotaTable()
     tokens = TokenFile(path, quotas)
 
     path.write_text(line("ann", "new") + line("bob", "two", "quota=3"), "utf-8")
@@ -121,7 +121,7 @@ def test_reading_again_takes_on_new_tokens_and_quotas_and_forgets_old_ones(path:
     assert (tokens.tenant("Bearer new"), tokens.tenant("Bearer two")) == ("ann", "bob")
     with pytest.raises(Unauthorized):
         tokens.tenant("Bearer one")
-    assert (quotas.of("ann"), quotas.of("bob")) == (Quota(), Quota(3))
+    assert (quotas.quota("ann"), quotas.quota("bob")) == (Quota(), Quota(3))
 
 
 @pytest.mark.parametrize("content", ["", "ann:nonsense\n", line("ann", "new") + "bob\n", None])
@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_used_is_refused_and_the_old_tokens_stay(
     path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.write_text(line("ann", "one", "sessions=1"), "utf-8")
-    quotas = Quotas()
+    quotas = QuotaTable()
     tokens = TokenFile(path, quotas)
     if content is None:
         path.unlink()
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_used_is_refused_and_the_old_tokens_stay(
 
     tokens.reload()
 
-    assert (tokens.tenant("Bearer one"), quotas.of("ann")) == ("ann", Quota(None, 1))
+    assert (tokens.tenant("Bearer one"), quotas.quota("ann")) == ("ann", Quota(None, 1))
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert str(path) in record.getMessage()

@@ -5,7 +5,7 @@ import pytest
 from contract import Caller, stream
 from hadakv_kernels import Codec
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, RUN_NBYTES, SESSION_NBYTES
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from service.samples import DEFAULT, pair, row_nbytes
 
 
@@ -104,7 +104,7 @@ def test_windowed_sessions_take_no_more_of_the_budget_than_they_hold(alone: Call
     taken = alone.used_nbytes() - before
     held = alone.info(session)["nbytes"]
     assert held < (100 + PAGE_TOKENS) * 2 * row_nbytes(DEFAULT, 64)
-    assert taken == held + SESSION_NBYTES + RUN_NBYTES + PAGE_NBYTES
+    assert taken == held + SESSION_OVERHEAD_NBYTES + RUN_OVERHEAD_NBYTES + PAGE_OVERHEAD_NBYTES
 
 
 def test_layers_whose_windows_share_no_token_read_as_nothing(caller: Caller, session: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hadakv_kernels import Codec
 from hadakv_service.errors import InvalidRequest, MalformedBody
 from hadakv_service.wire import messages, serialization
-from hadakv_service.wire.serialization import LARGE, encode_pieces
+from hadakv_service.wire.serialization import LARGE_TENSOR_NBYTES, encode_chunks
 from hadakv_service.wire.well_formed import MAX_DEPTH, MAX_ITEMS, check_well_formed
 
 EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=120)
@@ -120,13 +120,13 @@ ARRAYS: list[NDArray[Any]] = [
     np.arange(5, dtype=np.float16),
     np.arange(300, dtype=np.uint8),
     np.zeros((2, 3, 0, 4), np.float32),
-    np.arange(LARGE - 1, dtype=np.uint8),
-    np.arange(LARGE, dtype=np.uint8),
-    np.arange(LARGE + 1, dtype=np.uint8),
-    np.arange(3 * LARGE, dtype=np.float32).reshape(3, 4, -1),
-    np.arange(3 * LARGE, dtype=np.float32).reshape(3, 4, -1).transpose(2, 0, 1),
-    np.ones((2, LARGE), ml_dtypes.bfloat16)[:, ::2],
-    np.full(LARGE * 2, 0xC1, np.uint8),
+    np.arange(LARGE_TENSOR_NBYTES - 1, dtype=np.uint8),
+    np.arange(LARGE_TENSOR_NBYTES, dtype=np.uint8),
+    np.arange(LARGE_TENSOR_NBYTES + 1, dtype=np.uint8),
+    np.arange(3 * LARGE_TENSOR_NBYTES, dtype=np.float32).reshape(3, 4, -1),
+    np.arange(3 * LARGE_TENSOR_NBYTES, dtype=np.float32).reshape(3, 4, -1).transpose(2, 0, 1),
+    np.ones((2, LARGE_TENSOR_NBYTES), ml_dtypes.bfloat16)[:, ::2],
+    np.full(LARGE_TENSOR_NBYTES * 2, 0xC1, np.uint8),
     np.frombuffer(b"\xc4\x10" + b"\xc1" * 16, np.uint8),
     np.frombuffer(b"\xc4\x10" + b"\xc1" * 100, np.uint8),
 ]
@@ -146,24 +146,24 @@ def test_an_answer_is_what_msgpack_would_make_of_it(answer: dict[str, Any]) -> N
         for name, value in answer.items()
     }
 
-    pieces = encode_pieces(tensors)
+    pieces = encode_chunks(tensors)
 
     assert b"".join(pieces) == msgpack.packb(plain)
 
 
 def test_a_small_tensor_that_looks_like_a_gap_for_a_large_one_is_not_taken_for_it() -> None:
     small = np.frombuffer(b"\xc4\x10" + b"\xc1" * 16, np.uint8)
-    large = np.arange(LARGE, dtype=np.uint8)
+    large = np.arange(LARGE_TENSOR_NBYTES, dtype=np.uint8)
 
-    pieces = encode_pieces({"small": small, "large": large})
+    pieces = encode_chunks({"small": small, "large": large})
 
     assert b"".join(pieces) == msgpack.packb({"small": small.tobytes(), "large": large.tobytes()})
 
 
 def test_large_tensors_are_sent_from_where_they_lie() -> None:
-    large, small = np.arange(LARGE, dtype=np.uint8), np.arange(9, dtype=np.uint8)
+    large, small = np.arange(LARGE_TENSOR_NBYTES, dtype=np.uint8), np.arange(9, dtype=np.uint8)
 
-    pieces = encode_pieces(
+    pieces = encode_chunks(
         {"a": serialization.tensor(large), "b": serialization.tensor(small), "c": serialization.tensor(large)}
     )
 
@@ -174,7 +174,7 @@ def test_large_tensors_are_sent_from_where_they_lie() -> None:
 
 def test_what_is_no_array_cannot_be_answered() -> None:
     with pytest.raises(TypeError, match="cannot encode object"):
-        encode_pieces({"x": object()})
+        encode_chunks({"x": object()})
 
 
 # Requests

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from hadakv_service.errors import SessionDamaged
-from hadakv_service.http.middleware.request_log import Witness
+from hadakv_service.errors import SessionCorrupt
+from hadakv_service.http.middleware.request_log import RequestLogMiddleware
 from hadakv_service.http.request_body import read_small
-from hadakv_service.observability.counters import RequestTally
-from hadakv_service.observability.request_record import OTHER, Exchange, Templates, address, current_id
+from hadakv_service.observability.counters import RequestCounters
+from hadakv_service.observability.request_record import OTHER, RequestRecord, RouteTemplates, address, current_id
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ from hadakv_service.observability.request_record import OTHER, Exchange, Templat
     ],
 )
 def test_a_path_has_the_template_that_fits_it(path: str, template: str) -> None:
-    templates = Templates(["/a", "/a/{id}", "/a", "/a/{id}/b.c"])
+    templates = RouteTemplates(["/a", "/a/{id}", "/a", "/a/{id}/b.c"])
 
-    assert templates.of(path) == template
+    assert templates.match(path) == template
 
 
 async def nowhere(_: Message) -> None:
@@ -40,11 +40,11 @@ async def nowhere(_: Message) -> None:
 
 
 def test_a_method_that_is_not_known_is_counted_as_other() -> None:
-    tally = RequestTally()
+    tally = RequestCounters()
 
     for method in ("GET", "PURGE", "GET", "BREW"):
-        exchange = Exchange({"method": method, "headers": []}, nowhere)
-        exchange.answered("/a", 200, 3)
+        exchange = RequestRecord({"method": method, "headers": []}, nowhere)
+        exchange.record_response("/a", 200, 3)
         tally.count(exchange, 200, 0.1)
 
     assert {key: calls.statuses for key, calls in tally.calls.items()} == {
@@ -68,7 +68,7 @@ async def refuse_halfway(_: Scope, __: Receive, send: Send) -> None:
 
 async def lack_halfway(_: Scope, __: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    raise SessionDamaged("It is.")
+    raise SessionCorrupt("It is.")
 
 
 async def be_cancelled(_: Scope, __: Receive, ___: Send) -> None:
@@ -94,7 +94,7 @@ async def do_nothing(_: Scope, __: Receive, ___: Send) -> None:
 def watched(app: Any, *, ending: bool = True) -> tuple[list[Message], dict[int, int], str]:
     """What is sent for a request to an app, how it is counted, and which request is named where an error ends up."""
     sent: list[Message] = []
-    tally = RequestTally()
+    tally = RequestCounters()
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -106,7 +106,7 @@ def watched(app: Any, *, ending: bool = True) -> tuple[list[Message], dict[int, 
 
     async def run() -> str:
         try:
-            await Witness(app, Templates(["/a"]), tally, None, lambda: ending)(scope, receive, send)
+            await RequestLogMiddleware(app, RouteTemplates(["/a"]), tally, None, lambda: ending)(scope, receive, send)
         except OutOfOrder:
             return current_id()
         return ""

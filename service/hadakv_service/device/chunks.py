@@ -9,7 +9,7 @@ from hadakv_kernels import Backend, Encoded, Stream
 T = TypeVar("T")
 
 
-def encode_in_slices(backend: Backend, streams: Sequence[Stream]) -> Generator[None, None, list[Encoded]]:
+def encode_chunked(backend: Backend, streams: Sequence[Stream]) -> Generator[None, None, list[Encoded]]:
     """Encode streams, pausing after each slice; all in one call where the backend has no use for slices."""
     if backend.slice_nbytes is None:
         encoded = backend.encode(streams)
@@ -17,11 +17,11 @@ def encode_in_slices(backend: Backend, streams: Sequence[Stream]) -> Generator[N
         return encoded
     encoded = []
     for stream in streams:
-        encoded.append((yield from _in_slices(backend, stream, backend.slice_nbytes)))
+        encoded.append((yield from _encode_stream_chunked(backend, stream, backend.slice_nbytes)))
     return encoded
 
 
-def _in_slices(backend: Backend, stream: Stream, nbytes: int) -> Generator[None, None, Encoded]:
+def _encode_stream_chunked(backend: Backend, stream: Stream, nbytes: int) -> Generator[None, None, Encoded]:
     x, spec = stream
     lead = x.shape[:-1]
     rows = x.reshape(math.prod(lead), spec.head_dim)
@@ -34,16 +34,16 @@ def _in_slices(backend: Backend, stream: Stream, nbytes: int) -> Generator[None,
     for start in range(0, len(rows), count):
         parts += backend.encode([Stream(rows[start : start + count], spec)])
         yield
-    packed = _joined(backend, [part.packed for part in parts], lead)
+    packed = _concatenate(backend, [part.packed for part in parts], lead)
     yield
-    return Encoded(packed, _joined(backend, [part.norms for part in parts], lead))
+    return Encoded(packed, _concatenate(backend, [part.norms for part in parts], lead))
 
 
-def _joined(backend: Backend, parts: list[Any], lead: tuple[int, ...]) -> Any:
+def _concatenate(backend: Backend, parts: list[Any], lead: tuple[int, ...]) -> Any:
     return backend.concatenate(parts, 0).reshape((*lead, parts[0].shape[-1]))
 
 
-def to_the_end(steps: Generator[None, None, T]) -> T:
+def run_to_completion(steps: Generator[None, None, T]) -> T:
     """Take all steps without a pause."""
     while True:
         try:

@@ -18,39 +18,39 @@ class Job(Protocol[T_co]):
         """What the job works on; None is nothing it shares with others."""
         ...
 
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         """Check, reserve, and name what is to be encoded. `batch` has the keys of all jobs under way."""
         ...
 
-    def finish(self, encoded: Sequence[Encoded]) -> T_co:
+    def complete(self, encoded: Sequence[Encoded]) -> T_co:
         """Take what was encoded, and answer."""
         ...
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Undo `begin`: encoding or finishing failed."""
         ...
 
 
-class Call(Generic[T]):
+class FunctionJob(Generic[T]):
     """A job that encodes nothing."""
 
     def __init__(self, work: Callable[[], T], key: Hashable = None) -> None:
         self.key = key
         self._work = work
 
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - a call never evicts
+    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - a call never evicts
         """Nothing to encode."""
         return ()
 
-    def finish(self, encoded: Sequence[Encoded]) -> T:  # noqa: ARG002 - nothing was encoded
+    def complete(self, encoded: Sequence[Encoded]) -> T:  # noqa: ARG002 - nothing was encoded
         """Do the work."""
         return self._work()
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Nothing to undo."""
 
 
-class LongJob(ABC, Generic[T]):
+class ChunkedJob(ABC, Generic[T]):
     """A job that goes in steps if it is large. Others run between them, but none of the same key and none as large.
 
     Attributes:
@@ -62,17 +62,17 @@ class LongJob(ABC, Generic[T]):
     nbytes: int
 
     @abstractmethod
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         """As for any job. `batch` has only its own key: jobs that run between steps are told its key instead."""
 
     @abstractmethod
-    def finish(self, encoded: Sequence[Encoded]) -> T:
+    def complete(self, encoded: Sequence[Encoded]) -> T:
         """All of `finish_in_steps` at once."""
 
     @abstractmethod
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, T]:
+    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, T]:
         """Take what was encoded, and answer; others may have their turn at each pause."""
 
     @abstractmethod
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """As for any job."""

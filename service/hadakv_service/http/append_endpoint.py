@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hadakv_service import problem_details
 from hadakv_service.asgi_extensions import SEND_RESPONSE
 from hadakv_service.errors import ServiceError
-from hadakv_service.http.app_state import Context
-from hadakv_service.http.content import MSGPACK, send_pieces
-from hadakv_service.http.request_body import SMALL, read_small
+from hadakv_service.http.app_state import AppState
+from hadakv_service.http.content import MSGPACK, send_chunks
+from hadakv_service.http.request_body import SMALL_BODY_NBYTES, read_small
 from hadakv_service.http.routes import kv
-from hadakv_service.observability.request_record import HEADER, SCOPE_KEY, Exchange
+from hadakv_service.observability.request_record import HEADER, SCOPE_KEY, RequestRecord
 
 _PATH = re.compile(rb"/sessions/(?!\.{1,2}/)([A-Za-z0-9_.:-]{1,128})/kv")
 _LENGTH = re.compile(rb"\d{1,6}")
@@ -48,16 +48,16 @@ class App(FastAPI):
         if session is None:
             await self._enter_framework(scope, receive, send)
             return
-        service: Context = self.state.context
+        service: AppState = self.state.context
         try:
             body = await read_small(receive, service.bodies.limit)
             appended = await kv.store(service, (scope.get("state", {}).get("tenant", ""), session), body)
         except ServiceError as error:
-            await problem_details.from_service_error(error)(scope, receive, send)
+            await problem_details.problem_response(error)(scope, receive, send)
         except ClientDisconnect:
             await Response(status_code=499)(scope, receive, send)
         except Exception as error:
-            await problem_details.unforeseen(error)(scope, receive, send)
+            await problem_details.unexpected_error_response(error)(scope, receive, send)
         else:
             # Of so small an append no tensor is worth a piece of its own.
             encoded = msgspec.msgpack.encode(kv.answer(session, appended, minimal=False), enc_hook=np.ndarray.tobytes)
@@ -65,12 +65,12 @@ class App(FastAPI):
             status_code = 201 if appended.created else 200
             answer = scope.get("extensions", {}).get(SEND_RESPONSE)
             if answer is None:
-                await send_pieces(send, status_code, headers, [encoded])
+                await send_chunks(send, status_code, headers, [encoded])
                 return
-            exchange: Exchange = scope[SCOPE_KEY]
+            exchange: RequestRecord = scope[SCOPE_KEY]
             headers.append((HEADER, exchange.id))
             if await answer(status_code, headers, encoded):
-                exchange.answered(_ROUTE, status_code, len(encoded))
+                exchange.record_response(_ROUTE, status_code, len(encoded))
 
     async def _enter_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ordinary way, where an error that was logged and answered as a whole ends.
@@ -107,6 +107,6 @@ def _plain_append(scope: Scope) -> str | None:
             length = value
         elif name in (b"prefer", b"transfer-encoding", b"content-encoding"):
             return None
-    if kind != _MSGPACK or length is None or not _LENGTH.fullmatch(length) or int(length) > SMALL:
+    if kind != _MSGPACK or length is None or not _LENGTH.fullmatch(length) or int(length) > SMALL_BODY_NBYTES:
         return None
     return path[1].decode()

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from hadakv_service.errors import UnsupportedMediaType
-from hadakv_service.wire.serialization import PIECE, Buffer, encode_pieces
+from hadakv_service.wire.serialization import CHUNK_NBYTES, Buffer, encode_chunks
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
@@ -32,7 +32,7 @@ def is_json(request: Request, *, json_allowed: bool = False) -> bool:
     raise UnsupportedMediaType(f"The content type must be {allowed}, not {name or 'missing'}.")
 
 
-def check_octets(request: Request) -> None:
+def check_octet_stream(request: Request) -> None:
     """Nothing, for a body that is said to be bytes and no more.
 
     Raises:
@@ -59,12 +59,12 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def send_pieces(
+async def send_chunks(
     send: Send, status_code: int, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[Buffer]
 ) -> None:
     """Send an answer; one that is a single small piece is two messages, each of which has its price."""
     await send({"type": "http.response.start", "status": status_code, "headers": headers})
-    parts = [piece[start : start + PIECE] for piece in pieces for start in range(0, len(piece), PIECE)]
+    parts = [piece[start : start + CHUNK_NBYTES] for piece in pieces for start in range(0, len(piece), CHUNK_NBYTES)]
     for part in parts[:-1]:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": parts[-1]})
@@ -76,16 +76,16 @@ class MsgpackResponse(Response):
     media_type = MSGPACK
 
     def __init__(self, answer: Mapping[str, object], status_code: int = 200) -> None:
-        self.pieces: list[Buffer] = encode_pieces(answer)
-        length = sum(map(len, self.pieces))
+        self.chunks: list[Buffer] = encode_chunks(answer)
+        length = sum(map(len, self.chunks))
         super().__init__(status_code=status_code, headers={"content-length": str(length)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the answer."""
-        await send_pieces(send, self.status_code, self.raw_headers, self.pieces)
+        await send_chunks(send, self.status_code, self.raw_headers, self.chunks)
 
 
-def metadata(request: Request, answer: Mapping[str, object], status_code: int = 200) -> Response:
+def metadata_response(request: Request, answer: Mapping[str, object], status_code: int = 200) -> Response:
     """An answer without tensors: msgpack where the client asks for it, else JSON."""
     accepted = request.headers.get("accept", "").lower()
     if any(name in accepted for name in _MSGPACK_NAMES):

@@ -10,14 +10,14 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from hadakv_service.errors import InvalidRequest, ServiceError
-from hadakv_service.problem_details import from_service_error, problem, unforeseen
+from hadakv_service.problem_details import problem, problem_response, unexpected_error_response
 
 _SLUGS = {404: "not-found", 405: "method-not-allowed", 400: "malformed-body"}
 
 
 async def _service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return from_service_error(error)
+    return problem_response(error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -41,7 +41,7 @@ def _methods(request: Request) -> list[str]:
 async def _query_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = [(".".join(map(str, e["loc"][1:])), str(e["msg"])) for e in error.errors()]
-    return from_service_error(InvalidRequest(errors))
+    return problem_response(InvalidRequest(errors))
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:
@@ -61,5 +61,5 @@ def install(app: FastAPI) -> None:
 async def _unforeseen(_: Request, error: Exception) -> Response:
     if isinstance(error.__cause__, ServiceError):
         # An answer had begun, so that nothing is sent; whoever sees it break off says so.
-        return from_service_error(error.__cause__)
-    return unforeseen(error)
+        return problem_response(error.__cause__)
+    return unexpected_error_response(error)

@@ -9,18 +9,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from hadakv_service.errors import BodyTooLarge, Busy, MalformedBody
-from hadakv_service.observability.request_record import note_received, note_unfinished
+from hadakv_service.observability.request_record import note_body_incomplete, note_received
 from hadakv_service.wire.serialization import Buffer
 
 # The ASGI extension that fills a buffer with the body, where the server has it.
 EXTENSION = "hadakv.receive_into"
 # Bodies that fit one read of the socket arrive whole and need no buffer.
-SMALL = 64 * 1024
+SMALL_BODY_NBYTES = 64 * 1024
 # What idle buffers may hold on to together.
 IDLE_NBYTES = 128 << 20
 
 
-class BufferPool:
+class ReceiveBufferPool:
     """Receive buffers, reused because fresh memory costs more than the copy into it.
 
     A buffer is leased to one request and comes back only when that request ended in order; a cancelled request's
@@ -55,9 +55,9 @@ class BodyReader:
 
     def __init__(self, limit: int, receiving: int | None = None) -> None:
         self.limit = limit
-        self._receiving = 2 * limit if receiving is None else receiving
-        self._received = 0
-        self._pool = BufferPool()
+        self._memory_limit = 2 * limit if receiving is None else receiving
+        self._memory_used = 0
+        self._pool = ReceiveBufferPool()
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[Buffer]:
@@ -70,7 +70,7 @@ class BodyReader:
             ClientDisconnect: the connection broke before the body was whole.
         """
         declared = self._declared_length(request)
-        if declared is not None and declared <= SMALL:
+        if declared is not None and declared <= SMALL_BODY_NBYTES:
             yield await read_small(request.receive, self.limit)
             return
         with self._counted() as count:
@@ -83,7 +83,7 @@ class BodyReader:
             try:
                 await _fill(request, buffer, declared)
             except CancelledError:
-                note_unfinished()
+                note_body_incomplete()
                 raise
             yield buffer[:declared]
             # Not in a finally: after an error a view of the buffer may still be in use.
@@ -96,15 +96,15 @@ class BodyReader:
 
         def count(nbytes: int) -> None:
             nonlocal counted
-            if self._received + nbytes > self._receiving:
+            if self._memory_used + nbytes > self._memory_limit:
                 raise Busy("Too many large bodies are on their way in.")
-            self._received += nbytes
+            self._memory_used += nbytes
             counted += nbytes
 
         try:
             yield count
         finally:
-            self._received -= counted
+            self._memory_used -= counted
 
     def _declared_length(self, request: Request) -> int | None:
         header = request.headers.get("content-length")
@@ -134,7 +134,7 @@ async def read_small(receive: Receive, limit: int, count: Callable[[int], None] 
         try:
             message = await receive()
         except CancelledError:
-            note_unfinished()
+            note_body_incomplete()
             raise
         if message["type"] == "http.disconnect":
             raise ClientDisconnect

@@ -9,19 +9,19 @@ from typing import BinaryIO
 import msgspec
 
 from hadakv_service.observability.logging_config import (
-    Form,
+    LogFormat,
     _console_time,
     _encode,
 )
-from hadakv_service.observability.request_record import Exchange
+from hadakv_service.observability.request_record import RequestRecord
 
-REQUESTS = "hadakv_service.requests"
+LOGGER_NAME = "hadakv_service.requests"
 
 
 DELAY_SECONDS = 0.05
 
 
-class Line(msgspec.Struct, omit_defaults=True):
+class AccessLogRecord(msgspec.Struct, omit_defaults=True):
     """What is logged of a request."""
 
     time: datetime
@@ -40,7 +40,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     trace_id: str = ""
 
 
-class RequestLog:
+class AccessLog:
     """One line a request, written past `logging`, whose records cost a multiple of it.
 
     Lines gather for a moment: whenever a thread writes it lets another have the interpreter, and then waits for it.
@@ -51,21 +51,21 @@ class RequestLog:
         stream: where they go.
     """
 
-    def __init__(self, form: Form, level: str, stream: BinaryIO) -> None:
+    def __init__(self, form: LogFormat, level: str, stream: BinaryIO) -> None:
         self._text = _encode if form == "json" else _console
-        self._least = logging.getLevelNamesMapping()[level.upper()]
+        self._min_level = logging.getLevelNamesMapping()[level.upper()]
         self._stream = stream
         self._lines: list[bytes] = []
 
-    def write(self, exchange: Exchange, status: int, seconds: float) -> None:
+    def write(self, exchange: RequestRecord, status: int, seconds: float) -> None:
         """Log a request that is over."""
         failed = status >= 500
-        if (logging.WARNING if failed else logging.INFO) < self._least:
+        if (logging.WARNING if failed else logging.INFO) < self._min_level:
             return
-        line = Line(
+        line = AccessLogRecord(
             datetime.now(UTC),
             "warning" if failed else "info",
-            REQUESTS,
+            LOGGER_NAME,
             "request",
             exchange.id.decode(),
             exchange.tenant,
@@ -92,7 +92,7 @@ class RequestLog:
             self._stream.flush()
 
 
-def _console(line: Line) -> bytes:
+def _console(line: AccessLogRecord) -> bytes:
     moment = _console_time(line.time.timestamp())
     head = f"{moment} {line.level:7} {line.logger}: {line.method} {line.route} {line.status}"
     rest = ("request_id", "tenant", "duration_seconds", "bytes_in", "bytes_out", "client", "trace_id")

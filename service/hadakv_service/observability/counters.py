@@ -8,8 +8,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 
-from hadakv_service.observability.device_timings import Work
-from hadakv_service.observability.request_record import OTHER, Exchange
+from hadakv_service.observability.device_timings import BatchTimings
+from hadakv_service.observability.request_record import OTHER, RequestRecord
 
 # From a tenth of a millisecond, half of a small append, to what only bulk takes.
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -41,7 +41,7 @@ class Histogram:
             yield bound, total
 
 
-class Calls:
+class RouteCounters:
     """The requests of one route and method.
 
     Attributes:
@@ -60,7 +60,7 @@ class Calls:
         self.sent = 0
 
 
-class RequestTally:
+class RequestCounters:
     """What requests there were. Belongs to the event loop's thread.
 
     Attributes:
@@ -72,24 +72,24 @@ class RequestTally:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.calls: dict[tuple[str, str], Calls] = {}
+        self.calls: dict[tuple[str, str], RouteCounters] = {}
         self.appended = 0
         self.read = 0
 
-    def count(self, exchange: Exchange, status: int, seconds: float) -> None:
+    def count(self, exchange: RequestRecord, status: int, seconds: float) -> None:
         """Count a request that is over."""
         route, method = exchange.route, exchange.scope["method"]
         calls = self.calls.get((route, method))
         if calls is None:
             key = route, method if method in METHODS else OTHER
-            calls = self.calls.setdefault(key, Calls())
+            calls = self.calls.setdefault(key, RouteCounters())
         calls.statuses[status] = calls.statuses.get(status, 0) + 1
         calls.seconds.observe(seconds)
         calls.received += exchange.received
         calls.sent += exchange.sent
 
 
-class DeviceTally:
+class DeviceCounters:
     """What the device did: an observer. Its numbers are written by the device's thread and read by others.
 
     Attributes:
@@ -100,8 +100,8 @@ class DeviceTally:
         busy: seconds in which the device's thread worked.
     """
 
-    # What is noted of a job is when it was asked for.
-    asked = staticmethod(perf_counter)
+    # The note of a job is the time at which it was enqueued.
+    on_enqueue = staticmethod(perf_counter)
 
     def __init__(self) -> None:
         self.wait = Histogram(SECONDS)
@@ -110,11 +110,11 @@ class DeviceTally:
         self.job = Histogram(SECONDS)
         self.busy = 0.0
 
-    def done(self, work: Work) -> None:
+    def on_batch_done(self, work: BatchTimings) -> None:
         """Count a batch."""
         begun, jobs = work.begun, len(work.notes)
-        for asked in work.notes:
-            self.wait.observe(begun - asked)
+        for enqueued in work.notes:
+            self.wait.observe(begun - enqueued)
         self.batches.observe(jobs)
         if work.streams:
             self.encode.observe(work.encode_seconds)

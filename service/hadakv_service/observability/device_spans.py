@@ -7,10 +7,10 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from hadakv_service.observability.device_timings import Observer, Work
+from hadakv_service.observability.device_timings import BatchTimings, DeviceObserver
 
 
-class TracedDevice:
+class SpanObserver:
     """An observer that makes spans of what another is told.
 
     Args:
@@ -18,18 +18,18 @@ class TracedDevice:
         tracer: makes them.
     """
 
-    def __init__(self, observer: Observer, tracer: trace.Tracer) -> None:
+    def __init__(self, observer: DeviceObserver, tracer: trace.Tracer) -> None:
         self._observer = observer
         self._tracer = tracer
 
-    def asked(self) -> tuple[Any, trace.Span, float]:
+    def on_enqueue(self) -> tuple[Any, trace.Span, float]:
         """What the other notes, the span of the request that asks, and when."""
-        return self._observer.asked(), trace.get_current_span(), perf_counter()
+        return self._observer.on_enqueue(), trace.get_current_span(), perf_counter()
 
-    def done(self, work: Work) -> None:
+    def on_batch_done(self, work: BatchTimings) -> None:
         """Make the spans of every request whose trace is kept."""
         notes, work.notes = work.notes, [note for note, _, _ in work.notes]
-        self._observer.done(work)
+        self._observer.on_batch_done(work)
         encoded = work.encoded or work.begun
         for _, span, asked in notes:
             if span.is_recording():

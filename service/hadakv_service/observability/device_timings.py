@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class Work:
+class BatchTimings:
     """Jobs done in one go: a batch, or a long job by itself with all its steps. Moments are perf_counter's seconds.
 
     Attributes:
@@ -28,19 +28,19 @@ class Work:
         self.notes = notes
         self.begun = perf_counter()
 
-    def encoded_since(self, start: float, streams: int) -> None:
+    def add_encoding(self, start: float, streams: int) -> None:
         """Note that so many more were encoded just now, without a pause."""
         self.encoding = self.encoding or start
         self.encoded = perf_counter()
         self.encode_seconds += self.encoded - start
         self.streams += streams
 
-    def worked_since(self, start: float) -> None:
+    def add_busy(self, start: float) -> None:
         """Note that there was work until now, without a pause."""
         self.ended = perf_counter()
         self.busy_seconds += self.ended - start
 
-    def while_encoding(self, steps: Generator[None, None, T], streams: int) -> Generator[None, None, T]:
+    def time_encoding(self, steps: Generator[None, None, T], streams: int) -> Generator[None, None, T]:
         """Take the steps in which so many are encoded, noting the time that they take and pauses do not."""
         while True:
             start = perf_counter()
@@ -51,27 +51,27 @@ class Work:
                 result: T = end.value
                 return result
             finally:
-                self.encoded_since(start, 0)
+                self.add_encoding(start, 0)
             yield
 
 
-class Observer(Protocol):
+class DeviceObserver(Protocol):
     """Is told what the device does. It must be quick, and must not raise."""
 
-    def asked(self) -> Any:
+    def on_enqueue(self) -> Any:
         """A job is asked for, by its caller's task: what is to be noted of it."""
         ...
 
-    def done(self, work: Work) -> None:
+    def on_batch_done(self, work: BatchTimings) -> None:
         """Jobs are done but not answered yet. Called on the device's thread."""
         ...
 
 
-class Unobserved:
+class NullObserver:
     """Nobody."""
 
-    def asked(self) -> None:
+    def on_enqueue(self) -> None:
         """Nothing is noted."""
 
-    def done(self, work: Work) -> None:
+    def on_batch_done(self, work: BatchTimings) -> None:
         """Nothing is told."""

@@ -12,7 +12,7 @@ import msgspec
 
 from hadakv_service.observability.request_record import current_id
 
-Form = Literal["json", "console"]
+LogFormat = Literal["json", "console"]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -56,7 +56,7 @@ def _console_time(unix_seconds: float) -> str:
     return datetime.fromtimestamp(unix_seconds).isoformat(" ", "milliseconds")
 
 
-def configure(level: str, form: Form) -> None:
+def configure(level: str, form: LogFormat) -> None:
     """Log in that form, from that level on, whoever logs."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())

@@ -13,10 +13,10 @@ from prometheus_client.registry import Collector
 
 def process_collector() -> Collector:
     """The library's collector, which reads `/proc`; where there is none, on a Mac, what the system tells of it."""
-    return ProcessCollector(registry=None) if Path("/proc/self/stat").exists() else Usage()
+    return ProcessCollector(registry=None) if Path("/proc/self/stat").exists() else RusageCollector()
 
 
-class Usage(Collector):
+class RusageCollector(Collector):
     """The most important of the library's figures, by the same names; of memory only the peak is told."""
 
     def __init__(self) -> None:

@@ -11,10 +11,10 @@ from prometheus_client.registry import Collector
 
 from hadakv_kernels import Backend
 from hadakv_service import __version__
-from hadakv_service.device.executor import Device
-from hadakv_service.observability.counters import DeviceTally, Histogram, RequestTally
+from hadakv_service.device.executor import DeviceExecutor
+from hadakv_service.observability.counters import DeviceCounters, Histogram, RequestCounters
 from hadakv_service.observability.process_metrics import process_collector
-from hadakv_service.storage.session_store import Store
+from hadakv_service.storage.session_store import SessionStore
 
 
 class Tier(Protocol):
@@ -56,24 +56,24 @@ class Tier(Protocol):
         ...
 
 
-class Memory:
+class MemoryTierGauges:
     """The store as the uppermost tier: nothing is moved into it from above, and nothing fails in it."""
 
     name = "memory"
     spills = restores = failures = 0
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: SessionStore) -> None:
         self._store = store
 
     @property
     def budget(self) -> int:
         """Bytes that sessions may take."""
-        return self._store.ledger.budget
+        return self._store.memory.limit
 
     @property
     def used(self) -> int:
         """Bytes they take, without what is reserved."""
-        return self._store.ledger.stored
+        return self._store.memory.stored
 
     @property
     def sessions(self) -> int:
@@ -81,27 +81,27 @@ class Memory:
         return self._store.in_memory
 
 
-class Below:
+class DiskTierGauges:
     """What lies below memory."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: SessionStore) -> None:
         self._store = store
-        self.name = store.tier.name
+        self.name = store.disk.name
 
     @property
     def budget(self) -> int:
         """Bytes that sessions may take there."""
-        return self._store.tier.budget
+        return self._store.disk.budget
 
     @property
     def used(self) -> int:
         """Bytes they take."""
-        return self._store.tier.used
+        return self._store.disk.used
 
     @property
     def sessions(self) -> int:
         """How many have a manifest there, whether they are in memory too or not."""
-        return self._store.tier.sessions
+        return self._store.disk.sessions
 
     @property
     def spills(self) -> int:
@@ -116,17 +116,17 @@ class Below:
     @property
     def failures(self) -> int:
         """Changes that could not be made, and reads that failed."""
-        return self._store.tier.failures
+        return self._store.disk.failures
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """What the metrics look at when they are asked."""
 
-    requests: RequestTally
-    work: DeviceTally
-    device: Device
-    store: Store
+    requests: RequestCounters
+    work: DeviceCounters
+    device: DeviceExecutor
+    store: SessionStore
     tiers: Sequence[Tier]
 
 
@@ -141,7 +141,7 @@ class Metrics(Collector):
         PlatformCollector(self._registry)
         GCCollector(self._registry)
 
-    def page(self, accept: str) -> tuple[bytes, str]:
+    def render(self, accept: str) -> tuple[bytes, str]:
         """All of it, and its content type: the text format or OpenMetrics, as an Accept header asks for."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
@@ -162,7 +162,7 @@ def _info(backend: Backend) -> Metric:
     return family
 
 
-def _requests(tally: RequestTally) -> Iterator[Metric]:
+def _requests(tally: RequestCounters) -> Iterator[Metric]:
     by = ("route", "method")
     answered = CounterMetricFamily("hadakv_http_requests", "Requests that are over.", labels=(*by, "status"))
     seconds = HistogramMetricFamily("hadakv_http_request_seconds", "From its head to the answer's end.", labels=by)
@@ -180,7 +180,7 @@ def _requests(tally: RequestTally) -> Iterator[Metric]:
     yield CounterMetricFamily("hadakv_read_tokens", "Tokens that reads answered.", tally.read)
 
 
-def _work(tally: DeviceTally) -> Iterator[Metric]:
+def _work(tally: DeviceCounters) -> Iterator[Metric]:
     yield _histogram("hadakv_device_wait_seconds", "From asking for a job to its beginning.", tally.wait)
     yield _histogram("hadakv_device_batch_jobs", "Jobs that were done in one go.", tally.batches)
     yield _histogram("hadakv_device_encode_seconds", "Encoding of what a batch has to encode.", tally.encode)
@@ -192,13 +192,13 @@ def _histogram(name: str, documentation: str, tally: Histogram) -> Metric:
     return HistogramMetricFamily(name, documentation, buckets=list(tally.buckets()), sum_value=tally.sum)
 
 
-def _queue(device: Device) -> Iterator[Metric]:
+def _queue(device: DeviceExecutor) -> Iterator[Metric]:
     yield GaugeMetricFamily("hadakv_device_queue_jobs", "Jobs that wait for the device or run on it.", device.depth)
     yield GaugeMetricFamily("hadakv_device_queue_limit_jobs", "So many may; more are refused (503).", device.limit)
 
 
-def _store(store: Store) -> Iterator[Metric]:
-    reserved = store.ledger.reserved
+def _store(store: SessionStore) -> Iterator[Metric]:
+    reserved = store.memory.reserved
     yield GaugeMetricFamily("hadakv_reserved_bytes", "Bytes of memory that appends under way will store.", reserved)
     yield CounterMetricFamily("hadakv_evictions", "Sessions that were ended to make room.", store.evictions)
 

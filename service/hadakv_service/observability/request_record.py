@@ -9,23 +9,23 @@ from time import perf_counter
 
 from starlette.types import Message, Scope, Send
 
-from hadakv_service.asgi_extensions import is_gone
+from hadakv_service.asgi_extensions import is_disconnected
 
 HEADER = b"x-request-id"
 # Where a scope has its exchange.
 SCOPE_KEY = "hadakv.exchange"
 # What nginx calls a request whose client did not wait for the answer.
-CLIENT_GONE = 499
+CLIENT_CLOSED_REQUEST = 499
 
 _GIVEN = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Chance tells processes apart, and a number the requests of one.
 _PREFIX = os.urandom(8).hex().encode()
 _numbers = count(1)
 
-current: "ContextVar[Exchange | None]" = ContextVar("exchange", default=None)
+current: "ContextVar[RequestRecord | None]" = ContextVar("exchange", default=None)
 
 
-class Exchange:
+class RequestRecord:
     """What becomes known of a request.
 
     Attributes:
@@ -53,7 +53,7 @@ class Exchange:
         self.started = perf_counter()
         self.status = self.received = self.sent = 0
         self.route = self.trace_id = ""
-        self.whole = self.lost = self.unfinished = False
+        self.response_complete = self.client_disconnected = self.body_incomplete = False
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -62,27 +62,27 @@ class Exchange:
             self.status = self.status or message["status"]
             message = {**message, "headers": [*message.get("headers", ()), (HEADER, self.id)]}
         # Once the last of the answer has been handed over it can no longer be told from one that arrived.
-        self.lost = self.lost or self._is_gone()
+        self.client_disconnected = self.client_disconnected or self._is_disconnected()
         await self._send(message)
-        self.lost = self.lost or self._is_gone()
-        if self.scope["method"] != "HEAD" and not self.lost:
+        self.client_disconnected = self.client_disconnected or self._is_disconnected()
+        if self.scope["method"] != "HEAD" and not self.client_disconnected:
             self.sent += len(message.get("body", b""))
 
-    def answered(self, route: str, status: int, nbytes: int) -> None:
+    def record_response(self, route: str, status: int, nbytes: int) -> None:
         """Note an answer that was sent as a whole, past `send`."""
-        self.whole = True
+        self.response_complete = True
         self.route = route
         self.status = status
         self.sent = nbytes
 
-    def _is_gone(self) -> bool:
-        return is_gone(self.scope)()
+    def _is_disconnected(self) -> bool:
+        return is_disconnected(self.scope)()
 
     @property
     def outcome(self) -> int:
         """The status, or that of a client that is gone."""
-        arrived = self.whole or (self.status and not (self.lost or self._is_gone()))
-        return self.status if arrived else CLIENT_GONE
+        arrived = self.response_complete or (self.status and not (self.client_disconnected or self._is_disconnected()))
+        return self.status if arrived else CLIENT_CLOSED_REQUEST
 
     @property
     def tenant(self) -> str | None:
@@ -117,11 +117,11 @@ def note_received(nbytes: int) -> None:
         exchange.received += nbytes
 
 
-def note_unfinished() -> None:
+def note_body_incomplete() -> None:
     """Note that the body of the request that is being worked on was waited for, and is no longer."""
     exchange = current.get()
     if exchange is not None:
-        exchange.unfinished = True
+        exchange.body_incomplete = True
 
 
 def address(client: tuple[str, int] | None) -> str | None:
@@ -138,7 +138,7 @@ OTHER = "other"
 _PARAMETER = re.compile(r"\\{\w+\\}")
 
 
-class Templates:
+class RouteTemplates:
     """The templates of an app's paths, `/sessions/{id}/kv` say."""
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -146,7 +146,7 @@ class Templates:
         patterns = [_PARAMETER.sub("[^/]+", re.escape(path)) for path in self._paths[1:]]
         self._pattern = re.compile("|".join(f"({pattern})" for pattern in patterns))
 
-    def of(self, path: str) -> str:
+    def match(self, path: str) -> str:
         """The template that fits a path; "other" if none does, so that there are never more."""
         match = self._pattern.fullmatch(path)
         return self._paths[match.lastindex or 0] if match else OTHER

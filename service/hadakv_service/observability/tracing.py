@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from hadakv_service import __version__
-from hadakv_service.observability.device_timings import Observer
-from hadakv_service.observability.request_record import Templates
+from hadakv_service.observability.device_timings import DeviceObserver
+from hadakv_service.observability.request_record import RouteTemplates
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -53,19 +53,19 @@ async def close(traces: "TracerProvider") -> None:
     await asyncio.to_thread(sending.join, CLOSE_SECONDS)
 
 
-def device(observer: Observer, traces: "TracerProvider | None") -> Observer:
+def observe_device(observer: DeviceObserver, traces: "TracerProvider | None") -> DeviceObserver:
     """An observer that makes spans beside what another does, if there are traces."""
     if traces is None:
         return observer
-    from hadakv_service.observability.device_spans import TracedDevice
+    from hadakv_service.observability.device_spans import SpanObserver
 
-    return TracedDevice(observer, traces.get_tracer(_NAME))
+    return SpanObserver(observer, traces.get_tracer(_NAME))
 
 
-def middleware(app: ASGIApp, templates: Templates, traces: "TracerProvider | None") -> ASGIApp:
+def add_tracing(app: ASGIApp, templates: RouteTemplates, traces: "TracerProvider | None") -> ASGIApp:
     """An app whose requests are spans, if there are traces."""
     if traces is None:
         return app
-    from hadakv_service.http.middleware.tracing import Traced
+    from hadakv_service.http.middleware.tracing import TracingMiddleware
 
-    return Traced(app, templates, traces.get_tracer(_NAME))
+    return TracingMiddleware(app, templates, traces.get_tracer(_NAME))

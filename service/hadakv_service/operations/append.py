@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
-from hadakv_service.device.chunks import to_the_end
-from hadakv_service.device.jobs import LongJob
+from hadakv_service.device.chunks import run_to_completion
+from hadakv_service.device.jobs import ChunkedJob
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, NonFinite
 from hadakv_service.sessions.layer_run import PAGE_TOKENS, same_bytes
 from hadakv_service.sessions.page import Page, first_non_finite, on_host
 from hadakv_service.sessions.session import MAX_LAYERS, Session, Shape
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import messages
 
-INPUTS = ("float32", "float16", "bfloat16")
+INPUT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
-class Appended:
+class AppendOutcome:
     """What an append answers; streams are in host memory."""
 
     created: bool
@@ -34,7 +34,7 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
-class Append:
+class AppendRequest:
     """A checked request: k and v are views of the body, `[layers, kv_heads, tokens, head_dim]`."""
 
     k: NDArray[Any]
@@ -43,13 +43,13 @@ class Append:
     codecs: tuple[Codec, Codec] | None
 
     @classmethod
-    def from_body(cls, body: messages.AppendBody) -> "Append":
+    def from_body(cls, body: messages.AppendBody) -> "AppendRequest":
         """Check all that can be checked without the session.
 
         Raises:
             InvalidRequest: tensors are malformed, disagree, or have a head_dim there is no codec for.
         """
-        k, v = body.k.array("k", *INPUTS), body.v.array("v", *INPUTS)
+        k, v = body.k.array("k", *INPUT_DTYPES), body.v.array("v", *INPUT_DTYPES)
         if k.shape != v.shape:
             raise InvalidRequest([("v.shape", f"must equal k's {list(k.shape)}, not {list(v.shape)}")])
         if k.dtype != v.dtype:
@@ -69,7 +69,7 @@ class Append:
         return cls(k, v, shape, body.codec.codecs() if body.codec else None)
 
 
-class AppendJob(LongJob[Appended]):
+class AppendOperation(ChunkedJob[AppendOutcome]):
     """Stores an append in its session, all of it or nothing.
 
     Args:
@@ -80,11 +80,11 @@ class AppendJob(LongJob[Appended]):
         new: what the session is to be if there is none.
     """
 
-    def __init__(self, key: Key, append: Append, store: Store, backend: Backend, new: Session) -> None:
+    def __init__(self, key: Key, append: AppendRequest, store: SessionStore, backend: Backend, new: Session) -> None:
         self.key: Hashable = key
         self._nbytes: int | None = None
         self._key = key
-        self._append = append
+        self._request = append
         self._store = store
         self._backend = backend
         self._new = new
@@ -94,41 +94,43 @@ class AppendJob(LongJob[Appended]):
     def nbytes(self) -> int:  # type: ignore[override]  # known only once it is asked for
         """Of the tensors, and of what is stored and has to be split for them."""
         if self._nbytes is None:
-            self._nbytes = self._append.k.nbytes + self._append.v.nbytes
+            self._nbytes = self._request.k.nbytes + self._request.v.nbytes
             # Whatever is wrong, it will be told when it begins.
             with suppress(Exception):
                 if entry := self._store.find(self._key):
-                    self._nbytes += entry.session.split_nbytes(self._append.shape.layer, self._append.shape.layers)
+                    self._nbytes += entry.session.split_runs_nbytes(
+                        self._request.shape.layer, self._request.shape.layers
+                    )
         return self._nbytes
 
-    def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:
         """Check against the session and reserve the bytes."""
-        shape = self._append.shape
+        shape = self._request.shape
         entry = self._store.find(self._key)
         self._created = entry is None
         session = entry.session if entry else self._new
-        self._session = session.accept(shape, self._append.codecs)
-        self._position, self._at_end = self._session.place(shape)
+        self._session = session.with_shape(shape, self._request.codecs)
+        self._position, self._at_end = self._session.append_position(shape)
         self._specs = self._session.specs
         if self._at_end:
-            split = self._session.split_nbytes(shape.layer, shape.layers)
-            self._session = self._session.opened(shape.layer, shape.layers)
+            split = self._session.split_runs_nbytes(shape.layer, shape.layers)
+            self._session = self._session.split_runs(shape.layer, shape.layers)
             self._batch = batch
             self._in_memory = True
             try:
                 self._reserve(split)
             except InsufficientStorage:
-                if not (split and self._store.can_leave(self._session)):
+                if not (split and self._store.can_spill(self._session)):
                     raise
                 # There is no room for a second copy of what is split.
                 self._in_memory = False
                 self._reserve(0)
             self._split = bool(split)
         k_spec, v_spec = self._specs
-        return Stream(self._append.k, k_spec), Stream(self._append.v, v_spec)
+        return Stream(self._request.k, k_spec), Stream(self._request.v, v_spec)
 
     def _reserve(self, extra: int) -> None:
-        shape = self._append.shape
+        shape = self._request.shape
         rows = shape.layers * shape.kv_heads * shape.tokens
         nbytes = rows * sum(spec.nbytes for spec in self._specs)
         pages = self._session.new_pages(shape.layer, shape.layers, shape.tokens)
@@ -136,11 +138,11 @@ class AppendJob(LongJob[Appended]):
             self._key, self._session, self._batch, nbytes=nbytes, pages=pages, extra=extra
         )
 
-    def finish(self, encoded: Sequence[Encoded]) -> Appended:
+    def complete(self, encoded: Sequence[Encoded]) -> AppendOutcome:
         """Store what was encoded, unless it is not finite or stored already."""
-        return to_the_end(self.finish_in_steps(encoded))
+        return run_to_completion(self.complete_chunked(encoded))
 
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, Appended]:
+    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, AppendOutcome]:
         """The same, pausing after each page; nothing is stored before the last."""
         page = Page(*encoded)
         for name, stream, spec in zip("kv", encoded, self._specs, strict=True):
@@ -148,17 +150,17 @@ class AppendJob(LongJob[Appended]):
                 raise self._non_finite(name, first_non_finite(on_host(stream, self._backend), spec))
         if self._at_end:
             session = self._session
-            for tokens in _to_page_ends(self._position, page.tokens):
+            for tokens in _page_aligned_slices(self._position, page.tokens):
                 # Nothing is cut from a page that goes as a whole: a view would only be one more array to keep.
-                part = page if tokens == slice(0, page.tokens) else page.cut(slice(None), tokens)
-                session = session.append(self._append.shape.layer, part, self._backend)
+                part = page if tokens == slice(0, page.tokens) else page.slice(slice(None), tokens)
+                session = session.append(self._request.shape.layer, part, self._backend)
                 yield
             if self._split:
                 yield from self._store.room_in_steps(self._reserved, self._batch)
                 yield from self._store.separate_in_steps(self._key, session, self._backend, in_memory=self._in_memory)
             yield from self._store.ahead_in_steps(self._key, session)
             yield from self._store.room_in_steps(self._reserved, self._batch)
-            self._store.put(self._key, session, self._reserved, self._batch)
+            self._store.commit(self._key, session, self._reserved, self._batch)
             self._reserved = 0
         else:
             self._check_repetition(page)
@@ -166,37 +168,37 @@ class AppendJob(LongJob[Appended]):
             if self._store.find(self._key):
                 self._store.touch(self._key)
         k, v = (on_host(stream, self._backend) for stream in encoded)
-        return Appended(self._created, self._position, self._append.shape.tokens, k, v, self._specs)
+        return AppendOutcome(self._created, self._position, self._request.shape.tokens, k, v, self._specs)
 
     @property
     def added_tokens(self) -> int:
         """How many it stored, now that it is done: none if it was a repetition."""
-        return self._append.shape.tokens if self._at_end else 0
+        return self._request.shape.tokens if self._at_end else 0
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Give the reserved bytes back."""
         self._store.release(self._reserved)
         self._reserved = 0
 
     def _check_repetition(self, page: Page) -> None:
         """Compare with what is stored; of an append larger than the window only its end still is."""
-        shape = self._append.shape
+        shape = self._request.shape
         stop = self._position + shape.tokens
-        first, _, _ = self._session.span(shape.layer, shape.layers)
+        first, _, _ = self._session.common_range(shape.layer, shape.layers)
         start = max(self._position, first)
         stored = self._session.read(shape.layer, shape.layer + shape.layers, start, stop, self._backend)
-        kept = page.cut(slice(None), slice(start - self._position, None))
+        kept = page.slice(slice(None), slice(start - self._position, None))
         if not same_bytes(stored, kept, self._backend):
             raise self._session.conflict(shape)
 
     def _non_finite(self, name: str, row: int) -> NonFinite:
-        shape = self._append.shape
+        shape = self._request.shape
         layer, head, token = np.unravel_index(row, (shape.layers, shape.kv_heads, shape.tokens))
         place = {"layer": shape.layer + int(layer), "head": int(head), "token": int(token)}
         return NonFinite(name, consequence="; nothing was stored", **place)
 
 
-def _to_page_ends(position: int, tokens: int) -> Iterator[slice]:
+def _page_aligned_slices(position: int, tokens: int) -> Iterator[slice]:
     """Parts of an append that each fill a page, the first from where the stored tokens end.
 
     What is beyond the last full page goes with it: by itself it would be kept as a view, and with it all of the append.

@@ -8,20 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import Backend, CodecSpec, Encoded, Stream
-from hadakv_service.device.chunks import to_the_end
-from hadakv_service.device.jobs import LongJob
+from hadakv_service.device.chunks import run_to_completion
+from hadakv_service.device.jobs import ChunkedJob
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.operations.session_file_reader import SessionFile
-from hadakv_service.sessions.layer_run import PAGE_TOKENS, Run
+from hadakv_service.sessions.layer_run import PAGE_TOKENS, LayerRun
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.session_store import Entry, Key, Store
+from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
 
 # All ones in an infinity or NaN.
 FLOAT16_EXPONENT = 0x7C00
 
 
-class ImportJob(LongJob[Entry]):
+class ImportOperation(ChunkedJob[SessionRecord]):
     """Makes a session of a file, all of it or nothing.
 
     Args:
@@ -32,7 +32,7 @@ class ImportJob(LongJob[Entry]):
         new: what a session is where the file does not say.
     """
 
-    def __init__(self, key: Key, file: SessionFile, store: Store, backend: Backend, new: Session) -> None:
+    def __init__(self, key: Key, file: SessionFile, store: SessionStore, backend: Backend, new: Session) -> None:
         self.key: Hashable = key
         self.nbytes = sum(tensor.nbytes for tensor in file.tensors.values())
         self._key = key
@@ -41,24 +41,24 @@ class ImportJob(LongJob[Entry]):
         self._backend = backend
         self._new = new
         self._reserved = 0
-        self._passes = False
+        self._bypasses_memory = False
 
-    def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:
         """Reserve the bytes, unless there is such a session; there is nothing to encode."""
         if self._store.has(self._key):
             raise SessionExists(f"There is a session {self._key[1]!r} already.", field="id")
         session, spans = self._file.session, self._file.spans
-        empty = tuple(Run(span.layers, span.base, span.base) for span in spans)
+        empty = tuple(LayerRun(span.layers, span.base, span.base) for span in spans)
         ttl, durability = session.ttl_seconds or self._new.ttl_seconds, self._new.durability
         self._session = replace(session, ttl_seconds=ttl, durability=durability, runs=empty)
         pages = sum(-(-span.tokens // PAGE_TOKENS) for span in spans)
         try:
             self._reserve(batch, pages)
         except InsufficientStorage:
-            if not self._store.can_leave(self._session):
+            if not self._store.can_spill(self._session):
                 raise
             # More than memory is for: it goes past that.
-            self._passes = True
+            self._bypasses_memory = True
             self._reserve(batch, pages, extra=-self.nbytes)
         self._batch = batch
         return ()
@@ -68,11 +68,11 @@ class ImportJob(LongJob[Entry]):
             self._key, self._session, batch, nbytes=self.nbytes, pages=pages, extra=extra
         )
 
-    def finish(self, encoded: Sequence[Encoded]) -> Entry:
+    def complete(self, encoded: Sequence[Encoded]) -> SessionRecord:
         """Store the session."""
-        return to_the_end(self.finish_in_steps(encoded))
+        return run_to_completion(self.complete_chunked(encoded))
 
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, Entry]:  # noqa: ARG002 - there is none
+    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, SessionRecord]:  # noqa: ARG002 - there is none
         """The same, pausing after each page's k, its v, and when they are in their run; the last step stores it all."""
         runs, first = [], 0
         for span, run in zip(self._file.spans, self._session.runs, strict=True):
@@ -84,7 +84,7 @@ class ImportJob(LongJob[Entry]):
                     streams.append(self._stream(name, spec, layers, tokens))
                     yield
                 run = run.append(Page(*streams), self._backend)  # noqa: PLW2901 - the run grows into its successor
-                if self._passes:
+                if self._bypasses_memory:
                     self._store.leave(self._key, run.pages[-1:])
                 yield
             runs.append(run)
@@ -92,11 +92,11 @@ class ImportJob(LongJob[Entry]):
         session = replace(self._session, runs=tuple(runs))
         yield from self._store.ahead_in_steps(self._key, session)
         yield from self._store.room_in_steps(self._reserved, self._batch)
-        entry = self._store.put(self._key, session, self._reserved, self._batch)
+        entry = self._store.commit(self._key, session, self._reserved, self._batch)
         self._reserved = 0
         return entry
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Give the reserved bytes back."""
         self._store.release(self._reserved)
         self._reserved = 0
@@ -110,7 +110,7 @@ class ImportJob(LongJob[Entry]):
         views = [self._file.stream(layer, name) for layer in layers]
         packed = np.stack([view.packed[:, tokens] for view in views])
         norms = np.stack([view.norms[:, tokens] for view in views])
-        for part, fault, wrong in _faults(packed, norms, spec):
+        for part, fault, wrong in _invalid_vectors(packed, norms, spec):
             if wrong.any():
                 layer, head, token = map(int, np.unravel_index(wrong.argmax(), wrong.shape))
                 place = f"at head {head}, token {tokens.start + token}"
@@ -120,7 +120,9 @@ class ImportJob(LongJob[Entry]):
         return Encoded(self._backend.to_device(packed), self._backend.to_device(norms))
 
 
-def _faults(packed: NDArray[np.uint8], norms: NDArray[np.float32], spec: CodecSpec) -> Iterator[tuple[str, str, Any]]:
+def _invalid_vectors(
+    packed: NDArray[np.uint8], norms: NDArray[np.float32], spec: CodecSpec
+) -> Iterator[tuple[str, str, Any]]:
     """What may be wrong with a tensor's elements: which tensor's, what, and for each vector whether it is, bool."""
     codec = spec.codec
     if codec.kind == "float16":

@@ -7,20 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import DTYPES, Backend, CodecSpec, Encoded, Stream
-from hadakv_service.device.chunks import to_the_end
-from hadakv_service.device.jobs import LongJob
-from hadakv_service.errors import AnswerTooLarge, InvalidRequest, ServiceError
+from hadakv_service.device.chunks import run_to_completion
+from hadakv_service.device.jobs import ChunkedJob
+from hadakv_service.errors import InvalidRequest, ResponseTooLarge, ServiceError
 from hadakv_service.sessions.page import Page, on_host
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.session_store import Key, Store
+from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import responses, serialization
 
-Form = Literal["packed", "float16", "float32", "bfloat16", "rotated"]
+ReadForm = Literal["packed", "float16", "float32", "bfloat16", "rotated"]
 # What is decoded at a time where the backend does not say: a launch should be worth it.
-PIECE_NBYTES = 64 << 20
+CHUNK_NBYTES = 64 << 20
 
 
-class Wanted(NamedTuple):
+class ReadRequest(NamedTuple):
     """What is to be read.
 
     Attributes:
@@ -33,11 +33,11 @@ class Wanted(NamedTuple):
     start: int | None = None
     stop: int | None = None
     layers: tuple[int, int] | None = None
-    form: Form = "packed"
+    form: ReadForm = "packed"
     ring: bool = False
 
 
-class ReadJob(LongJob[responses.Range]):
+class ReadOperation(ChunkedJob[responses.Range]):
     """Reads a range of a session.
 
     Args:
@@ -48,10 +48,10 @@ class ReadJob(LongJob[responses.Range]):
         limit: bytes that an answer may have.
     """
 
-    def __init__(self, key: Key, wanted: Wanted, store: Store, backend: Backend, limit: int) -> None:
+    def __init__(self, key: Key, wanted: ReadRequest, store: SessionStore, backend: Backend, limit: int) -> None:
         self.key: Hashable = key
         self._key = key
-        self._wanted = wanted
+        self._request = wanted
         self._store = store
         self._backend = backend
         self._limit = limit
@@ -71,55 +71,55 @@ class ReadJob(LongJob[responses.Range]):
 
     def _size(self, session: Session) -> tuple[int, int]:
         """Vectors of each stream, and bytes of the answer."""
-        a, b, start, stop = session.range(*self._wanted[:3])
+        a, b, start, stop = session.range(*self._request[:3])
         if not session.has_shape:
             return 0, 0
-        tokens = session.window or 0 if self._wanted.ring else stop - start
+        tokens = session.window or 0 if self._request.ring else stop - start
         rows = (b - a) * (session.kv_heads or 0) * tokens
         # An answer without layers has axes all the same, which NumPy must be able to count.
         rows = rows or (session.kv_heads or 0) * tokens
-        return rows, rows * sum(row_nbytes(spec, self._wanted.form) for spec in session.specs)
+        return rows, rows * sum(row_nbytes(spec, self._request.form) for spec in session.specs)
 
-    def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is stored
+    def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is stored
         """Check the range. Pages of the value that is read stay wherever they are until that is done."""
         session = self._store.get(self._key).session
         self._store.touch(self._key)
-        if self._wanted.ring and session.window is None:
+        if self._request.ring and session.window is None:
             raise InvalidRequest([("layout", "the session has no window to make a ring of")])
-        check_answer("layout" if self._wanted.ring else "stop", self._size(session)[1], self._limit)
+        check_response_size("layout" if self._request.ring else "stop", self._size(session)[1], self._limit)
         self._session = session
         return ()
 
-    def finish(self, encoded: Sequence[Encoded]) -> responses.Range:
+    def complete(self, encoded: Sequence[Encoded]) -> responses.Range:
         """Read all of it at once."""
-        return to_the_end(self.finish_in_steps(encoded))
+        return run_to_completion(self.complete_chunked(encoded))
 
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, responses.Range]:  # noqa: ARG002 - none was
+    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, responses.Range]:  # noqa: ARG002 - none was
         """The same, pausing after each piece."""
-        session, ring = self._session, self._wanted.ring
-        a, b, start, stop = session.range(*self._wanted[:3])
-        _, length, _ = session.span(a, b - a) if a < b else (0, 0, 0)
+        session, ring = self._session, self._request.ring
+        a, b, start, stop = session.range(*self._request[:3])
+        _, length, _ = session.common_range(a, b - a) if a < b else (0, 0, 0)
         answer: responses.Range = {"start": start, "stop": stop, "length": length, "k": None, "v": None}
         if session.has_shape:
             tokens = session.window or 0 if ring else stop - start
-            target = _Target(session, (b - a, tokens), self._wanted.form, self._backend)
-            nbytes = self._backend.slice_nbytes or PIECE_NBYTES
-            for layer, position, page in session.pieces(a, b, start, stop, nbytes, self._backend):
+            target = _OutputArrays(session, (b - a, tokens), self._request.form, self._backend)
+            nbytes = self._backend.slice_nbytes or CHUNK_NBYTES
+            for layer, position, page in session.iter_chunks(a, b, start, stop, nbytes, self._backend):
                 first = position - start
                 rows = (position + np.arange(page.tokens)) % tokens if ring else slice(first, first + page.tokens)
-                target.take(layer - a, rows, page)
+                target.add(layer - a, rows, page)
                 yield
-            answer["k"], answer["v"] = target.answer()
+            answer["k"], answer["v"] = target.to_response()
         return answer
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Nothing to undo."""
 
 
-class _Target:
+class _OutputArrays:
     """The arrays of an answer, filled piece by piece."""
 
-    def __init__(self, session: Session, axes: tuple[int, int], form: Form, backend: Backend) -> None:
+    def __init__(self, session: Session, axes: tuple[int, int], form: ReadForm, backend: Backend) -> None:
         self._form = form
         self._backend = backend
         self._specs = session.specs
@@ -131,7 +131,7 @@ class _Target:
             for spec in session.specs
         ]
 
-    def take(self, layer: int, tokens: slice | NDArray[Any], page: Page) -> None:
+    def add(self, layer: int, tokens: slice | NDArray[Any], page: Page) -> None:
         """Put a page where it belongs."""
         layers = slice(layer, layer + page.layers)
         for stream, spec, arrays in zip(page.streams, self._specs, self._arrays, strict=True):
@@ -144,12 +144,12 @@ class _Target:
         dtype = "float32" if self._form == "rotated" else self._form
         return {"values": self._backend.decode(stream, spec, dtype, inverse=self._form != "rotated")}
 
-    def answer(self) -> list[dict[str, Any]]:
+    def to_response(self) -> list[dict[str, Any]]:
         """Both streams as they stand in an answer."""
         return [{part: serialization.tensor(array) for part, array in arrays.items()} for arrays in self._arrays]
 
 
-def _columns(spec: CodecSpec, form: Form) -> list[tuple[str, int, np.dtype[Any]]]:
+def _columns(spec: CodecSpec, form: ReadForm) -> list[tuple[str, int, np.dtype[Any]]]:
     """Name, width and dtype of the arrays that a stream is answered as."""
     if form != "packed":
         return [("values", spec.head_dim, DTYPES["float32" if form == "rotated" else form])]
@@ -163,11 +163,11 @@ def row_nbytes(spec: CodecSpec, form: str) -> int:
     return spec.nbytes if form == "packed" else spec.head_dim * (2 if form in ("float16", "bfloat16") else 4)
 
 
-def check_answer(field: str, nbytes: int, limit: int) -> None:
+def check_response_size(field: str, nbytes: int, limit: int) -> None:
     """Refuse an answer larger than any request could be, before its memory is allocated.
 
     Raises:
         AnswerTooLarge: it is.
     """
     if nbytes > limit:
-        raise AnswerTooLarge(field, nbytes, limit)
+        raise ResponseTooLarge(field, nbytes, limit)

@@ -96,7 +96,7 @@ def stream_parts(layer: int, stream: str, spec: CodecSpec, kv_heads: int, tokens
 
 def spans(session: Session) -> list[Span]:
     """The runs of a session as a file tells them."""
-    return [Span(run.layers, run.base, run.length) for run in session.runs]
+    return [Span(run.layers, run.start, run.stop) for run in session.runs]
 
 
 def by_layer(spans: Iterable[Span]) -> Iterator[Span]:

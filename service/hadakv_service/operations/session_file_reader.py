@@ -33,10 +33,10 @@ from hadakv_service.wire import serialization
 
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 # A file that is wrong in every tensor is told of the first few.
-MOST_ERRORS = 8
+MAX_REPORTED_ERRORS = 8
 
 # What a file that can be read here says, and what it is otherwise.
-_OURS = {
+_EXPECTED_METADATA = {
     "format": (session_file.FORMAT, "no session was exported to this file"),
     "version": (session_file.VERSION, "the file is of another version of hadakv"),
     "tables": (fingerprint(), "the file was packed with the codec tables of another version of hadakv"),
@@ -46,7 +46,7 @@ Size = Annotated[int, msgspec.Meta(ge=0)]
 T = TypeVar("T")
 
 
-class TensorHead(msgspec.Struct, forbid_unknown_fields=True):
+class TensorHeader(msgspec.Struct, forbid_unknown_fields=True):
     """What the header says of a tensor; offsets count from the header's end."""
 
     dtype: str
@@ -94,8 +94,8 @@ def read(body: serialization.Buffer) -> SessionFile:
     metadata = _metadata(entries.pop(METADATA, None))
     session = _session(metadata)
     wanted = list(session_file.parts(session, metadata.runs)) if metadata.runs else []
-    heads = _heads(entries, wanted)
-    _check_cover(heads, len(data))
+    heads = _tensor_headers(entries, wanted)
+    _check_no_gaps(heads, len(data))
     return SessionFile(session, metadata.runs, {part.name: _view(data, heads[part.name], part) for part in wanted})
 
 
@@ -121,12 +121,12 @@ def _json(text: bytes | memoryview) -> Any:
     try:
         # msgspec knows no NaN and no halves of characters, and Python's own parser sees keys that come twice.
         msgspec.json.decode(text)
-        return json.loads(bytes(text), object_pairs_hook=_without_repetition)
+        return json.loads(bytes(text), object_pairs_hook=_reject_duplicate_keys)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(error) from None
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("an object has a key twice")
@@ -138,10 +138,10 @@ def _metadata(strings: object) -> Metadata:
     if strings is None:
         raise InvalidRequest([(METADATA, "is missing: no session was exported to this file")])
     given = _convert(strings, dict[str, str], METADATA)
-    for name, (value, otherwise) in _OURS.items():
+    for name, (value, otherwise) in _EXPECTED_METADATA.items():
         if given.get(name) != value:
             found = f"not {given[name][:80]!a}" if name in given else "is missing"
-            raise _wrong(name, f"must be {value}, {found}: {otherwise}")
+            raise _invalid(name, f"must be {value}, {found}: {otherwise}")
     return _convert({name: _parsed(name, text) for name, text in given.items()}, Metadata, METADATA)
 
 
@@ -151,7 +151,7 @@ def _parsed(name: str, text: str) -> Any:
     try:
         return _json(text.encode())
     except ValueError as error:
-        raise _wrong(name, f"is not valid JSON: {error}") from None
+        raise _invalid(name, f"is not valid JSON: {error}") from None
 
 
 def _convert(value: object, kind: type[T], field: str) -> T:
@@ -167,7 +167,7 @@ def _convert(value: object, kind: type[T], field: str) -> T:
 def _session(metadata: Metadata) -> Session:
     """The session without its runs, which are checked."""
     if metadata.head_dim is not None and metadata.head_dim not in HEAD_DIMS:
-        raise _wrong("head_dim", f"must be one of {HEAD_DIMS}, not {metadata.head_dim}")
+        raise _invalid("head_dim", f"must be one of {HEAD_DIMS}, not {metadata.head_dim}")
     session = Session(
         codecs=metadata.codec.codecs() if metadata.codec else None,
         layers=metadata.declared_layers,
@@ -178,18 +178,18 @@ def _session(metadata: Metadata) -> Session:
     )
     for field in ("codec", "kv_heads", "head_dim"):
         if metadata.runs and getattr(metadata, field) is None:
-            raise _wrong(field, "is missing, though there are layers")
+            raise _invalid(field, "is missing, though there are layers")
     check_session_id(metadata.session, f"{METADATA}.session")
     layers, most = sum(span.layers for span in metadata.runs), session.layers or MAX_LAYERS
     if layers > most:
-        raise _wrong("runs", f"have {layers} layers, there may be at most {most}")
+        raise _invalid("runs", f"have {layers} layers, there may be at most {most}")
     for i, span in enumerate(metadata.runs):
-        if reason := _impossible(span, session.window):
-            raise _wrong(f"runs[{i}].base", reason)
+        if reason := _span_error(span, session.window):
+            raise _invalid(f"runs[{i}].base", reason)
     return session
 
 
-def _impossible(span: Span, window: int | None) -> str | None:
+def _span_error(span: Span, window: int | None) -> str | None:
     """What is wrong with the first position that layers have."""
     if span.base > span.length:
         return f"must not be beyond the length {span.length}, not {span.base}"
@@ -202,27 +202,27 @@ def _impossible(span: Span, window: int | None) -> str | None:
     return None
 
 
-def _wrong(field: str, reason: str) -> InvalidRequest:
+def _invalid(field: str, reason: str) -> InvalidRequest:
     return InvalidRequest([(f"{METADATA}.{field}", reason)])
 
 
-def _heads(entries: Mapping[str, Any], wanted: list[Part]) -> dict[str, TensorHead]:
+def _tensor_headers(entries: Mapping[str, Any], wanted: list[Part]) -> dict[str, TensorHeader]:
     """What the header says of each tensor, which must be what the metadata asks for."""
     unknown = sorted(entries.keys() - {part.name for part in wanted})
     errors = [(part.name, "is missing") for part in wanted if part.name not in entries]
     errors += [("header", f"has a tensor {name[:80]!a}, for which there is no layer") for name in unknown]
-    _refuse(errors)
-    heads = {part.name: _convert(entries[part.name], TensorHead, part.name) for part in wanted}
-    _refuse([mistake for part in wanted for mistake in _mistakes(heads[part.name], part)])
+    _raise_invalid(errors)
+    heads = {part.name: _convert(entries[part.name], TensorHeader, part.name) for part in wanted}
+    _raise_invalid([mistake for part in wanted for mistake in _header_errors(heads[part.name], part)])
     return heads
 
 
-def _refuse(errors: list[tuple[str, str]]) -> None:
+def _raise_invalid(errors: list[tuple[str, str]]) -> None:
     if errors:
-        raise InvalidRequest(errors[:MOST_ERRORS])
+        raise InvalidRequest(errors[:MAX_REPORTED_ERRORS])
 
 
-def _mistakes(head: TensorHead, part: Part) -> Iterator[tuple[str, str]]:
+def _header_errors(head: TensorHeader, part: Part) -> Iterator[tuple[str, str]]:
     begin, end = head.data_offsets
     if head.dtype != part.dtype:
         yield f"{part.name}.dtype", f"must be {part.dtype}, not {head.dtype[:20]!a}"
@@ -232,7 +232,7 @@ def _mistakes(head: TensorHead, part: Part) -> Iterator[tuple[str, str]]:
         yield f"{part.name}.data_offsets", f"must lie {part.nbytes} apart, as its shape says, not {end - begin}"
 
 
-def _check_cover(heads: Mapping[str, TensorHead], nbytes: int) -> None:
+def _check_no_gaps(heads: Mapping[str, TensorHeader], nbytes: int) -> None:
     """Tensors lie side by side, in any order, from the header's end to the file's."""
     at = 0
     for (begin, end), name in sorted((head.data_offsets, name) for name, head in heads.items()):
@@ -246,7 +246,7 @@ def _check_cover(heads: Mapping[str, TensorHead], nbytes: int) -> None:
         )
 
 
-def _view(data: memoryview, head: TensorHead, part: Part) -> NDArray[Any]:
+def _view(data: memoryview, head: TensorHeader, part: Part) -> NDArray[Any]:
     begin, end = head.data_offsets
     dtype = DTYPES[part.dtype]
     return (np.frombuffer(data[begin:end], dtype) if end > begin else np.empty(0, dtype)).reshape(part.shape)

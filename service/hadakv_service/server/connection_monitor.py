@@ -24,27 +24,27 @@ class Limits:
         rate: bytes a second that a body must come with, and an answer be taken.
     """
 
-    head_nbytes: int
-    connections: int
+    max_header_nbytes: int
+    max_connections: int
     idle_seconds: float
-    head_seconds: float
-    body_seconds: float
-    rate: int
+    header_timeout: float
+    stall_timeout: float
+    min_bytes_per_second: int
 
 
 class Connection(Protocol):
     """What the watch has to know of a connection."""
 
     @property
-    def heard(self) -> float:
+    def last_activity(self) -> float:
         """When something last came."""
         ...
 
-    def is_free(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether it has no request under way, and nothing to send."""
         ...
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """End it if it takes too long."""
         ...
 
@@ -52,12 +52,12 @@ class Connection(Protocol):
         """End it."""
         ...
 
-    def refuse(self, error: ServiceError) -> None:
+    def reject(self, error: ServiceError) -> None:
         """End it and say why."""
         ...
 
 
-class Watch:
+class ConnectionMonitor:
     """Looks at every connection now and then.
 
     Args:
@@ -70,7 +70,7 @@ class Watch:
         self.limits = limits
         self._connections = connections
         self._loop = loop
-        self._seconds = min(MOST_SECONDS, min(limits.idle_seconds, limits.head_seconds, limits.body_seconds) / 4)
+        self._seconds = min(MOST_SECONDS, min(limits.idle_seconds, limits.header_timeout, limits.stall_timeout) / 4)
         self._timer: asyncio.TimerHandle | None = None
         # Stands still while the loop does: that what came meanwhile was not read is not the peers' doing.
         self._clock = 0.0
@@ -94,15 +94,15 @@ class Watch:
         self._clock += min(now - self._looked, 2 * self._seconds)
         self._looked = now
         for connection in list(self._connections):
-            connection.look(self._clock)
+            connection.check_timeouts(self._clock)
 
     def admit(self, newcomer: Connection) -> None:
         """Let a new connection stay, in place of the one idle for longest if there are too many."""
-        if len(self._connections) <= self.limits.connections:
+        if len(self._connections) <= self.limits.max_connections:
             return
         idle = self._longest_idle(newcomer)
         if idle is None:
-            newcomer.refuse(Busy("All connections are in use."))
+            newcomer.reject(Busy("All connections are in use."))
         else:
             idle.end()
 
@@ -110,8 +110,8 @@ class Watch:
         """One that is free. They are sorted once and then taken one by one: many may come at once."""
         while self._idle:
             heard, connection = self._idle.pop()
-            if connection.heard == heard and connection.is_free():
+            if connection.last_activity == heard and connection.is_idle():
                 return connection
-        free = [(each.heard, each) for each in self._connections if each is not newcomer and each.is_free()]
+        free = [(each.last_activity, each) for each in self._connections if each is not newcomer and each.is_idle()]
         self._idle = sorted(free, key=lambda entry: entry[0], reverse=True)
         return self._idle.pop()[1] if self._idle else None

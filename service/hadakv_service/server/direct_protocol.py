@@ -13,10 +13,10 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from hadakv_service.asgi_extensions import GONE, RECEIVE_INTO
+from hadakv_service.asgi_extensions import CLIENT_DISCONNECTED, RECEIVE_INTO
 
 # As much as is read before other connections have their turn.
-STRIDE = 1 << 20
+READ_CHUNK_NBYTES = 1 << 20
 _UNREADABLE = "Invalid HTTP request received."
 
 
@@ -81,7 +81,7 @@ class DirectProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         calls: dict[str, Any] = {
             RECEIVE_INTO: partial(self._receive_into, self.cycle),
-            GONE: partial(_is_gone, self.cycle),
+            CLIENT_DISCONNECTED: partial(_is_gone, self.cycle),
         }
         self.scope["extensions"] = calls
         while self._cycles and self._cycles[0].response_complete:
@@ -116,7 +116,7 @@ class DirectProtocol(HttpToolsProtocol):
         if cycle.disconnected or self.transport.is_closing():
             return False
         whole: asyncio.Future[bool] = self.loop.create_future()
-        self.transport.set_protocol(_Filling(self, buffer[filled:], whole))
+        self.transport.set_protocol(DirectBodyReceiver(self, buffer[filled:], whole))
         self.flow.resume_reading()
         return await whole
 
@@ -137,7 +137,7 @@ def _is_gone(cycle: RequestResponseCycle) -> bool:
     return not cycle.response_complete and (cycle.disconnected or cycle.transport.is_closing())
 
 
-class _Filling(asyncio.BufferedProtocol):
+class DirectBodyReceiver(asyncio.BufferedProtocol):
     """What a connection is while a buffer is filled."""
 
     def __init__(self, connection: DirectProtocol, rest: memoryview, whole: "asyncio.Future[bool]") -> None:
@@ -146,15 +146,17 @@ class _Filling(asyncio.BufferedProtocol):
         self._whole = whole
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        return self._rest[:STRIDE]
+        """Return the part of the body buffer to receive into next."""
+        return self._rest[:READ_CHUNK_NBYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Count received bytes; return to the HTTP protocol when the body is complete."""
         self._connection.count_body(nbytes)
         self._rest = self._rest[nbytes:]
         if not self._rest:
             self._connection.end_body()
             self._end(whole=True)
-        elif nbytes == STRIDE:
+        elif nbytes == READ_CHUNK_NBYTES:
             # libuv reads on as long as it can fill what it is given; others are to have their turn.
             self._connection.transport.pause_reading()
             self._connection.loop.call_soon(self._resume)
@@ -164,13 +166,16 @@ class _Filling(asyncio.BufferedProtocol):
             self._connection.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Report the lost connection to the HTTP protocol."""
         self._connection.connection_lost(exc)
         self._end(whole=False)
 
     def pause_writing(self) -> None:
+        """Forward to the HTTP protocol."""
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
+        """Forward to the HTTP protocol."""
         self._connection.resume_writing()
 
     def _end(self, *, whole: bool) -> None:

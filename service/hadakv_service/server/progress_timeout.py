@@ -1,7 +1,7 @@
 """Whether what somebody does takes too long, told from a look at it now and then."""
 
 
-class Pace:
+class ProgressTimeout:
     """How long the same thing may still go on without coming further: what comes is worth time, but none to save up."""
 
     __slots__ = ("_came", "_left", "_looked", "_of")
@@ -10,11 +10,13 @@ class Pace:
         self._of: tuple[object, object] = (None, None)
         self._left = self._looked = self._came = 0.0
 
-    def rest(self) -> None:
+    def reset(self) -> None:
         """Nothing is under way."""
         self._of = (None, None)
 
-    def late(self, now: float, of: tuple[object, object], came: float, seconds: float, *, held: bool = False) -> bool:
+    def expired(
+        self, now: float, of: tuple[object, object], came: float, seconds: float, *, held: bool = False
+    ) -> bool:
         """Whether what is under way has fallen behind by more than it may.
 
         Args:

@@ -10,9 +10,9 @@ from functools import partial
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from hadakv_service.server.connection_monitor import Limits, Watch
-from hadakv_service.server.protocol import PatientProtocol
-from hadakv_service.server.sockets import bind_unix, inode, room_for
+from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.protocol import HttpProtocol
+from hadakv_service.server.sockets import bind_unix, inode, raise_open_file_limit
 from hadakv_service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ TLS_SHUTDOWN_SECONDS = 5
 Factory = Callable[[], asyncio.Protocol]
 
 
-class Listener(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, with sockets and connections of its own making.
 
     Args:
@@ -34,7 +34,7 @@ class Listener(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
         self._settings = settings
-        self._watch: Watch | None = None
+        self._watch: ConnectionMonitor | None = None
         self._inode: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
@@ -43,10 +43,10 @@ class Listener(uvicorn.Server):
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         loop = asyncio.get_running_loop()
-        connections = room_for(self._settings.max_connections)
-        self._watch = Watch(self.server_state.connections, self._limits(connections), loop)  # type: ignore[arg-type]  # all are patient
+        connections = raise_open_file_limit(self._settings.max_connections)
+        self._watch = ConnectionMonitor(self.server_state.connections, self._limits(connections), loop)  # type: ignore[arg-type]  # all are patient
         factory = partial(
-            PatientProtocol,
+            HttpProtocol,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
@@ -71,12 +71,12 @@ class Listener(uvicorn.Server):
     def _limits(self, connections: int) -> Limits:
         settings = self._settings
         return Limits(
-            head_nbytes=int(settings.max_head),
-            connections=connections,
+            max_header_nbytes=int(settings.max_head),
+            max_connections=connections,
             idle_seconds=self.config.timeout_keep_alive,
-            head_seconds=settings.header_seconds,
-            body_seconds=settings.body_seconds,
-            rate=int(settings.min_rate),
+            header_timeout=settings.header_seconds,
+            stall_timeout=settings.body_seconds,
+            min_bytes_per_second=int(settings.min_rate),
         )
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, factory: Factory) -> asyncio.Server:

@@ -62,7 +62,7 @@ def _remove_left_over(path: Path) -> None:
     raise OSError(f"a process listens on {path} already")
 
 
-def room_for(connections: int) -> int:
+def raise_open_file_limit(connections: int) -> int:
     """Raise the number of files that may be open, which on a Mac is 256, to what so many connections need.
 
     Returns:

@@ -41,7 +41,7 @@ def join(pages: Sequence[Page], axis: int, backend: Backend) -> Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class LayerRun:
     """Consecutive layers with one history.
 
     Attributes:
@@ -53,12 +53,12 @@ class Run:
     """
 
     layers: int
-    base: int = 0
-    length: int = 0
+    start: int = 0
+    stop: int = 0
     pages: tuple[Page, ...] = ()
-    full: int = 0
+    full_pages: int = 0
 
-    def split(self, borders: Sequence[int]) -> list["Run"]:
+    def split(self, borders: Sequence[int]) -> list["LayerRun"]:
         """A run for the layers from each border to the next, 0 and all layers being borders; see `Page.split`."""
         split = [page.split(borders) for page in self.pages]
         return [
@@ -66,48 +66,50 @@ class Run:
             for i, (a, b) in enumerate(pairwise(borders))
         ]
 
-    def append(self, page: Page, backend: Backend) -> "Run":
+    def append(self, page: Page, backend: Backend) -> "LayerRun":
         """The run with a page's tokens after its own."""
         if not page.tokens:
             return self
-        length = self.length + page.tokens
-        waiting = length - self.base - self.full * PAGE_TOKENS
+        length = self.stop + page.tokens
+        waiting = length - self.start - self.full_pages * PAGE_TOKENS
         if waiting < PAGE_TOKENS:
-            return Run(self.layers, self.base, length, (*self.pages, page), self.full)
-        tail = (*self.pages[self.full :], page)
+            return LayerRun(self.layers, self.start, length, (*self.pages, page), self.full_pages)
+        tail = (*self.pages[self.full_pages :], page)
         edges = [*range(0, waiting, PAGE_TOKENS), waiting]
         filled = [join(list(_between(tail, a, b)), 2, backend) for a, b in pairwise(edges) if a < b]
-        full = self.full + waiting // PAGE_TOKENS
-        return replace(self, length=length, pages=(*self.pages[: self.full], *filled), full=full)
+        full = self.full_pages + waiting // PAGE_TOKENS
+        return replace(self, stop=length, pages=(*self.pages[: self.full_pages], *filled), full_pages=full)
 
     def pages_after(self, tokens: int) -> int:
         """How many pages there will be once so many tokens are appended, if none is forgotten."""
-        waiting = self.length + tokens - self.base - self.full * PAGE_TOKENS
+        waiting = self.stop + tokens - self.start - self.full_pages * PAGE_TOKENS
         if not tokens:
             return len(self.pages)
-        return self.full - -waiting // PAGE_TOKENS if waiting >= PAGE_TOKENS else len(self.pages) + 1
+        return self.full_pages - -waiting // PAGE_TOKENS if waiting >= PAGE_TOKENS else len(self.pages) + 1
 
-    def truncate(self, length: int, backend: Backend) -> "Run":
+    def truncate(self, length: int, backend: Backend) -> "LayerRun":
         """The run without the tokens from a position on, which lies within it; no memory of theirs is kept."""
-        if length >= self.length:
+        if length >= self.stop:
             return self
-        full = min(self.full, (length - self.base) // PAGE_TOKENS)
-        pieces = _between(self.pages, 0, length - self.base)
+        full = min(self.full_pages, (length - self.start) // PAGE_TOKENS)
+        pieces = _between(self.pages, 0, length - self.start)
         # A part would keep the memory of its page.
         kept = [p if p is whole else join([p], 2, backend) for whole, p in zip(self.pages, pieces, strict=False)]
-        return replace(self, length=length, pages=tuple(kept), full=full)
+        return replace(self, stop=length, pages=tuple(kept), full_pages=full)
 
-    def forget_before(self, position: int) -> "Run":
+    def drop_before(self, position: int) -> "LayerRun":
         """The run without the full pages that lie wholly before a position."""
-        gone = min(self.full, max(0, position - self.base) // PAGE_TOKENS)
+        gone = min(self.full_pages, max(0, position - self.start) // PAGE_TOKENS)
         if not gone:
             return self
-        return replace(self, base=self.base + gone * PAGE_TOKENS, pages=self.pages[gone:], full=self.full - gone)
+        return replace(
+            self, start=self.start + gone * PAGE_TOKENS, pages=self.pages[gone:], full_pages=self.full_pages - gone
+        )
 
     def read(self, layers: slice, start: int, stop: int) -> Iterator[Page]:
         """The pieces that hold positions `start` to `stop` of some layers, in order, sharing memory."""
-        for piece in _between(self.pages, start - self.base, stop - self.base):
-            yield piece if layers == slice(0, self.layers) else piece.cut(layers, slice(None))
+        for piece in _between(self.pages, start - self.start, stop - self.start):
+            yield piece if layers == slice(0, self.layers) else piece.slice(layers, slice(None))
 
 
 def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:
@@ -116,7 +118,7 @@ def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:
     for page in pages:
         first, last = max(start - offset, 0), min(stop - offset, page.tokens)
         if first < last:
-            yield page if last - first == page.tokens else page.cut(slice(None), slice(first, last))
+            yield page if last - first == page.tokens else page.slice(slice(None), slice(first, last))
         offset += page.tokens
 
 

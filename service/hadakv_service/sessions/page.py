@@ -9,10 +9,10 @@ import numpy as np
 from hadakv_kernels import Backend, CodecSpec, Encoded
 
 
-class Home(Protocol):
+class PageSource(Protocol):
     """Where the bytes of a page are while they are not in memory."""
 
-    def fetch(self, page: "Page") -> tuple[Encoded, Encoded]:
+    def load(self, page: "Page") -> tuple[Encoded, Encoded]:
         """K and V of a page, in the backend's own memory."""
         ...
 
@@ -36,34 +36,34 @@ class Page:
         holders: how many sessions the ledger counts it for.
     """
 
-    __slots__ = ("__weakref__", "_home", "_streams", "holders", "layers", "nbytes", "row", "tokens", "whole")
+    __slots__ = ("__weakref__", "_source", "_streams", "layers", "nbytes", "page_id", "parent", "ref_count", "tokens")
 
     def __init__(self, k: Encoded, v: Encoded) -> None:
         self._streams: tuple[Encoded, Encoded] | None = (k, v)
-        self._home: Home | None = None
+        self._source: PageSource | None = None
         self.layers = int(k.packed.shape[0])
         self.tokens = int(k.packed.shape[2])
         self.nbytes = sum(int(stream.packed.nbytes + stream.norms.nbytes) for stream in (k, v))
-        self.row: int | None = None
-        self.whole: tuple[Page, slice] | None = None
-        self.holders = 0
+        self.page_id: int | None = None
+        self.parent: tuple[Page, slice] | None = None
+        self.ref_count = 0
 
     @classmethod
-    def at(cls, home: Home, row: int, layers: int, tokens: int, nbytes: int) -> "Page":
+    def at(cls, home: PageSource, row: int, layers: int, tokens: int, nbytes: int) -> "Page":
         """A page that lies elsewhere."""
         page = cls._of(layers, tokens, nbytes)
-        page.stay_at(home, row)
+        page.set_on_disk(home, row)
         return page
 
     @classmethod
     def _of(cls, layers: int, tokens: int, nbytes: int) -> "Page":
         page = cls.__new__(cls)
-        page.layers, page.tokens, page.nbytes, page.holders = layers, tokens, nbytes, 0
-        page._streams = page._home = page.row = page.whole = None
+        page.layers, page.tokens, page.nbytes, page.ref_count = layers, tokens, nbytes, 0
+        page._streams = page._source = page.page_id = page.parent = None
         return page
 
     @property
-    def is_here(self) -> bool:
+    def is_resident(self) -> bool:
         """Whether its bytes are in memory."""
         return self._streams is not None
 
@@ -72,11 +72,11 @@ class Page:
         """K and V; fetched if they are elsewhere, and whether they stay is decided there."""
         if self._streams is not None:
             return self._streams
-        if self.whole:
-            whole, layers = self.whole
-            return whole.cut(layers, slice(None)).streams
-        assert self._home is not None
-        return self._home.fetch(self)
+        if self.parent:
+            whole, layers = self.parent
+            return whole.slice(layers, slice(None)).streams
+        assert self._source is not None
+        return self._source.load(self)
 
     @property
     def k(self) -> Encoded:
@@ -88,11 +88,11 @@ class Page:
         """The stored V."""
         return self.streams[1]
 
-    def here(self) -> "Page":
+    def resident_copy(self) -> "Page":
         """This page, or one of the same content that is certainly in memory."""
-        return self if self.is_here else Page(*self.streams)
+        return self if self.is_resident else Page(*self.streams)
 
-    def cut(self, layers: slice, tokens: slice) -> "Page":
+    def slice(self, layers: slice, tokens: slice) -> "Page":
         """A part of the page, sharing its memory."""
         return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in self.streams))
 
@@ -101,26 +101,26 @@ class Page:
 
         Nothing is read or copied for it: as long as they are given no bytes of their own, parts keep the page alive.
         """
-        whole, first = (self.whole[0], self.whole[1].start) if self.whole else (self, 0)
+        whole, first = (self.parent[0], self.parent[1].start) if self.parent else (self, 0)
         parts = []
         for a, b in pairwise(borders):
             part = Page._of(b - a, self.tokens, self.nbytes // self.layers * (b - a))
-            part.whole = whole, slice(first + a, first + b)
+            part.parent = whole, slice(first + a, first + b)
             parts.append(part)
         return parts
 
-    def stay_at(self, home: Home, row: int) -> None:
+    def set_on_disk(self, home: PageSource, row: int) -> None:
         """Note where its bytes lie beside memory."""
-        self._home, self.row, self.whole = home, row, None
+        self._source, self.page_id, self.parent = home, row, None
 
-    def leave(self) -> None:
+    def clear_resident(self) -> None:
         """Free its memory; it has to lie elsewhere too."""
-        assert self._home is not None
+        assert self._source is not None
         self._streams = None
 
-    def come(self, k: Encoded, v: Encoded) -> None:
+    def set_resident(self, k: Encoded, v: Encoded) -> None:
         """Take its bytes into memory."""
-        self._streams, self.whole = (k, v), None
+        self._streams, self.parent = (k, v), None
 
 
 def first_non_finite(host: Encoded, spec: CodecSpec) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hadakv_kernels import Backend, Codec, CodecSpec
 from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflict, ShapeMismatch
-from hadakv_service.sessions.layer_run import Run, empty, join
+from hadakv_service.sessions.layer_run import LayerRun, empty, join
 from hadakv_service.sessions.page import Page
 
 MAX_LAYERS = 1024
@@ -57,7 +57,7 @@ class Session:
     window: int | None = None
     ttl_seconds: float | None = None
     durability: Durability = "memory"
-    runs: tuple[Run, ...] = ()
+    runs: tuple[LayerRun, ...] = ()
 
     @cached_property
     def specs(self) -> tuple[CodecSpec, CodecSpec]:
@@ -80,7 +80,7 @@ class Session:
     @property
     def rows(self) -> int:
         """Stored vectors of one stream."""
-        return (self.kv_heads or 0) * sum(run.layers * (run.length - run.base) for run in self.runs)
+        return (self.kv_heads or 0) * sum(run.layers * (run.stop - run.start) for run in self.runs)
 
     @cached_property
     def nbytes(self) -> int:
@@ -101,19 +101,19 @@ class Session:
         """Bytes the same tokens take as float16."""
         return self.rows * 2 * FLOAT16_NBYTES * (self.head_dim or 0)
 
-    def first(self, run: Run) -> int:
+    def first(self, run: LayerRun) -> int:
         """Position of the first token a run still answers for."""
-        return run.base if self.window is None else max(run.base, run.length - self.window)
+        return run.start if self.window is None else max(run.start, run.stop - self.window)
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
         """Layer, first position and length of each stored layer."""
         layer = 0
         for run in self.runs:
             for _ in range(run.layers):
-                yield layer, self.first(run), run.length
+                yield layer, self.first(run), run.stop
                 layer += 1
 
-    def accept(self, shape: Shape, codecs: tuple[Codec, Codec] | None) -> "Session":
+    def with_shape(self, shape: Shape, codecs: tuple[Codec, Codec] | None) -> "Session":
         """The session once it has taken on the shape and codecs of an append, still without its tokens.
 
         Raises:
@@ -136,25 +136,25 @@ class Session:
         chosen = self.codecs or codecs or (Codec(), Codec())
         return replace(self, kv_heads=shape.kv_heads, head_dim=shape.head_dim, codecs=chosen)
 
-    def span(self, layer: int, layers: int) -> tuple[int, int, int]:
+    def common_range(self, layer: int, layers: int) -> tuple[int, int, int]:
         """Of some layers: the first position all of them answer for, the shortest length and the longest."""
         first, lengths, at = 0, [], 0
         for run in self.runs:
             if at < layer + layers and layer < at + run.layers:
                 first = max(first, self.first(run))
-                lengths.append(run.length)
+                lengths.append(run.stop)
             at += run.layers
         if at < layer + layers:
             lengths.append(0)
         return first, min(lengths), max(lengths)
 
-    def place(self, shape: Shape) -> tuple[int, bool]:
+    def append_position(self, shape: Shape) -> tuple[int, bool]:
         """The position an append goes to, and whether that is the end; else it can only be a repetition.
 
         Raises:
             PositionConflict: it is not at the end of its layers, and goes beyond it or has wholly left the window.
         """
-        first, length, longest = self.span(shape.layer, shape.layers)
+        first, length, longest = self.common_range(shape.layer, shape.layers)
         if shape.position in (None, length) and length == longest:
             return length, True
         if shape.position is not None:
@@ -167,13 +167,13 @@ class Session:
 
     def conflict(self, shape: Shape) -> PositionConflict:
         """The refusal of an append that is not at the end."""
-        first, length, _ = self.span(shape.layer, shape.layers)
+        first, length, _ = self.common_range(shape.layer, shape.layers)
         detail = f"The layers have {length} tokens; the append is to start at {shape.position} and is not stored there."
         if shape.position is not None and shape.position < first:
             detail += f" Of tokens before {first}, which have left the window, nothing can be told."
         return PositionConflict(detail, length)
 
-    def opened(self, layer: int, layers: int) -> "Session":
+    def split_runs(self, layer: int, layers: int) -> "Session":
         """The session with runs that begin and end where these layers do, and still without further tokens.
 
         A run that has other layers besides is split into as many each, as those are likely to come by themselves, too.
@@ -182,13 +182,13 @@ class Session:
         runs = self.runs
         if self.stored_layers < stop:
             runs = (*runs, *self._empty_runs(layer, stop))
-        parts, at = list[Run](), 0
+        parts, at = list[LayerRun](), 0
         for run in runs:
             parts += run.split(borders) if len(borders := _borders(layer - at, layers, run.layers)) > 2 else [run]
             at += run.layers
         return self if len(parts) == len(self.runs) else replace(self, runs=tuple(parts))
 
-    def split_nbytes(self, layer: int, layers: int) -> int:
+    def split_runs_nbytes(self, layer: int, layers: int) -> int:
         """Stored bytes of the runs that `opened` splits."""
         nbytes, at = 0, 0
         for run in self.runs:
@@ -207,15 +207,15 @@ class Session:
         """The session with a page's tokens at the end of its layers, which have one common length."""
         stop = layer + page.layers
         grown, at = [], 0
-        for run in self.opened(layer, page.layers).runs:
+        for run in self.split_runs(layer, page.layers).runs:
             part = slice(at - layer, at - layer + run.layers)
             at += run.layers
             if layer < at <= stop:
                 # A copy: as a view it would keep the memory of all layers as long as it is there itself.
-                piece = page if run.layers == page.layers else join([page.cut(part, slice(None))], 0, backend)
+                piece = page if run.layers == page.layers else join([page.slice(part, slice(None))], 0, backend)
                 run = run.append(piece, backend)  # noqa: PLW2901 - the run grows into its successor
                 if self.window is not None:
-                    run = run.forget_before(run.length - self.window)  # noqa: PLW2901 - likewise
+                    run = run.drop_before(run.stop - self.window)  # noqa: PLW2901 - likewise
             grown.append(run)
         return replace(self, runs=tuple(grown))
 
@@ -225,19 +225,19 @@ class Session:
         Raises:
             InvalidRequest: no layer is that long, or the token before has left a layer's window.
         """
-        longest = max((run.length for run in self.runs), default=0)
+        longest = max((run.stop for run in self.runs), default=0)
         if length > longest:
             raise InvalidRequest([("length", f"must not be beyond {longest}, not {length}")])
-        first = max((self.first(run) for run in self.runs if run.length > length), default=0)
+        first = max((self.first(run) for run in self.runs if run.stop > length), default=0)
         if length < first:
             raise InvalidRequest([("length", f"tokens before {first} have left the window")])
         return replace(self, runs=tuple(run.truncate(length, backend) for run in self.runs))
 
-    def _empty_runs(self, layer: int, stop: int) -> list[Run]:
+    def _empty_runs(self, layer: int, stop: int) -> list[LayerRun]:
         """New layers up to `stop`, those below `layer` in a run of their own."""
         stored = self.stored_layers
         edges = [stored, *([layer] if layer > stored else []), stop]
-        return [Run(b - a) for a, b in pairwise(edges)]
+        return [LayerRun(b - a) for a, b in pairwise(edges)]
 
     def range(self, start: int | None, stop: int | None, layers: tuple[int, int] | None) -> tuple[int, int, int, int]:
         """Check a range to read: first layer, layer after the last, start, stop.
@@ -250,7 +250,7 @@ class Session:
         a, b = layers or (0, self.stored_layers)
         if not 0 <= a <= b <= self.stored_layers:
             raise InvalidRequest([("layers", f"must lie within 0:{self.stored_layers}, not {a}:{b}")])
-        first, length, _ = self.span(a, b - a) if a < b else (0, 0, 0)
+        first, length, _ = self.common_range(a, b - a) if a < b else (0, 0, 0)
         # Layers whose windows share no token have an empty range in common, at the end of the shortest.
         first = min(first, length)
         start = first if start is None else start
@@ -268,7 +268,7 @@ class Session:
         across = [_one(list(run.read(part, start, stop)), 2, backend) for _, run, part in self._parts(a, b)]
         return _one(across, 0, backend)
 
-    def pieces(
+    def iter_chunks(
         self, a: int, b: int, start: int, stop: int, nbytes: int, backend: Backend
     ) -> Iterator[tuple[int, int, Page]]:
         """The same in pieces of about so many bytes, or of one page: first layer, first position, and the page."""
@@ -282,7 +282,7 @@ class Session:
             if group:
                 yield layer, at, _one(group, 2, backend)
 
-    def _parts(self, a: int, b: int) -> Iterator[tuple[int, Run, slice]]:
+    def _parts(self, a: int, b: int) -> Iterator[tuple[int, LayerRun, slice]]:
         """Of the runs that have some of the layers: the first of these, the run, and which of its own they are."""
         at = 0
         for run in self.runs:
@@ -293,7 +293,7 @@ class Session:
 
 
 def _one(pages: list[Page], axis: int, backend: Backend) -> Page:
-    return pages[0].here() if len(pages) == 1 else join(pages, axis, backend)
+    return pages[0].resident_copy() if len(pages) == 1 else join(pages, axis, backend)
 
 
 def _borders(layer: int, layers: int, all_layers: int) -> list[int]:
@@ -302,10 +302,10 @@ def _borders(layer: int, layers: int, all_layers: int) -> list[int]:
     return [0, *range(layer % layers or layers, all_layers, layers), all_layers] if inside else [0, all_layers]
 
 
-_NO_LAYERS = Run(0)
+_NO_LAYERS = LayerRun(0)
 
 
-def changes(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
+def page_diff(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
     """The pages that a new value of a session has more than the old one, and those that it no longer has."""
     if old is None:
         return set(new.all_pages()), set()
@@ -314,17 +314,17 @@ def changes(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
     for a, b in zip_longest(old.runs, new.runs, fillvalue=_NO_LAYERS):
         if a is not b:
             # Most of what an append leaves as it is are the pages of long runs.
-            common = _common(a, b)
+            common = _common_prefix(a, b)
             lost.update(a.pages[common:])
             gained.update(b.pages[common:])
     return gained - lost, lost - gained
 
 
-def _common(a: Run, b: Run) -> int:
+def _common_prefix(a: LayerRun, b: LayerRun) -> int:
     """How many pages two runs certainly begin with alike: all that an append left, or the full ones."""
-    if a.base != b.base:
+    if a.start != b.start:
         return 0
-    every, full = min(len(a.pages), len(b.pages)), min(a.full, b.full)
+    every, full = min(len(a.pages), len(b.pages)), min(a.full_pages, b.full_pages)
     if a.pages[:every] == b.pages[:every]:
         return every
     return full if a.pages[:full] == b.pages[:full] else 0

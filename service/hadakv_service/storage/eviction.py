@@ -7,14 +7,14 @@ from contextlib import suppress
 from math import inf
 from typing import cast
 
-from hadakv_service.errors import InsufficientStorage, TierUnavailable
+from hadakv_service.errors import InsufficientStorage, StorageUnavailable
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.buffer_pool import Residence, Saving
-from hadakv_service.storage.disk.interface import Key, Manifest, TierError, TierFailed
-from hadakv_service.storage.memory_budget import Ledger, least_cost
-from hadakv_service.storage.session_table import Entries, Entry
-from hadakv_service.tenants.quotas import Owners
+from hadakv_service.storage.buffer_pool import BufferPool, SessionWrite
+from hadakv_service.storage.disk.interface import DiskStoreError, DiskUnavailable, Key, Manifest
+from hadakv_service.storage.memory_budget import MemoryBudget, evicted_nbytes
+from hadakv_service.storage.session_table import SessionRecord, SessionTable
+from hadakv_service.tenants.quotas import TenantUsage
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ TELL_SECONDS = 60.0
 _SOME = 64
 
 
-class Room:
+class Evictor:
     """Ends sessions, and moves them below memory.
 
     Args:
@@ -40,7 +40,7 @@ class Room:
         under_way: pages that work under way still has to read, by the session it is for.
     """
 
-    def __init__(self, ledger: Ledger, entries: Entries, residence: Residence, owners: Owners) -> None:
+    def __init__(self, ledger: MemoryBudget, entries: SessionTable, residence: BufferPool, owners: TenantUsage) -> None:
         self.evictions = 0
         self.under_way: dict[Key, Collection[Page]] = {}
         self._ledger = ledger
@@ -50,31 +50,33 @@ class Room:
         self._tier = residence.tier
         # When it may be told again that the file system is full.
         self._tell_again = 0.0
-        residence.make_room = self.spill_for
+        residence.make_room = self.try_free
 
-    def can_leave(self, session: Session) -> bool:
+    def can_spill(self, session: Session) -> bool:
         """Whether a session's pages may go to the tier."""
         return self._tier.budget > 0 and session.durability != "memory"
 
-    def missing(self, nbytes: int, keep: Collection[Hashable]) -> int:
+    def shortfall(self, nbytes: int, keep: Collection[Hashable]) -> int:
         """How many bytes would not fit into memory beside these sessions, whatever happens to others."""
-        if nbytes <= self._ledger.free:
+        if nbytes <= self._ledger.available:
             return 0
         kept = [entry for key in keep if (entry := self._entries.get(key))]
-        more = nbytes + self._ledger.reserved - self._ledger.budget
+        more = nbytes + self._ledger.reserved - self._ledger.limit
         as_they_are = more + sum(entry.cost for entry in kept)
-        if as_they_are <= 0 or not self._tier.budget or not self._fits_below(as_they_are, keep):
+        if as_they_are <= 0 or not self._tier.budget or not self._fits_on_disk(as_they_are, keep):
             return as_they_are
-        return more + sum(least_cost(entry.session) if self.can_leave(entry.session) else entry.cost for entry in kept)
+        return more + sum(
+            evicted_nbytes(entry.session) if self.can_spill(entry.session) else entry.cost for entry in kept
+        )
 
-    def _fits_below(self, nbytes: int, keep: Collection[Hashable]) -> bool:
+    def _fits_on_disk(self, nbytes: int, keep: Collection[Hashable]) -> bool:
         tier = self._tier
         try:
-            return nbytes <= tier.room or tier.kept_nbytes(_keys(keep)) + nbytes <= tier.used + tier.room
-        except TierError:
+            return nbytes <= tier.available or tier.retained_nbytes(_keys(keep)) + nbytes <= tier.used + tier.available
+        except DiskStoreError:
             return False
 
-    def end(self, key: Key, *, sync: bool = True) -> None:
+    def delete(self, key: Key, *, sync: bool = True) -> None:
         """Forget a session wherever it is; nothing happens if there is none.
 
         Args:
@@ -91,23 +93,23 @@ class Room:
                 nbytes = self._tier.nbytes(key)
             if nbytes is None:
                 return
-            if entry is None or entry.saved:
+            if entry is None or entry.manifest:
                 self._residence.write([], removed=[key], sync=sync)
-        except TierError as error:
-            raise TierUnavailable(f"The session cannot be removed from disk: {error}.") from error
+        except DiskStoreError as error:
+            raise StorageUnavailable(f"The session cannot be removed from disk: {error}.") from error
         if entry:
-            self._leave(key, entry)
+            self._drop_from_memory(key, entry)
         self._owners.add(key[0], -nbytes, -1)
 
-    def _leave(self, key: Key, entry: Entry) -> None:
-        self._entries.forget(key)
+    def _drop_from_memory(self, key: Key, entry: SessionRecord) -> None:
+        self._entries.remove(key)
         self._residence.let_go(entry.session.all_pages())
 
     def _evict(self, key: Key, *, sync: bool = True) -> None:
-        self.end(key, sync=sync)
+        self.delete(key, sync=sync)
         self.evictions += 1
 
-    def in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
+    def ensure(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
         """Let so many bytes fit beside what is stored, as far as that is possible; others may go on at each pause.
 
         Args:
@@ -117,90 +119,90 @@ class Room:
         Raises:
             InsufficientStorage: what would have to leave memory finds no room in the tier. Nothing was lost.
         """
-        while (excess := self._ledger.stored + nbytes - self._ledger.budget) > 0:
-            if not (self._free_others(excess, keep) or self._free_these(excess, keep)):
+        while (excess := self._ledger.stored + nbytes - self._ledger.limit) > 0:
+            if not (self._evict_lru_session(excess, keep) or self._spill_pinned_sessions(excess, keep)):
                 return
             yield
 
-    def spill_for(self, nbytes: int) -> None:
+    def try_free(self, nbytes: int) -> None:
         """Make so many bytes free, as far as some who were not used lately can, without ending anybody.
 
         What ties pages together is not written, as it may be under way.
         """
-        with suppress(TierError, InsufficientStorage):
-            for key, entry in self._entries.oldest(_SOME):
-                while (excess := nbytes - self._ledger.free) > 0:
-                    pages = self._to_leave(entry, excess) if self.can_leave(entry.session) else []
-                    if not pages or self._new_nbytes(pages) > self._tier.room:
+        with suppress(DiskStoreError, InsufficientStorage):
+            for key, entry in self._entries.lru_items(_SOME):
+                while (excess := nbytes - self._ledger.available) > 0:
+                    pages = self._pages_to_spill(entry, excess) if self.can_spill(entry.session) else []
+                    if not pages or self._unwritten_nbytes(pages) > self._tier.available:
                         break
-                    self._spill(pages, [])
+                    self._spill_pages(pages, [])
                 if excess <= 0:
                     return
-                if entry.clean and not any(page.is_here for page in entry.session.all_pages()):
-                    self._residence.note_uses([(key, entry)])
-                    self._leave(key, entry)
+                if entry.is_clean and not any(page.is_resident for page in entry.session.all_pages()):
+                    self._residence.update_last_used([(key, entry)])
+                    self._drop_from_memory(key, entry)
 
-    def _free_others(self, excess: int, keep: Collection[Hashable]) -> bool:
+    def _evict_lru_session(self, excess: int, keep: Collection[Hashable]) -> bool:
         """Free some memory of who was used least recently."""
-        key = self._entries.first(keep)
+        key = self._entries.lru_key(keep)
         if key is None:
             return False
         entry = self._entries.get(key)
         assert entry is not None
-        if not self.can_leave(entry.session):
+        if not self.can_spill(entry.session):
             self._evict(key)
             return True
-        pages = self._to_leave(entry, excess)
-        whole = len(pages) == sum(page.is_here for page in entry.session.all_pages())
-        savings = [Saving(key, entry.session, entry.created, entry.last_used, entry.saved)] if whole else []
+        pages = self._pages_to_spill(entry, excess)
+        whole = len(pages) == sum(page.is_resident for page in entry.session.all_pages())
+        savings = [SessionWrite(key, entry.session, entry.created, entry.last_used, entry.manifest)] if whole else []
         try:
-            self.below(self._new_nbytes(entry.session.all_pages() if whole else pages), {key, *keep})
-        except NoRoomBelow:
+            self.ensure_disk(self._unwritten_nbytes(entry.session.all_pages() if whole else pages), {key, *keep})
+        except DiskBudgetExceeded:
             if _is_permanent(entry):
                 raise
-            if entry.saved:
+            if entry.manifest:
                 # What it was may take the room that what it is needs. If it ends after all, it must not come back.
                 try:
                     self._residence.write([], removed=[key], sync=True)
-                    self._entries.note_saved(entry, None, clean=False)
-                    self._residence.drop_loose()
-                except TierFailed as error:
+                    self._entries.set_manifest(entry, None, clean=False)
+                    self._residence.collect_garbage()
+                except DiskUnavailable as error:
                     raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
                 return True
             # There is no room for it anywhere, and nobody colder who could give it up.
             self._evict(key)
             return True
-        for manifest in self._spill(pages, savings):
-            self._entries.note_saved(entry, manifest, clean=True)
-            self._leave(key, entry)
+        for manifest in self._spill_pages(pages, savings):
+            self._entries.set_manifest(entry, manifest, clean=True)
+            self._drop_from_memory(key, entry)
         return True
 
-    def _free_these(self, excess: int, keep: Collection[Hashable]) -> bool:
+    def _spill_pinned_sessions(self, excess: int, keep: Collection[Hashable]) -> bool:
         """Free some memory of those who may not be ended; what ties their pages together is not written yet."""
-        for _, entry in self._entries.ordered(keep):
-            pages = self._to_leave(entry, excess) if self.can_leave(entry.session) else []
+        for _, entry in self._entries.lru_order(keep):
+            pages = self._pages_to_spill(entry, excess) if self.can_spill(entry.session) else []
             if pages:
-                self.below(self._new_nbytes(pages), keep)
-                self._spill(pages, [])
+                self.ensure_disk(self._unwritten_nbytes(pages), keep)
+                self._spill_pages(pages, [])
                 return True
         return False
 
-    def _to_leave(self, entry: Entry, excess: int) -> list[Page]:
+    def _pages_to_spill(self, entry: SessionRecord, excess: int) -> list[Page]:
         """Pages of a session that are in memory, as many as are worth writing at a time."""
         pages: list[Page] = []
         wanted = min(max(excess, SPILL_NBYTES // 2), SPILL_NBYTES)
         for page in entry.session.all_pages():
             if wanted <= 0:
                 break
-            if page.is_here:
+            if page.is_resident:
                 pages.append(page)
                 wanted -= page.nbytes
         return pages
 
-    def _new_nbytes(self, pages: Iterable[Page]) -> int:
-        return sum(self._tier.cost(page.nbytes) for page in pages if page.row is None)
+    def _unwritten_nbytes(self, pages: Iterable[Page]) -> int:
+        return sum(self._tier.page_nbytes(page.nbytes) for page in pages if page.page_id is None)
 
-    def _spill(self, pages: Sequence[Page], savings: Sequence[Saving]) -> list[Manifest]:
+    def _spill_pages(self, pages: Sequence[Page], savings: Sequence[SessionWrite]) -> list[Manifest]:
         """Write pages that are not in the tier yet, and sessions, and let the pages leave memory.
 
         Raises:
@@ -208,7 +210,7 @@ class Room:
         """
         try:
             manifests = self._residence.write(savings, pages)
-        except TierFailed as error:
+        except DiskUnavailable as error:
             raise InsufficientStorage(
                 f"Memory is full, and so is the disk, or it cannot be written: {error}."
             ) from error
@@ -217,7 +219,7 @@ class Room:
             self._ledger.leave(page)
         return manifests
 
-    def below(self, nbytes: int, keep: Collection[Hashable], before: float = inf) -> None:
+    def ensure_disk(self, nbytes: int, keep: Collection[Hashable], before: float = inf) -> None:
         """Let so many bytes more fit into the tier, ending who was used least recently and may be ended.
 
         Args:
@@ -232,23 +234,23 @@ class Room:
         if not nbytes:
             return
         try:
-            if nbytes <= tier.room:
+            if nbytes <= tier.available:
                 return
-            self._residence.drop_loose()
-            kept, limit = _keys(keep), tier.used + tier.room
-            short = self._tell_if_short()
-            if tier.kept_nbytes(kept, before) + self._unbound_nbytes(keep) + nbytes > limit:
+            self._residence.collect_garbage()
+            kept, limit = _keys(keep), tier.used + tier.available
+            short = self._warn_if_disk_full()
+            if tier.retained_nbytes(kept, before) + self._unreferenced_nbytes(keep) + nbytes > limit:
                 why = "as its file system has no more" if short else "which is its budget"
-                raise NoRoomBelow(f"On disk there is room for {limit} bytes, {why}, not for {nbytes} more.")
-            if nbytes > tier.room:
-                while nbytes > tier.room:
-                    self._evict(self._coldest(kept, before), sync=False)
-                    self._residence.drop_loose()
+                raise DiskBudgetExceeded(f"On disk there is room for {limit} bytes, {why}, not for {nbytes} more.")
+            if nbytes > tier.available:
+                while nbytes > tier.available:
+                    self._evict(self._lru_session_on_disk(kept, before), sync=False)
+                    self._residence.collect_garbage()
                 tier.sync()
-        except TierError as error:
+        except DiskStoreError as error:
             raise InsufficientStorage(f"The disk cannot be used: {error}.") from error
 
-    def _tell_if_short(self) -> bool:
+    def _warn_if_disk_full(self) -> bool:
         """Whether it is the file system that is full, which somebody has to do something about."""
         short = self._tier.is_short_of_disk
         if short and time.monotonic() >= self._tell_again:
@@ -259,35 +261,39 @@ class Room:
             )
         return short
 
-    def _unbound_nbytes(self, keep: Collection[Hashable]) -> int:
+    def _unreferenced_nbytes(self, keep: Collection[Hashable]) -> int:
         """Bytes counted for pages in the tier that have to stay there, and are in no manifest that is sure to stay."""
         entries = [entry for key in keep if (entry := self._entries.get(key))]
         entries += [entry for key in self.under_way if (entry := self._entries.get(key)) and _is_permanent(entry)]
-        pages = {page for entry in entries for page in entry.session.all_pages()} | self._residence.pinned()
+        pages = {page for entry in entries for page in entry.session.all_pages()} | self._residence.garbage_in_use()
         pages.update(*self.under_way.values())
-        bound = {row for entry in entries if entry.saved for run in entry.saved.runs for row in run.pages}
-        return sum(self._tier.cost(page.nbytes) for page in pages if page.row is not None and page.row not in bound)
+        bound = {row for entry in entries if entry.manifest for run in entry.manifest.runs for row in run.pages}
+        return sum(
+            self._tier.page_nbytes(page.nbytes)
+            for page in pages
+            if page.page_id is not None and page.page_id not in bound
+        )
 
-    def _coldest(self, keep: Collection[Key], before: float) -> Key:
+    def _lru_session_on_disk(self, keep: Collection[Key], before: float) -> Key:
         """Who has something in the tier, may be ended, and was used least recently, before a moment.
 
         Raises:
             NoRoomBelow: there is nobody.
         """
-        while (key := self._tier.coldest(keep, before)) is not None:
+        while (key := self._tier.lru_session(keep, before)) is not None:
             entry = self._entries.get(key)
-            if entry is None or entry.saved is None or entry.saved.last_used == entry.last_used:
+            if entry is None or entry.manifest is None or entry.manifest.last_used == entry.last_used:
                 return key
             # It was used since; the tier is told, and asked again.
-            self._residence.note_uses([(key, entry)])
+            self._residence.update_last_used([(key, entry)])
         for key, entry in self._entries.items():
             spared = key in keep or entry.session.durability == "ack" or entry.last_used >= before
-            if not spared and any(page.row is not None for page in entry.session.all_pages()):
+            if not spared and any(page.page_id is not None for page in entry.session.all_pages()):
                 return key
-        raise NoRoomBelow("The disk budget is taken by sessions that may not be ended.")
+        raise DiskBudgetExceeded("The disk budget is taken by sessions that may not be ended.")
 
 
-def _is_permanent(entry: Entry) -> bool:
+def _is_permanent(entry: SessionRecord) -> bool:
     return entry.session.durability == "ack"
 
 
@@ -295,5 +301,5 @@ def _keys(keep: Collection[Hashable]) -> list[Key]:
     return [cast(Key, key) for key in keep]
 
 
-class NoRoomBelow(InsufficientStorage):
+class DiskBudgetExceeded(InsufficientStorage):
     """The tier's budget does not allow it."""

@@ -8,33 +8,33 @@ from hadakv_service.sessions.session import Session
 # What Python keeps beside packed bytes. Measured with tracemalloc on CPython 3.11, and rounded up: 1105 bytes for a
 # session with its entry, a long id and codecs of its own, 94 for a run of layers, 1290 for a page with its four arrays
 # and about 300 for one whose arrays are elsewhere.
-SESSION_NBYTES = 1280
-RUN_NBYTES = 128
-PAGE_NBYTES = 1536
-AWAY_NBYTES = 384
+SESSION_OVERHEAD_NBYTES = 1280
+RUN_OVERHEAD_NBYTES = 128
+PAGE_OVERHEAD_NBYTES = 1536
+EVICTED_PAGE_NBYTES = 384
 
 
-def beside(session: Session) -> int:
+def metadata_nbytes(session: Session) -> int:
     """Bytes a session is counted as without its pages."""
-    return SESSION_NBYTES + len(session.runs) * RUN_NBYTES
+    return SESSION_OVERHEAD_NBYTES + len(session.runs) * RUN_OVERHEAD_NBYTES
 
 
-def cost(session: Session) -> int:
+def resident_nbytes(session: Session) -> int:
     """Bytes a session is counted as with all of its pages in memory."""
-    return beside(session) + session.nbytes + session.pages * PAGE_NBYTES
+    return metadata_nbytes(session) + session.nbytes + session.pages * PAGE_OVERHEAD_NBYTES
 
 
-def least_cost(session: Session) -> int:
+def evicted_nbytes(session: Session) -> int:
     """Bytes a session is counted as with none of its pages in memory."""
-    return beside(session) + session.pages * AWAY_NBYTES
+    return metadata_nbytes(session) + session.pages * EVICTED_PAGE_NBYTES
 
 
-def page_cost(page: Page) -> int:
+def page_nbytes_in_memory(page: Page) -> int:
     """Bytes a page is counted as where it lies now."""
-    return page.nbytes + PAGE_NBYTES if page.is_here else AWAY_NBYTES
+    return page.nbytes + PAGE_OVERHEAD_NBYTES if page.is_resident else EVICTED_PAGE_NBYTES
 
 
-class Ledger:
+class MemoryBudget:
     """Counts.
 
     Attributes:
@@ -45,7 +45,7 @@ class Ledger:
     """
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
+        self.limit = budget
         self.stored = 0
         self.reserved = 0
 
@@ -55,29 +55,29 @@ class Ledger:
         return self.stored + self.reserved
 
     @property
-    def free(self) -> int:
+    def available(self) -> int:
         """Bytes that can be reserved with nobody evicted."""
-        return self.budget - self.used
+        return self.limit - self.used
 
     def hold(self, pages: Iterable[Page]) -> None:
         """Note that each of the pages has one holder more."""
         for page in pages:
-            if page.holders == 0:
-                self.stored += page_cost(page)
-            page.holders += 1
+            if page.ref_count == 0:
+                self.stored += page_nbytes_in_memory(page)
+            page.ref_count += 1
 
     def let_go(self, pages: Iterable[Page]) -> list[Page]:
         """Note that each of the pages has one holder less; those that have none left."""
         free = []
         for page in pages:
-            page.holders -= 1
-            if page.holders == 0:
-                self.stored -= page_cost(page)
+            page.ref_count -= 1
+            if page.ref_count == 0:
+                self.stored -= page_nbytes_in_memory(page)
                 free.append(page)
         return free
 
     def leave(self, page: Page) -> None:
         """Free a page's memory."""
-        if page.holders:
-            self.stored -= page.nbytes + PAGE_NBYTES - AWAY_NBYTES
-        page.leave()
+        if page.ref_count:
+            self.stored -= page.nbytes + PAGE_OVERHEAD_NBYTES - EVICTED_PAGE_NBYTES
+        page.clear_resident()

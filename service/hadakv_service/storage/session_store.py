@@ -6,35 +6,42 @@ from contextlib import suppress
 from itertools import islice
 
 from hadakv_kernels import Backend
-from hadakv_service.device.chunks import to_the_end
+from hadakv_service.device.chunks import run_to_completion
 from hadakv_service.errors import (
     InsufficientStorage,
     ServiceError,
-    SessionDamaged,
+    SessionCorrupt,
     SessionExists,
     SessionNotFound,
-    TierUnavailable,
+    StorageUnavailable,
 )
 from hadakv_service.sessions.page import Page
-from hadakv_service.sessions.session import Session, changes
-from hadakv_service.storage.buffer_pool import Residence, outline
-from hadakv_service.storage.corrupt_pages import KNOWN, row_of
-from hadakv_service.storage.disk.interface import Key, Tier, TierError, TierFailed
-from hadakv_service.storage.disk.null_store import NoTier
-from hadakv_service.storage.eviction import Room
-from hadakv_service.storage.memory_budget import PAGE_NBYTES, Ledger, beside, cost, least_cost, page_cost
-from hadakv_service.storage.session_table import Clock, Entries, Entry
-from hadakv_service.storage.write_back import Settling
-from hadakv_service.tenants.quotas import Owners, Quotas
+from hadakv_service.sessions.session import Session, page_diff
+from hadakv_service.storage.buffer_pool import BufferPool, session_from_manifest
+from hadakv_service.storage.corrupt_pages import CORRUPT_DETAIL, row_of
+from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, DiskUnavailable, Key
+from hadakv_service.storage.disk.null_store import NullStore
+from hadakv_service.storage.eviction import Evictor
+from hadakv_service.storage.memory_budget import (
+    PAGE_OVERHEAD_NBYTES,
+    MemoryBudget,
+    evicted_nbytes,
+    metadata_nbytes,
+    page_nbytes_in_memory,
+    resident_nbytes,
+)
+from hadakv_service.storage.session_table import Clock, SessionRecord, SessionTable
+from hadakv_service.storage.write_back import WriteBack
+from hadakv_service.tenants.quotas import QuotaTable, TenantUsage
 
 # Who has expired is not there for anybody; that they go has time.
 SWEEP = 32
 _ELSEWHERE = "on disk or evicted. What is more than memory can be sent in several appends."
 
-__all__ = ["Clock", "Entry", "Key", "Store"]
+__all__ = ["Clock", "Key", "SessionRecord", "SessionStore"]
 
 
-class Store:
+class SessionStore:
     """Sessions within a budget.
 
     Only the device's thread touches it, so that nothing here needs a lock.
@@ -52,21 +59,21 @@ class Store:
         budget: int,
         clock: Clock = time.time,
         *,
-        tier: Tier | None = None,
+        tier: DiskStore | None = None,
         backend: Backend | None = None,
-        quotas: Quotas | None = None,
+        quotas: QuotaTable | None = None,
     ) -> None:
-        self.ledger = Ledger(budget)
-        self.tier: Tier = tier or NoTier()
-        self.residence = Residence(self.ledger, self.tier, backend)
-        self._entries = Entries(self.ledger, clock)
-        self._owners = Owners(quotas or Quotas(), self.tier.owners())
-        self._room = Room(self.ledger, self._entries, self.residence, self._owners)
-        self.residence.damage.spread = self._spread
-        self._settling = Settling(self.ledger, self._entries, self.residence, self._room, self._owners)
+        self.memory = MemoryBudget(budget)
+        self.disk: DiskStore = tier or NullStore()
+        self.residence = BufferPool(self.memory, self.disk, backend)
+        self._entries = SessionTable(self.memory, clock)
+        self._owners = TenantUsage(quotas or QuotaTable(), self.disk.owners())
+        self._room = Evictor(self.memory, self._entries, self.residence, self._owners)
+        self.residence.damage.mark_sessions = self._mark_corrupt
+        self._settling = WriteBack(self.memory, self._entries, self.residence, self._room, self._owners)
 
     def __len__(self) -> int:
-        return len(self._entries) + self.tier.sessions - self._entries.saved
+        return len(self._entries) + self.disk.sessions - self._entries.saved
 
     @property
     def in_memory(self) -> int:
@@ -78,17 +85,17 @@ class Store:
         """Sessions that were ended to make room."""
         return self._room.evictions
 
-    def find(self, key: Key) -> Entry | None:
+    def find(self, key: Key) -> SessionRecord | None:
         """The entry, unless absent or expired.
 
         Raises:
             SessionDamaged, TierUnavailable: the tier has it and cannot give it.
         """
-        entry = self._entries.get(key) or self._revive(key)
+        entry = self._entries.get(key) or self._load_session(key)
         if entry is None or self._entries.expired(entry):
             return None
-        if entry.damaged:
-            raise SessionDamaged(KNOWN)
+        if entry.is_corrupt:
+            raise SessionCorrupt(CORRUPT_DETAIL)
         return entry
 
     def has(self, key: Key) -> bool:
@@ -99,28 +106,28 @@ class Store:
         """
         try:
             return self.find(key) is not None
-        except SessionDamaged:
+        except SessionCorrupt:
             return True
 
-    def _revive(self, key: Key) -> Entry | None:
+    def _load_session(self, key: Key) -> SessionRecord | None:
         """Take a session that only the tier has into memory again; its pages follow when they are needed."""
-        if self.tier.sessions == self._entries.saved:
+        if self.disk.sessions == self._entries.saved:
             return None
         found = self.residence.find(key)
         if found is None:
             return None
         session, manifest = found
-        self.residence.damage.check(session)
-        entry = Entry(session, manifest.created, manifest.last_used, manifest, clean=True)
+        self.residence.damage.raise_if_corrupt(session)
+        entry = SessionRecord(session, manifest.created, manifest.last_used, manifest, is_clean=True)
         if self._entries.expired(entry):
-            self.remove(key)
+            self.delete(key)
             return None
-        self._room.spill_for(least_cost(session))
-        self._entries.enter(key, entry)
-        self.ledger.hold(session.all_pages())
+        self._room.try_free(evicted_nbytes(session))
+        self._entries.add(key, entry)
+        self.memory.hold(session.all_pages())
         return entry
 
-    def get(self, key: Key) -> Entry:
+    def get(self, key: Key) -> SessionRecord:
         """The entry.
 
         Raises:
@@ -132,7 +139,9 @@ class Store:
             raise SessionNotFound(key[1])
         return entry
 
-    def page(self, owner: str, prefix: str, after: str, limit: int) -> tuple[list[tuple[str, Entry]], str | None]:
+    def list_sessions(
+        self, owner: str, prefix: str, after: str, limit: int
+    ) -> tuple[list[tuple[str, SessionRecord]], str | None]:
         """Up to `limit` sessions of an owner in order of id, and the id to go on after, if there are more."""
         found = {
             id_: entry
@@ -140,11 +149,13 @@ class Store:
             if tenant == owner and id_.startswith(prefix) and id_ > after and not self._entries.expired(entry)
         }
         try:
-            below = self.tier.page(owner, prefix, after, limit + 1)
-        except TierError as error:
-            raise TierUnavailable(f"What is on disk cannot be listed: {error}.") from error
+            below = self.disk.list_manifests(owner, prefix, after, limit + 1)
+        except DiskStoreError as error:
+            raise StorageUnavailable(f"What is on disk cannot be listed: {error}.") from error
         for id_, manifest in below:
-            entry = Entry(outline(manifest), manifest.created, manifest.last_used, manifest, clean=True)
+            entry = SessionRecord(
+                session_from_manifest(manifest), manifest.created, manifest.last_used, manifest, is_clean=True
+            )
             if (owner, id_) not in self._entries and not self._entries.expired(entry):
                 found[id_] = entry
         # Beyond the last of a full page from the tier it may have more between those in memory.
@@ -177,7 +188,7 @@ class Store:
         """
         entry = self.find(key)
         self._owners.check(key[0], *_growth(entry, session, nbytes))
-        growth = cost(session) + nbytes + extra + pages * PAGE_NBYTES - (entry.cost if entry else 0)
+        growth = resident_nbytes(session) + nbytes + extra + pages * PAGE_OVERHEAD_NBYTES - (entry.cost if entry else 0)
         # Small pages that become one free some bytes, but only once they have.
         growth = max(growth, 0)
         self.reserve(growth, keep)
@@ -194,46 +205,46 @@ class Store:
             InsufficientStorage: they would not fit even then.
         """
         # Before anybody is evicted the expired go.
-        self.sweep()
-        missing = self._room.missing(nbytes, keep)
+        self.expire()
+        missing = self._room.shortfall(nbytes, keep)
         if missing > 0:
-            elsewhere = _ELSEWHERE if self.tier.budget else "evicted."
+            elsewhere = _ELSEWHERE if self.disk.budget else "evicted."
             raise InsufficientStorage(
                 f"The session needs {nbytes} bytes of memory more; {missing} of them do not fit the budget of "
-                f"{self.ledger.budget} bytes even with every other session {elsewhere}",
+                f"{self.memory.limit} bytes even with every other session {elsewhere}",
                 needed=nbytes,
-                budget=self.ledger.budget,
+                budget=self.memory.limit,
             )
-        self.ledger.reserved += nbytes
+        self.memory.reserved += nbytes
 
     def release(self, nbytes: int) -> None:
         """Give back what was reserved: the work under way stores nothing."""
-        self.ledger.reserved -= nbytes
+        self.memory.reserved -= nbytes
 
     def ahead_in_steps(self, key: Key, session: Session) -> Generator[None, None, None]:
         """Write ahead of `settle`, which otherwise does it in one go; see `Settling.write_ahead`."""
-        return self._settling.write_ahead(key, session)
+        return self._settling.flush_early(key, session)
 
     def separate_in_steps(
         self, key: Key, session: Session, backend: Backend, *, in_memory: bool
     ) -> Generator[None, None, None]:
         """Let a value that is to be stored have no parts of other pages; see `Settling.separate`."""
-        return self._settling.separate(key, session, backend, in_memory=in_memory)
+        return self._settling.materialize_slices(key, session, backend, in_memory=in_memory)
 
-    def can_leave(self, session: Session) -> bool:
+    def can_spill(self, session: Session) -> bool:
         """Whether a session's pages may be on disk only."""
-        return self._room.can_leave(session)
+        return self._room.can_spill(session)
 
     def leave(self, key: Key, pages: Sequence[Page]) -> None:
         """Let pages of a session that is still to be stored leave memory; see `Settling.leave`."""
-        self._settling.leave(key, pages)
+        self._settling.write_through(key, pages)
 
     def room_in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
         """Make room ahead of `put`, which otherwise does it in one go; see `Room.in_steps`."""
-        if self.tier.budget:
-            yield from self._room.in_steps(nbytes, keep)
+        if self.disk.budget:
+            yield from self._room.ensure(nbytes, keep)
 
-    def put(self, key: Key, session: Session, reserved: int = 0, keep: Collection[Hashable] = ()) -> Entry:
+    def commit(self, key: Key, session: Session, reserved: int = 0, keep: Collection[Hashable] = ()) -> SessionRecord:
         """Store a session's new value in place of its old one and of what was reserved for it.
 
         Args:
@@ -248,32 +259,32 @@ class Store:
         """
         old = self.find(key)
         if old is None and key in self._entries:
-            self.remove(key)
+            self.delete(key)
         growth = _growth(old, session)
         self._owners.check(key[0], *growth)
-        gained, lost = changes(old.session if old else None, session)
-        assert not any(page.whole for page in gained), "parts of pages cannot be counted"
-        apart = beside(session) - (beside(old.session) if old else 0)
+        gained, lost = page_diff(old.session if old else None, session)
+        assert not any(page.parent for page in gained), "parts of pages cannot be counted"
+        apart = metadata_nbytes(session) - (metadata_nbytes(old.session) if old else 0)
         # Twice, as of what it will no longer have some may have left memory for it.
         for _ in range(2):
-            to_the_end(self._room.in_steps(apart + _gained_nbytes(gained, lost), {key, *keep}))
+            run_to_completion(self._room.ensure(apart + _gained_nbytes(gained, lost), {key, *keep}))
         now = self._entries.clock()
-        entry = Entry(session, old.created if old else now, now, old.saved if old else None)
+        entry = SessionRecord(session, old.created if old else now, now, old.manifest if old else None)
         if old:
-            self._entries.forget(key)
-        self._entries.enter(key, entry)
-        self.ledger.hold(gained)
+            self._entries.remove(key)
+        self._entries.add(key, entry)
+        self.memory.hold(gained)
         self.residence.let_go(lost)
         self._owners.add(key[0], *growth)
-        self.ledger.reserved -= reserved
-        self._settling.note(key, old, entry)
-        if self.ledger.stored > self.ledger.budget and self.tier.budget:
+        self.memory.reserved -= reserved
+        self._settling.mark_dirty(key, old, entry)
+        if self.memory.stored > self.memory.limit and self.disk.budget:
             # What has been stored can leave memory now, as what it was could not.
             with suppress(InsufficientStorage):
-                to_the_end(self._room.in_steps(0, {key, *keep}))
+                run_to_completion(self._room.ensure(0, {key, *keep}))
         return entry
 
-    def fork(self, source: Key, target: Key, session: Session, keep: Collection[Hashable] = ()) -> Entry:
+    def fork(self, source: Key, target: Key, session: Session, keep: Collection[Hashable] = ()) -> SessionRecord:
         """Store a value of one session as a new one, which shares its pages.
 
         Args:
@@ -289,78 +300,80 @@ class Store:
         if self.has(target):
             raise SessionExists(f"There is a session {target[1]!r} already.", field="id")
         self.touch(source)
-        nbytes = beside(session) + sum(page_cost(page) for page in session.all_pages() if not page.holders)
+        nbytes = metadata_nbytes(session) + sum(
+            page_nbytes_in_memory(page) for page in session.all_pages() if not page.ref_count
+        )
         self.reserve(nbytes, {source, *keep})
         try:
-            return self.put(target, session, nbytes, {source, *keep})
+            return self.commit(target, session, nbytes, {source, *keep})
         except ServiceError:
             self.release(nbytes)
             raise
 
-    def _spread(self, row: int) -> list[Key]:
+    def _mark_corrupt(self, row: int) -> list[Key]:
         """Note that every session with a page of that row is damaged; who that is, be it in memory or below."""
         here = {key: entry for key, entry in self._entries.items() if row in map(row_of, entry.session.all_pages())}
         for entry in here.values():
-            entry.damaged = True
-        return sorted({*here, *self.tier.holders(row)})
+            entry.is_corrupt = True
+        return sorted({*here, *self.disk.sessions_with_page(row)})
 
-    def remove(self, key: Key) -> bool:
+    def delete(self, key: Key) -> bool:
         """Forget a session; whether there was one that had not expired, though it may be damaged.
 
         Raises:
             TierUnavailable: the tier keeps it; nothing happened.
         """
         before, entry = len(self), self._entries.get(key)
-        self._room.end(key)
+        self._room.delete(key)
         return len(self) < before and not (entry and self._entries.expired(entry))
 
-    def sweep(self) -> None:
+    def expire(self) -> None:
         """Forget sessions in memory that have expired; of very many some at a time."""
-        with suppress(TierUnavailable):
-            for key in islice(self._entries.all_expired(), SWEEP):
+        with suppress(StorageUnavailable):
+            for key in islice(self._entries.pop_expired(), SWEEP):
                 # Who comes back after a loss of power has expired then, too.
-                self._room.end(key, sync=False)
+                self._room.delete(key, sync=False)
 
-    def tend(self) -> None:
+    def run_maintenance(self) -> None:
         """What has to be done now and then: forget who has expired, tell the tier who was used, let it shrink."""
-        self.sweep()
-        with suppress(TierUnavailable, TierError):
-            self._settling.note_uses(self._entries.mortal())
-            for key in self.tier.expired(self._entries.clock()):
+        self.expire()
+        with suppress(StorageUnavailable, DiskStoreError):
+            self._settling.note_uses(self._entries.with_ttl())
+            for key in self.disk.expired(self._entries.clock()):
                 if key not in self._entries:
-                    self._room.end(key, sync=False)
-            self.residence.drop_loose()
-            self.tier.tidy()
+                    self._room.delete(key, sync=False)
+            self.residence.collect_garbage()
+            self.disk.vacuum()
 
-    def check(self) -> int:
+    def health_check(self) -> int:
         """See whether the tier can be written, and how much more it takes without ending anybody.
 
         Raises:
             TierUnavailable: it cannot.
         """
         try:
-            self.tier.check()
-            return max(0, self.tier.room)
-        except TierFailed as error:
-            raise TierUnavailable(f"The disk cannot be written: {error}.") from error
+            self.disk.check()
+            return max(0, self.disk.available)
+        except DiskUnavailable as error:
+            raise StorageUnavailable(f"The disk cannot be written: {error}.") from error
 
-    def settle(self) -> dict[Key, Exception]:
+    def group_commit(self) -> dict[Key, Exception]:
         """Bring the tier up to date with what was stored since; whom that failed for, and why."""
-        return self._settling.settle()
+        return self._settling.group_commit()
 
     def close(self, until: float) -> int:
         """Write what may outlive the process until a moment of `time.monotonic`; how many sessions were not."""
-        left = self._settling.flush(until)
-        self.tier.close()
+        left = self._settling.checkpoint(until)
+        self.disk.close()
         return left
 
 
 def _gained_nbytes(gained: Collection[Page], lost: Collection[Page]) -> int:
     """How much more memory pages take that are stored in place of others, as things are now."""
-    more = sum(page_cost(page) for page in gained if not page.holders)
-    return more - sum(page_cost(page) for page in lost if page.holders == 1)
+    more = sum(page_nbytes_in_memory(page) for page in gained if not page.ref_count)
+    return more - sum(page_nbytes_in_memory(page) for page in lost if page.ref_count == 1)
 
 
-def _growth(entry: Entry | None, session: Session, nbytes: int = 0) -> tuple[int, int]:
+def _growth(entry: SessionRecord | None, session: Session, nbytes: int = 0) -> tuple[int, int]:
     """How many packed bytes and sessions more there are, once a session has a new value and so many bytes more."""
     return session.nbytes + nbytes - (entry.session.nbytes if entry else 0), int(entry is None)

@@ -23,7 +23,7 @@ class Quota:
 NO_QUOTA = Quota()
 
 
-class Quotas:
+class QuotaTable:
     """Every tenant's quota as it is now. May be asked in one thread and replaced in another.
 
     Args:
@@ -34,7 +34,7 @@ class Quotas:
         self.default = default
         self._own: Mapping[str, Quota] = {}
 
-    def of(self, owner: str) -> Quota:
+    def quota(self, owner: str) -> Quota:
         """What a tenant may have from now on, whatever it has."""
         return self._own.get(owner, self.default)
 
@@ -43,7 +43,7 @@ class Quotas:
         self._own = dict(own)
 
 
-class Owners:
+class TenantUsage:
     """What each tenant has, in memory and below.
 
     Args:
@@ -51,7 +51,7 @@ class Owners:
         found: what each has at the beginning: packed bytes, and sessions.
     """
 
-    def __init__(self, quotas: Quotas, found: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, quotas: QuotaTable, found: Mapping[str, tuple[int, int]]) -> None:
         self._quotas = quotas
         self._nbytes = Counter({owner: nbytes for owner, (nbytes, _) in found.items()})
         self._sessions = Counter({owner: sessions for owner, (_, sessions) in found.items()})
@@ -62,7 +62,7 @@ class Owners:
         Raises:
             QuotaExceeded: it may not.
         """
-        quota = self._quotas.of(owner)
+        quota = self._quotas.quota(owner)
         if sessions > 0 and quota.sessions is not None and self._sessions[owner] + sessions > quota.sessions:
             raise QuotaExceeded("sessions", sessions, quota.sessions)
         if nbytes > 0 and quota.nbytes is not None and self._nbytes[owner] + nbytes > quota.nbytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from hadakv_service.errors import Unauthorized
-from hadakv_service.tenants.quotas import Quota, Quotas
+from hadakv_service.tenants.quotas import Quota, QuotaTable
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ class TokenFile:
         OSError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, quotas: Quotas | None = None) -> None:
+    def __init__(self, path: Path, quotas: QuotaTable | None = None) -> None:
         self._path = path
-        self._quotas = quotas or Quotas()
+        self._quotas = quotas or QuotaTable()
         self._tenants: list[tuple[bytes, str]] = []
         self._read()
 

@@ -42,7 +42,7 @@ class Encoded(TypedDict):
     values: NotRequired[TensorMap]
 
 
-class Appended(TypedDict):
+class StoredAppend(TypedDict):
     """What an append stored. With `Prefer: return=minimal` it has neither `k` nor `v`."""
 
     session: str

@@ -15,7 +15,7 @@ from hadakv_service.wire.well_formed import check_well_formed
 
 Buffer = bytes | bytearray | memoryview
 # Below this, copying a tensor into the answer is cheaper than sending it as its own piece.
-LARGE = 64 * 1024
+LARGE_TENSOR_NBYTES = 64 * 1024
 # A dtype works its name out anew each time it is asked.
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(np.uint8): "uint8"}
 
@@ -72,7 +72,7 @@ def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
     return {name: tensor(array) for name, array in stream_arrays(encoded, spec).items()}
 
 
-def encode_pieces(answer: Mapping[str, object]) -> list[Buffer]:
+def encode_chunks(answer: Mapping[str, object]) -> list[Buffer]:
     """Encode an answer; each large tensor stays a view of its array and is a piece of its own."""
     large: list[memoryview] = []
     # Nobody can have put into a small tensor what is drawn only now.
@@ -81,16 +81,16 @@ def encode_pieces(answer: Mapping[str, object]) -> list[Buffer]:
     def array_bytes(value: object) -> Buffer:
         if not isinstance(value, np.ndarray):
             raise TypeError(f"cannot encode {type(value).__name__}")
-        if value.nbytes < LARGE:
+        if value.nbytes < LARGE_TENSOR_NBYTES:
             return value.tobytes()
         large.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         return placeholder
 
     encoded = msgspec.msgpack.encode(answer, enc_hook=array_bytes)
-    return list(_with_large(encoded, placeholder, large)) if large else [encoded]
+    return list(_interleave(encoded, placeholder, large)) if large else [encoded]
 
 
-def _with_large(encoded: bytes, placeholder: bytes, large: list[memoryview]) -> Iterator[Buffer]:
+def _interleave(encoded: bytes, placeholder: bytes, large: list[memoryview]) -> Iterator[Buffer]:
     for view in large:
         before, _, encoded = encoded.partition(b"\xc4\x10" + placeholder)
         yield before + b"\xc6" + view.nbytes.to_bytes(4, "big")
@@ -99,4 +99,4 @@ def _with_large(encoded: bytes, placeholder: bytes, large: list[memoryview]) -> 
 
 
 # Pieces of 64 KiB are slow to send, whole tensors starve other connections.
-PIECE = 1 << 20
+CHUNK_NBYTES = 1 << 20

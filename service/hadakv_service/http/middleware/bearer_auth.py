@@ -3,14 +3,14 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hadakv_service.errors import Unauthorized
-from hadakv_service.problem_details import from_service_error
+from hadakv_service.problem_details import problem_response
 from hadakv_service.tenants.token_file import TokenFile
 
 # Probes come from supervisors that have no token.
 OPEN_PATHS = {"/healthz", "/readyz"}
 
 
-class Gate:
+class BearerAuthMiddleware:
     """ASGI middleware that lets through only callers with a token, and notes their tenant in `scope["state"]`."""
 
     def __init__(self, app: ASGIApp, tokens: TokenFile) -> None:
@@ -25,7 +25,7 @@ class Gate:
             try:
                 tenant = self._tokens.tenant(given[0].decode("latin-1") if len(given) == 1 else "")
             except Unauthorized as error:
-                await from_service_error(error)(scope, receive, send)
+                await problem_response(error)(scope, receive, send)
                 return
             scope.setdefault("state", {})["tenant"] = tenant
         await self._app(scope, receive, send)

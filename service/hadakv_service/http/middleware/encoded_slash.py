@@ -3,11 +3,11 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hadakv_service.errors import InvalidRequest
-from hadakv_service.problem_details import from_service_error
+from hadakv_service.problem_details import problem_response
 from hadakv_service.sessions.session_id import ID_RULE
 
 
-class WholeIds:
+class EncodedSlashMiddleware:
     """ASGI middleware that refuses encoded slashes, which routing would take for borders between parts of the path."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -16,6 +16,6 @@ class WholeIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 422."""
         if scope["type"] == "http" and b"%2f" in scope.get("raw_path", b"").lower():
-            await from_service_error(InvalidRequest([("id", ID_RULE)]))(scope, receive, send)
+            await problem_response(InvalidRequest([("id", ID_RULE)]))(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -16,14 +16,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hadakv_service.asgi_extensions import SEND_RESPONSE
 from hadakv_service.errors import ForbiddenOrigin, MalformedRequest, ServiceError, UnknownHost
-from hadakv_service.problem_details import from_service_error
+from hadakv_service.problem_details import problem_response
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{0,5})?", re.IGNORECASE)
 _FROM_HERE = (b"none", b"same-origin")
 ANY_HOST = "*"
 
 
-class Sites:
+class HostOriginMiddleware:
     """ASGI middleware that refuses what a browser sends for pages of other sites, and requests for unknown names.
 
     Args:
@@ -44,7 +44,7 @@ class Sites:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 421 or 403 before its body is read."""
         if scope["type"] == "http" and (refusal := self._refusal(scope)) is not None:
-            await from_service_error(refusal)(scope, receive, send)
+            await problem_response(refusal)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -85,7 +85,7 @@ def is_known(host: bytes, names: Collection[str]) -> bool:
     return True
 
 
-def with_permission(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+def add_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
     """An app whose answers browsers let pages of these sites read (CORS)."""
     answering = CORSMiddleware(
         app,

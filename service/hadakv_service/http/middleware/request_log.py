@@ -8,10 +8,10 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service import problem_details
-from hadakv_service.errors import Busy, Ending, ServiceError
-from hadakv_service.observability.access_log import RequestLog
-from hadakv_service.observability.counters import RequestTally
-from hadakv_service.observability.request_record import OTHER, SCOPE_KEY, Exchange, Templates, current
+from hadakv_service.errors import Busy, ServiceError, ShuttingDown
+from hadakv_service.observability.access_log import AccessLog
+from hadakv_service.observability.counters import RequestCounters
+from hadakv_service.observability.request_record import OTHER, SCOPE_KEY, RequestRecord, RouteTemplates, current
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 UNREADABLE = "unreadable"
 
 
-class Witness:
+class RequestLogMiddleware:
     """ASGI middleware.
 
     Args:
@@ -33,15 +33,15 @@ class Witness:
     def __init__(
         self,
         app: ASGIApp,
-        templates: Templates,
-        tally: RequestTally,
-        log: RequestLog | None,
+        templates: RouteTemplates,
+        tally: RequestCounters,
+        log: AccessLog | None,
         ending: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._ending = ending
+        self._is_shutting_down = ending
         self._app = app
         self._templates = templates
-        self._tally = tally
+        self._counters = tally
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,25 +49,25 @@ class Witness:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[SCOPE_KEY] = exchange = Exchange(scope, send)
+        scope[SCOPE_KEY] = exchange = RequestRecord(scope, send)
         # It stays set: what the server still logs of a request names it too, and each request is a task of its own.
         current.set(exchange)
-        self._tally.in_flight += 1
+        self._counters.in_flight += 1
         try:
             await self._app(scope, receive, exchange.send)
         except CancelledError:
-            if not self._ending():
+            if not self._is_shutting_down():
                 raise
             # The server ends, and waits no longer for a body that has not come, or an answer that nobody takes.
             if exchange.status:
-                exchange.lost = True
+                exchange.client_disconnected = True
             else:
                 unfinished = Busy("The service is ending, and waits no longer for the rest of this request.")
-                refusal = unfinished if exchange.unfinished else Ending()
-                await problem_details.from_service_error(refusal)(scope, receive, exchange.send)
+                refusal = unfinished if exchange.body_incomplete else ShuttingDown()
+                await problem_details.problem_response(refusal)(scope, receive, exchange.send)
         except Exception as error:
             if not exchange.status:
-                await problem_details.unforeseen(error)(scope, receive, exchange.send)
+                await problem_details.unexpected_error_response(error)(scope, receive, exchange.send)
             elif isinstance(cause := error.__cause__ or error, ServiceError):
                 # It is too late for another answer; the server closes the connection.
                 log.error("an answer breaks off: %s", cause)
@@ -77,17 +77,17 @@ class Witness:
                 exchange.status = 500
                 raise
         finally:
-            self._tally.in_flight -= 1
-            self._over(exchange)
+            self._counters.in_flight -= 1
+            self._record(exchange)
             # Both lead back to the scope; left there, all of it would wait for the garbage collector.
             del scope[SCOPE_KEY]
             scope.pop("extensions", None)
 
-    def _over(self, exchange: Exchange) -> None:
+    def _record(self, exchange: RequestRecord) -> None:
         seconds = perf_counter() - exchange.started
-        exchange.route = exchange.route or self._templates.of(exchange.scope["path"])
+        exchange.route = exchange.route or self._templates.match(exchange.scope["path"])
         status = exchange.outcome
-        self._tally.count(exchange, status, seconds)
+        self._counters.count(exchange, status, seconds)
         if self._log:
             self._log.write(exchange, status, seconds)
 
@@ -96,7 +96,7 @@ class Witness:
         if self._log:
             self._log.flush()
 
-    def unread(self, client: tuple[str, int] | None, scope: Scope | None, status: int) -> bytes:
+    def record_rejected(self, client: tuple[str, int] | None, scope: Scope | None, status: int) -> bytes:
         """Note a request that cannot be read, or not to its end.
 
         Args:
@@ -107,13 +107,13 @@ class Witness:
         Returns:
             its id.
         """
-        exchange: Exchange | None = scope.get(SCOPE_KEY) if scope else None
+        exchange: RequestRecord | None = scope.get(SCOPE_KEY) if scope else None
         if exchange is not None:
             exchange.status = status
             return exchange.id
-        exchange = Exchange({"headers": (), "method": OTHER, "client": client}, _nowhere)
-        exchange.answered(UNREADABLE, status, 0)
-        self._over(exchange)
+        exchange = RequestRecord({"headers": (), "method": OTHER, "client": client}, _nowhere)
+        exchange.record_response(UNREADABLE, status, 0)
+        self._record(exchange)
         return exchange.id
 
 

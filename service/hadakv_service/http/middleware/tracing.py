@@ -7,15 +7,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hadakv_service.observability.request_record import SCOPE_KEY, Exchange, Templates
+from hadakv_service.observability.request_record import SCOPE_KEY, RequestRecord, RouteTemplates
 
 _CONTEXT_HEADERS = (b"traceparent", b"tracestate")
 
 
-class Traced:
+class TracingMiddleware:
     """ASGI middleware: a span for each request, in the caller's trace if it names one (W3C Trace Context)."""
 
-    def __init__(self, app: ASGIApp, templates: Templates, tracer: trace.Tracer) -> None:
+    def __init__(self, app: ASGIApp, templates: RouteTemplates, tracer: trace.Tracer) -> None:
         self._app = app
         self._templates = templates
         self._tracer = tracer
@@ -25,12 +25,12 @@ class Traced:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange: Exchange = scope[SCOPE_KEY]
-        exchange.route = self._templates.of(scope["path"])
+        exchange: RequestRecord = scope[SCOPE_KEY]
+        exchange.route = self._templates.match(scope["path"])
         attributes = {"http.request.method": scope["method"], "http.route": exchange.route}
         with self._tracer.start_as_current_span(
             f"{scope['method']} {exchange.route}",
-            _callers_context(scope["headers"]),
+            _remote_context(scope["headers"]),
             trace.SpanKind.SERVER,
             attributes | {"hadakv.request_id": exchange.id.decode()},
         ) as span:
@@ -38,10 +38,10 @@ class Traced:
             try:
                 await self._app(scope, receive, send)
             finally:
-                _conclude(span, exchange)
+                _set_result(span, exchange)
 
 
-def _callers_context(headers: Iterable[tuple[bytes, bytes]]) -> Context:
+def _remote_context(headers: Iterable[tuple[bytes, bytes]]) -> Context:
     carrier: dict[str, str] = {}
     for name, value in headers:
         if name in _CONTEXT_HEADERS:
@@ -50,7 +50,7 @@ def _callers_context(headers: Iterable[tuple[bytes, bytes]]) -> Context:
     return TraceContextTextMapPropagator().extract(carrier)
 
 
-def _conclude(span: trace.Span, exchange: Exchange) -> None:
+def _set_result(span: trace.Span, exchange: RequestRecord) -> None:
     status = exchange.outcome
     span.set_attributes(
         {

@@ -7,13 +7,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from hadakv_service.errors import (
-    AnswerTooLarge,
     BodyTooLarge,
     Busy,
     CodecMismatch,
-    Ending,
     ForbiddenOrigin,
-    HeadTooLarge,
+    HeadersTooLarge,
     InsufficientStorage,
     InvalidRequest,
     MalformedBody,
@@ -21,12 +19,14 @@ from hadakv_service.errors import (
     NonFinite,
     PositionConflict,
     QuotaExceeded,
-    SessionDamaged,
+    RequestTimeout,
+    ResponseTooLarge,
+    SessionCorrupt,
     SessionExists,
     SessionNotFound,
     ShapeMismatch,
-    TierUnavailable,
-    TooSlow,
+    ShuttingDown,
+    StorageUnavailable,
     Unauthorized,
     UnknownHost,
     UnsupportedMediaType,
@@ -44,10 +44,10 @@ Every call but the probes needs a token where the service runs with a token file
 """
 
 # Before a request is looked at, and after.
-_CONNECTION = (MalformedRequest, ForbiddenOrigin, TooSlow, UnknownHost, HeadTooLarge, Busy, Ending)
+_CONNECTION = (MalformedRequest, ForbiddenOrigin, RequestTimeout, UnknownHost, HeadersTooLarge, Busy, ShuttingDown)
 _ANY = (*_CONNECTION, Unauthorized, InvalidRequest)
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType)
-_STORED = (SessionDamaged, TierUnavailable)
+_STORED = (SessionCorrupt, StorageUnavailable)
 _ROOM = (InsufficientStorage, QuotaExceeded)
 _CONFLICTS = (ShapeMismatch, CodecMismatch, PositionConflict)
 # A session as a safetensors file, as body or answer.
@@ -97,7 +97,7 @@ CALLS = {
         parameters=[_PREFER],
     ),
     ("/sessions/{id}/kv", "get"): Call(
-        "readTokens", {200: "Range"}, (*_ANY, *_STORED, SessionNotFound, AnswerTooLarge), json=False
+        "readTokens", {200: "Range"}, (*_ANY, *_STORED, SessionNotFound, ResponseTooLarge), json=False
     ),
     ("/sessions/{id}", "put"): Call(
         "createSession",
@@ -106,8 +106,8 @@ CALLS = {
         "SessionBody",
     ),
     ("/sessions/{id}", "get"): Call("getSession", {200: "SessionInfo"}, (*_ANY, *_STORED, SessionNotFound)),
-    ("/sessions/{id}", "delete"): Call("deleteSession", {204: None}, (*_ANY, TierUnavailable, SessionNotFound)),
-    ("/sessions", "get"): Call("listSessions", {200: "SessionList"}, (*_ANY, TierUnavailable)),
+    ("/sessions/{id}", "delete"): Call("deleteSession", {204: None}, (*_ANY, StorageUnavailable, SessionNotFound)),
+    ("/sessions", "get"): Call("listSessions", {200: "SessionList"}, (*_ANY, StorageUnavailable)),
     ("/sessions/{id}/truncate", "post"): Call(
         "truncateSession",
         {200: "SessionInfo"},
@@ -125,10 +125,10 @@ CALLS = {
         "importSession", {201: "SessionInfo"}, (*_ANY, *_BODY, *_STORED, SessionExists, *_ROOM), _FILE
     ),
     ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
-    ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, AnswerTooLarge), "DecodeBody", json=False),
+    ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, ResponseTooLarge), "DecodeBody", json=False),
     ("/metrics", "get"): Call("metrics", {200: _METRICS}, (*_CONNECTION, Unauthorized)),
     ("/healthz", "get"): Call("healthz", {200: "Health"}, _CONNECTION),
-    ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (*_CONNECTION, TierUnavailable)),
+    ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (*_CONNECTION, StorageUnavailable)),
 }
 
 

@@ -25,12 +25,12 @@ _MEMBERS: dict[Kind, tuple[Schema, Schema]] = {
     errors.BodyTooLarge: ({"limit": _NATURAL}, {}),
     errors.UnknownHost: ({"host": _STRING}, {}),
     errors.InvalidRequest: ({"errors": _ERRORS}, {}),
-    errors.AnswerTooLarge: ({"errors": _ERRORS, "limit": _NATURAL}, {}),
+    errors.ResponseTooLarge: ({"errors": _ERRORS, "limit": _NATURAL}, {}),
     errors.NonFinite: (
         {"errors": _ERRORS, "stream": {"enum": ["k", "v", "x"]}},
         {"layer": _NATURAL, "head": _NATURAL, "token": _NATURAL, "row": _NATURAL},
     ),
-    errors.HeadTooLarge: ({"limit": _NATURAL}, {}),
+    errors.HeadersTooLarge: ({"limit": _NATURAL}, {}),
     errors.QuotaExceeded: (
         {"resource": {"enum": ["bytes", "sessions"]}, "needed": _NATURAL, "quota": _NATURAL},
         {},

@@ -24,7 +24,7 @@ _BODIES = (
     messages.DecodeBody,
 )
 _ANSWERS = (
-    *(responses.Appended, responses.Range, responses.SessionInfo, responses.SessionList, responses.Codecs),
+    *(responses.StoredAppend, responses.Range, responses.SessionInfo, responses.SessionList, responses.Codecs),
     *(responses.Packed, responses.Values, responses.Encoded, responses.Health, responses.Readiness),
 )
 
@@ -93,7 +93,7 @@ def examples(body: str) -> dict[str, Any]:
         "DecodeBody": ("One vector of 64", {"packed": packed, "norms": norms, "head_dim": 64}),
     }
     summary, value = values[body]
-    encoded = b"".join(serialization.encode_pieces(value))
+    encoded = b"".join(serialization.encode_chunks(value))
     shown = msgspec.to_builtins(value, enc_hook=lambda array: base64.b64encode(array.tobytes()).decode())
     return {
         "example": {

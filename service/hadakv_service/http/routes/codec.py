@@ -9,17 +9,17 @@ from starlette.responses import Response
 
 from hadakv_kernels import HEAD_DIMS, CodecSpec, Encoded, Stream
 from hadakv_service.errors import InvalidRequest, NonFinite
-from hadakv_service.http.app_state import context
+from hadakv_service.http.app_state import app_state
 from hadakv_service.http.content import MsgpackResponse, is_json
-from hadakv_service.operations.append import INPUTS
-from hadakv_service.operations.read import check_answer, row_nbytes
+from hadakv_service.operations.append import INPUT_DTYPES
+from hadakv_service.operations.read import check_response_size, row_nbytes
 from hadakv_service.sessions.page import first_non_finite, on_host
 from hadakv_service.wire import messages, responses, serialization
 
 router = APIRouter()
 
 
-class _Encode:
+class _EncodeJob:
     """Encoding as a job of the device; shares a launch with whatever else waits."""
 
     key = None
@@ -27,13 +27,13 @@ class _Encode:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def begin(self, batch: frozenset[Any]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is stored, nothing evicted
+    def prepare(self, batch: frozenset[Any]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is stored, nothing evicted
         return (self._stream,)
 
-    def finish(self, encoded: Sequence[Encoded]) -> Encoded:
+    def complete(self, encoded: Sequence[Encoded]) -> Encoded:
         return encoded[0]
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Nothing to undo."""
 
 
@@ -41,10 +41,10 @@ class _Encode:
 async def encode(request: Request) -> Response:
     """Encode the last axis of a tensor."""
     is_json(request)
-    service = context(request)
+    service = app_state(request)
     async with service.bodies.read(request) as raw:
         body = serialization.decode_body(messages.EncodeBody, raw)
-        x = body.x.array("x", *INPUTS)
+        x = body.x.array("x", *INPUT_DTYPES)
         spec = _spec("x.shape", x.shape[-1], body.codec)
         answer: responses.Encoded = {}
         if body.diagnostics and spec.codec.kind == "quantized":
@@ -52,7 +52,7 @@ async def encode(request: Request) -> Response:
             answer = {"scaled": serialization.tensor(seen.scaled), "rms": serialization.tensor(seen.rms)}
             encoded = seen.encoded
         else:
-            encoded = await service.device.run(_Encode(Stream(x, spec)))
+            encoded = await service.device.run(_EncodeJob(Stream(x, spec)))
     host = on_host(encoded, service.backend)
     if not service.backend.all_finite(encoded, spec):
         raise NonFinite("x", row=first_non_finite(host, spec))
@@ -63,13 +63,13 @@ async def encode(request: Request) -> Response:
 async def decode(request: Request) -> Response:
     """Decode what `encode` or a session gave."""
     is_json(request)
-    service = context(request)
+    service = app_state(request)
     async with service.bodies.read(request) as raw:
         body = serialization.decode_body(messages.DecodeBody, raw)
         spec = _spec("head_dim", body.head_dim, body.codec)
         encoded = _encoded(body, spec)
         rows = encoded.packed.size // spec.row_bytes
-        check_answer("form", rows * row_nbytes(spec, body.form), int(service.settings.max_body))
+        check_response_size("form", rows * row_nbytes(spec, body.form), int(service.settings.max_body))
         inverse = body.form != "rotated"
         dtype = body.form if inverse else "float32"
         values = await service.device.call(lambda: service.backend.decode(encoded, spec, dtype, inverse=inverse))

@@ -6,13 +6,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from hadakv_service.asgi_extensions import is_gone
-from hadakv_service.http.app_state import context, session_key
-from hadakv_service.http.content import OCTETS, check_octets, metadata
+from hadakv_service.asgi_extensions import is_disconnected
+from hadakv_service.http.app_state import app_state, session_key
+from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
 from hadakv_service.http.routes.sessions import describe
 from hadakv_service.operations import session_file_reader
 from hadakv_service.operations.export_session import Export
-from hadakv_service.operations.import_session import ImportJob
+from hadakv_service.operations.import_session import ImportOperation
 
 router = APIRouter()
 
@@ -21,30 +21,30 @@ router = APIRouter()
 async def export(request: Request) -> Response:
     """The session as one safetensors file, as it is now, whatever is appended while the file is on its way."""
     key = session_key(request)
-    service = context(request)
+    service = app_state(request)
 
     def work() -> Export:
         entry = service.store.get(key)
         service.store.touch(key)
-        return Export.of(entry.session, key[1], datetime.fromtimestamp(entry.created, UTC))
+        return Export.from_session(entry.session, key[1], datetime.fromtimestamp(entry.created, UTC))
 
     file = await service.device.call(work, key)
-    await file.verify(service.device, is_gone(request.scope))
+    await file.verify(service.device, is_disconnected(request.scope))
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
     }
-    return StreamingResponse(file.pieces(service.device), headers=headers, media_type=OCTETS)
+    return StreamingResponse(file.chunks(service.device), headers=headers, media_type=OCTETS)
 
 
 @router.post("/sessions/{id}/import", status_code=201, response_model=None, name="import")
 async def import_(request: Request) -> Response:
     """Make a session of a file that `export` gave, all of it or nothing."""
     key = session_key(request)
-    check_octets(request)
-    service = context(request)
+    check_octet_stream(request)
+    service = app_state(request)
     async with service.bodies.read(request) as body:
         file = session_file_reader.read(body)
-        job = ImportJob(key, file, service.store, service.backend, service.new_session)
+        job = ImportOperation(key, file, service.store, service.backend, service.new_session)
         entry = await service.device.run(job)
-    return metadata(request, describe(key[1], entry), 201)
+    return metadata_response(request, describe(key[1], entry), 201)

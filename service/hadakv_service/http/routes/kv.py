@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_service.errors import InvalidRequest
-from hadakv_service.http.app_state import Context, context, session_key
+from hadakv_service.http.app_state import AppState, app_state, session_key
 from hadakv_service.http.content import MsgpackResponse, is_json
-from hadakv_service.operations.append import Append, Appended, AppendJob
-from hadakv_service.operations.read import Form, ReadJob, Wanted
+from hadakv_service.operations.append import AppendOperation, AppendOutcome, AppendRequest
+from hadakv_service.operations.read import ReadForm, ReadOperation, ReadRequest
 from hadakv_service.storage.session_store import Key
 from hadakv_service.wire import messages, responses, serialization
 
@@ -25,25 +25,25 @@ async def append(request: Request) -> Response:
     """
     key = session_key(request)
     is_json(request)
-    service = context(request)
+    service = app_state(request)
     async with service.bodies.read(request) as body:
         appended = await store(service, key, body)
     minimal = "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower()
     return MsgpackResponse(answer(key[1], appended, minimal=minimal), 201 if appended.created else 200)
 
 
-async def store(service: Context, key: Key, body: serialization.Buffer) -> Appended:
+async def store(service: AppState, key: Key, body: serialization.Buffer) -> AppendOutcome:
     """Do what an append's body asks for; the body must last until then."""
-    checked = Append.from_body(serialization.decode_body(messages.AppendBody, body))
-    job = AppendJob(key, checked, service.store, service.backend, service.new_session)
+    checked = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
+    job = AppendOperation(key, checked, service.store, service.backend, service.new_session)
     appended = await service.device.run(job)
-    service.tally.appended += job.added_tokens
+    service.counters.appended += job.added_tokens
     return appended
 
 
-def answer(session: str, appended: Appended, *, minimal: bool) -> responses.Appended:
+def answer(session: str, appended: AppendOutcome, *, minimal: bool) -> responses.StoredAppend:
     """What an append answers."""
-    told: responses.Appended = {
+    told: responses.StoredAppend = {
         "session": session,
         "position": appended.position,
         "tokens": appended.tokens,
@@ -62,20 +62,20 @@ async def read(
     start: Annotated[int | None, Query(ge=0)] = None,
     stop: Annotated[int | None, Query(ge=0)] = None,
     layers: Annotated[str | None, Query(examples=["0:4"])] = None,
-    form: Form = "packed",
+    form: ReadForm = "packed",
     layout: Literal["linear", "ring"] = "linear",
 ) -> Response:
     """Read back a range of tokens, packed or decoded; or all of a window, in the order of a ring buffer."""
     key = session_key(request)
-    service = context(request)
+    service = app_state(request)
     chosen = _layer_range(layers)
     if layout == "ring" and (start, stop) != (None, None):
         raise InvalidRequest([("layout", "a ring is the whole window: it takes no start or stop")])
 
-    wanted = Wanted(start, stop, chosen, form, layout == "ring")
-    job = ReadJob(key, wanted, service.store, service.backend, int(service.settings.max_body))
+    wanted = ReadRequest(start, stop, chosen, form, layout == "ring")
+    job = ReadOperation(key, wanted, service.store, service.backend, int(service.settings.max_body))
     found = await service.device.run(job)
-    service.tally.read += found["stop"] - found["start"]
+    service.counters.read += found["stop"] - found["start"]
     return MsgpackResponse(found)
 
 

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from hadakv_service.errors import Unauthorized
-from hadakv_service.http.app_state import context
+from hadakv_service.http.app_state import app_state
 
 router = APIRouter()
 
@@ -18,5 +18,5 @@ router = APIRouter()
 )
 async def metrics(request: Request) -> Response:
     """Totals of requests, of the device's work, of what is stored, and of the process, for Prometheus."""
-    page, content_type = context(request).metrics.page(request.headers.get("accept", ""))
+    page, content_type = app_state(request).metrics.render(request.headers.get("accept", ""))
     return Response(page, headers={"content-type": content_type})

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from hadakv_kernels import HEAD_DIMS, Encoded, Stream
 from hadakv_service.errors import InvalidRequest, SessionExists, SessionNotFound
-from hadakv_service.http.app_state import context, owner, session_key
-from hadakv_service.http.content import check_uncompressed, is_json, metadata
+from hadakv_service.http.app_state import app_state, session_key, tenant
+from hadakv_service.http.content import check_uncompressed, is_json, metadata_response
 from hadakv_service.sessions.session import MAX_LAYERS, Session
-from hadakv_service.storage.session_store import Entry, Key, Store
+from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
 from hadakv_service.wire import messages, responses, serialization
 
 router = APIRouter()
@@ -25,20 +25,20 @@ router = APIRouter()
 async def create(request: Request) -> Response:
     """Create a session; the same again changes nothing, another shape is refused."""
     key = session_key(request)
-    service = context(request)
-    job = _Creation(key, await _asked(request), service.store, service.new_session)
+    service = app_state(request)
+    job = CreateOperation(key, await _asked(request), service.store, service.new_session)
     answer = await service.device.run(job)
-    return metadata(request, answer, 201 if job.created else 200)
+    return metadata_response(request, answer, 201 if job.created else 200)
 
 
-class _Creation:
+class CreateOperation:
     """Makes a session as a job of the device, or takes on what was left open.
 
     Attributes:
         created: whether there was none, once it began.
     """
 
-    def __init__(self, key: Key, asked: dict[str, Any], store: Store, new: Session) -> None:
+    def __init__(self, key: Key, asked: dict[str, Any], store: SessionStore, new: Session) -> None:
         self.key: Hashable = key
         self._key = key
         self._asked = asked
@@ -46,7 +46,7 @@ class _Creation:
         self._new = new
         self._reserved = 0
 
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         """Check against what there is, and reserve the bytes; there is nothing to encode."""
         entry = self._store.find(self._key)
         self.created = entry is None
@@ -56,13 +56,13 @@ class _Creation:
         self._batch = batch
         return ()
 
-    def finish(self, encoded: Sequence[Encoded]) -> responses.SessionInfo:  # noqa: ARG002 - nothing was encoded
+    def complete(self, encoded: Sequence[Encoded]) -> responses.SessionInfo:  # noqa: ARG002 - nothing was encoded
         """Store the session and describe it."""
-        entry = self._store.put(self._key, self._session, self._reserved, self._batch)
+        entry = self._store.commit(self._key, self._session, self._reserved, self._batch)
         self._reserved = 0
         return describe(self._key[1], entry)
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Give the reserved bytes back."""
         self._store.release(self._reserved)
         self._reserved = 0
@@ -72,11 +72,11 @@ async def _asked(request: Request) -> dict[str, Any]:
     """The fields a PUT gives, checked by themselves."""
     check_uncompressed(request)
     json = "content-type" in request.headers and is_json(request, json_allowed=True)
-    async with context(request).bodies.read(request) as raw:
+    async with app_state(request).bodies.read(request) as raw:
         body = serialization.decode_body(messages.SessionBody, raw, json=json) if raw else messages.SessionBody()
     if body.head_dim is not None and body.head_dim not in HEAD_DIMS:
         raise InvalidRequest([("head_dim", f"must be one of {HEAD_DIMS}, not {body.head_dim}")])
-    if body.durability not in (None, "memory") and not context(request).store.tier.budget:
+    if body.durability not in (None, "memory") and not app_state(request).store.disk.budget:
         raise InvalidRequest([("durability", f"cannot be {body.durability}: this service keeps nothing on disk")])
     if body.layers is not None and body.layers > MAX_LAYERS:
         raise InvalidRequest([("layers", f"must be at most {MAX_LAYERS}, not {body.layers}")])
@@ -105,8 +105,8 @@ def _agreed(old: Session, asked: dict[str, Any], *, new: bool) -> Session:
 async def show(request: Request) -> Response:
     """One session: codec, shape, lengths, bytes, age."""
     key = session_key(request)
-    store = context(request).store
-    return metadata(request, await _on_device(request, lambda: describe(key[1], store.get(key))))
+    store = app_state(request).store
+    return metadata_response(request, await _on_device(request, lambda: describe(key[1], store.get(key))))
 
 
 @router.get("/sessions", response_model=None)
@@ -117,24 +117,24 @@ async def list_(
     prefix: str = "",
 ) -> Response:
     """The caller's sessions in order of id, `limit` at a time; `next` is the `after` of the next page."""
-    mine = owner(request)
-    store = context(request).store
+    mine = tenant(request)
+    store = app_state(request).store
 
     def work() -> responses.SessionList:
-        found, last = store.page(mine, prefix, after, limit)
+        found, last = store.list_sessions(mine, prefix, after, limit)
         return {"sessions": [describe(id_, entry) for id_, entry in found], "next": last}
 
-    return metadata(request, await _on_device(request, work))
+    return metadata_response(request, await _on_device(request, work))
 
 
 @router.delete("/sessions/{id}", status_code=204, response_model=None)
 async def delete(request: Request) -> Response:
     """Forget a session and free its pages."""
     key = session_key(request)
-    store = context(request).store
+    store = app_state(request).store
 
     def work() -> None:
-        if not store.remove(key):
+        if not store.delete(key):
             raise SessionNotFound(key[1])
 
     await _on_device(request, work)
@@ -143,10 +143,10 @@ async def delete(request: Request) -> Response:
 
 async def _on_device(request: Request, work: Callable[[], Any]) -> Any:
     key = session_key(request) if "id" in request.path_params else None
-    return await context(request).device.call(work, key)
+    return await app_state(request).device.call(work, key)
 
 
-def describe(session_id: str, entry: Entry) -> responses.SessionInfo:
+def describe(session_id: str, entry: SessionRecord) -> responses.SessionInfo:
     """A session as clients see it."""
     session = entry.session
     spans = list(session.spans())
@@ -171,10 +171,10 @@ def describe(session_id: str, entry: Entry) -> responses.SessionInfo:
     }
 
 
-def _tier(entry: Entry) -> Literal["memory", "mixed", "disk"]:
+def _tier(entry: SessionRecord) -> Literal["memory", "mixed", "disk"]:
     """Where a session's tokens are."""
     pages = list(entry.session.all_pages())
-    here = sum(page.is_here for page in pages)
+    here = sum(page.is_resident for page in pages)
     if here == len(pages) and (pages or not entry.session.rows):
         return "memory"
     return "mixed" if here else "disk"

@@ -20,28 +20,28 @@ from hadakv_kernels import Encoded
 Key = tuple[str, str]
 
 
-def called(key: Key) -> str:
+def display_key(key: Key) -> str:
     """A session's name in the log, where somebody has to do something about it."""
     return repr("/".join(filter(None, key)))
 
 
-class TierError(Exception):
+class DiskStoreError(Exception):
     """Base of what can go wrong below memory."""
 
 
-class TierFailed(TierError):
+class DiskUnavailable(DiskStoreError):
     """It could not be done, and nothing of it was."""
 
 
-class Damaged(TierError):
+class CorruptData(DiskStoreError):
     """Stored bytes are not those that were written."""
 
 
-class TierRefused(TierError):
+class DataDirectoryError(DiskStoreError):
     """The place is another version's, another program's, or in use."""
 
 
-class Content(NamedTuple):
+class PageContent(NamedTuple):
     """A page's streams in host memory: uint8 `[layers, kv_heads, tokens, row_bytes]` with float32 norms, C order."""
 
     k: Encoded
@@ -49,7 +49,7 @@ class Content(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class RunRows:
+class RunManifest:
     """A run of layers.
 
     Attributes:
@@ -84,15 +84,15 @@ class Manifest:
     """
 
     options: Mapping[str, Any]
-    runs: tuple[RunRows, ...]
+    runs: tuple[RunManifest, ...]
     nbytes: int
     created: float
     last_used: float
     expires: float | None
-    permanent: bool
+    protected: bool
 
 
-class PageRow(NamedTuple):
+class PageInfo(NamedTuple):
     """What is known of a page without reading it."""
 
     layers: int
@@ -100,10 +100,10 @@ class PageRow(NamedTuple):
     nbytes: int
 
 
-class Transaction(Protocol):
+class DiskTransaction(Protocol):
     """Changes that happen together or not at all."""
 
-    def add_page(self, content: Content) -> int:
+    def add_page(self, content: PageContent) -> int:
         """Write a page; its row."""
         ...
 
@@ -124,7 +124,7 @@ class Transaction(Protocol):
         ...
 
 
-class Tier(Protocol):
+class DiskStore(Protocol):
     """A place for pages and manifests. One thread uses it.
 
     Attributes:
@@ -142,7 +142,7 @@ class Tier(Protocol):
     failures: int
 
     @property
-    def room(self) -> int:
+    def available(self) -> int:
         """Bytes that may be added now.
 
         Raises:
@@ -159,11 +159,11 @@ class Tier(Protocol):
         """
         ...
 
-    def cost(self, nbytes: int) -> int:
+    def page_nbytes(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
         ...
 
-    def transaction(self, *, sync: bool = False) -> AbstractContextManager[Transaction]:
+    def transaction(self, *, sync: bool = False) -> AbstractContextManager[DiskTransaction]:
         """Changes, made at the end of the block; with `sync` they outlive a loss of power from then on.
 
         Raises:
@@ -179,7 +179,7 @@ class Tier(Protocol):
         """
         ...
 
-    def content(self, row: int) -> Content:
+    def read_page(self, row: int) -> PageContent:
         """Read a page.
 
         Raises:
@@ -188,7 +188,7 @@ class Tier(Protocol):
         """
         ...
 
-    def holders(self, row: int) -> Sequence[Key]:
+    def sessions_with_page(self, row: int) -> Sequence[Key]:
         """Whose manifests hold a page.
 
         Raises:
@@ -196,7 +196,7 @@ class Tier(Protocol):
         """
         ...
 
-    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageRow]] | None:
+    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageInfo]] | None:
         """A session's manifest, and what is known of its pages.
 
         Raises:
@@ -205,7 +205,7 @@ class Tier(Protocol):
         """
         ...
 
-    def page(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
+    def list_manifests(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
         """Up to `limit` manifests of an owner in order of id, without their pages; damaged ones are left out."""
         ...
 
@@ -221,11 +221,11 @@ class Tier(Protocol):
         """
         ...
 
-    def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:
+    def lru_session(self, skip: Collection[Key], before: float = inf) -> Key | None:
         """Who was used least recently among those that are not permanent, if that was before a moment."""
         ...
 
-    def kept_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
+    def retained_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
         """Bytes counted for pages of permanent sessions, of these, and of those that were used since a moment."""
         ...
 
@@ -237,7 +237,7 @@ class Tier(Protocol):
         """Of each owner the packed bytes and the number of sessions."""
         ...
 
-    def tidy(self) -> None:
+    def vacuum(self) -> None:
         """Give back room that is no longer needed."""
         ...
 

@@ -4,44 +4,52 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import inf
 
-from hadakv_service.storage.disk.interface import Content, Damaged, Key, Manifest, PageRow, TierFailed, Transaction
+from hadakv_service.storage.disk.interface import (
+    CorruptData,
+    DiskTransaction,
+    DiskUnavailable,
+    Key,
+    Manifest,
+    PageContent,
+    PageInfo,
+)
 
 
-class NoTier:
+class NullStore:
     """Takes nothing and has nothing."""
 
     name = "none"
     budget = 0
     used = 0
-    room = 0
+    available = 0
     sessions = 0
     failures = 0
     is_short_of_disk = False
 
-    def cost(self, nbytes: int) -> int:
+    def page_nbytes(self, nbytes: int) -> int:
         """Pages are counted as what they are."""
         return nbytes
 
-    def transaction(self, *, sync: bool = False) -> AbstractContextManager[Transaction]:
+    def transaction(self, *, sync: bool = False) -> AbstractContextManager[DiskTransaction]:
         """There can be none."""
-        raise TierFailed("there is nothing below memory" + (" to keep this in" if sync else ""))
+        raise DiskUnavailable("there is nothing below memory" + (" to keep this in" if sync else ""))
 
     def sync(self) -> None:
         """There is nothing to be lost."""
 
-    def content(self, row: int) -> Content:
+    def read_page(self, row: int) -> PageContent:
         """There is no page."""
-        raise Damaged(f"there is no page {row}")
+        raise CorruptData(f"there is no page {row}")
 
-    def holders(self, row: int) -> Sequence[Key]:  # noqa: ARG002 - nobody has any
+    def sessions_with_page(self, row: int) -> Sequence[Key]:  # noqa: ARG002 - nobody has any
         """Nobody."""
         return ()
 
-    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageRow]] | None:  # noqa: ARG002 - of nobody
+    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageInfo]] | None:  # noqa: ARG002 - of nobody
         """Nothing."""
         return None
 
-    def page(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:  # noqa: ARG002 - likewise
+    def list_manifests(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:  # noqa: ARG002 - likewise
         """Nobody."""
         return []
 
@@ -52,11 +60,11 @@ class NoTier:
     def check(self) -> None:
         """There is nothing that could fail."""
 
-    def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:  # noqa: ARG002 - likewise
+    def lru_session(self, skip: Collection[Key], before: float = inf) -> Key | None:  # noqa: ARG002 - likewise
         """Nobody."""
         return None
 
-    def kept_nbytes(self, keep: Collection[Key], since: float = inf) -> int:  # noqa: ARG002 - likewise
+    def retained_nbytes(self, keep: Collection[Key], since: float = inf) -> int:  # noqa: ARG002 - likewise
         """Nothing."""
         return 0
 
@@ -68,7 +76,7 @@ class NoTier:
         """Nobody."""
         return {}
 
-    def tidy(self) -> None:
+    def vacuum(self) -> None:
         """Nothing to do."""
 
     def close(self) -> None:

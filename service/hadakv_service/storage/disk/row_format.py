@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from hadakv_kernels import Encoded
-from hadakv_service.storage.disk.interface import Content, Damaged, Manifest, PageRow, RunRows
+from hadakv_service.storage.disk.interface import CorruptData, Manifest, PageContent, PageInfo, RunManifest
 
 
 def digest(*parts: bytes) -> bytes:
@@ -31,14 +31,14 @@ def fixed_columns(nbytes: object, created: object, permanent: object) -> bytes:
     return f"{nbytes!r} {created!r} {permanent!r}".encode()
 
 
-def numbers_of(run: RunRows) -> list[int]:
+def numbers_of(run: RunManifest) -> list[int]:
     """A run of layers as its header has it, without its pages."""
     return [run.layers, run.base, run.length, run.full, run.place]
 
 
-def _run(numbers: Sequence[int], pages: Iterable[int]) -> RunRows:
+def _run(numbers: Sequence[int], pages: Iterable[int]) -> RunManifest:
     layers, base, length, full, place = numbers
-    return RunRows(layers, base, length, full, place, tuple(pages))
+    return RunManifest(layers, base, length, full, place, tuple(pages))
 
 
 def places_of(manifest: Manifest, same: Collection[int]) -> dict[tuple[int, int], int]:
@@ -53,13 +53,13 @@ def manifest_of(row: Sequence[Any], pages: Mapping[int, list[int]]) -> Manifest:
     sound = is_sound(checksum, header, fixed_columns(nbytes, created, bool(permanent)))
     # When it was used last changes more often than the rest, and has no checksum.
     if not (sound and isinstance(last_used, float) and isinstance(expires, float | None)):
-        raise Damaged("its manifest has another checksum than when it was written")
+        raise CorruptData("its manifest has another checksum than when it was written")
     content = json.loads(header)
     runs = tuple(_run(numbers, pages.get(i, ())) for i, numbers in enumerate(content["runs"]))
     return Manifest(content["options"], runs, nbytes, created, last_used, expires, bool(permanent))
 
 
-def check_pages(manifest: Manifest, known: Mapping[int, PageRow]) -> None:
+def check_pages(manifest: Manifest, known: Mapping[int, PageInfo]) -> None:
     """Whether the pages are those of the manifest.
 
     Raises:
@@ -68,19 +68,19 @@ def check_pages(manifest: Manifest, known: Mapping[int, PageRow]) -> None:
     for run in manifest.runs:
         rows = [known.get(page) for page in run.pages]
         if not all(row and all(isinstance(part, int) and part > 0 for part in row) for row in rows):
-            raise Damaged("it lacks pages that its manifest names")
+            raise CorruptData("it lacks pages that its manifest names")
         if sum(row.tokens for row in rows if row) != run.length - run.base:
-            raise Damaged("its pages have other tokens than its manifest says")
+            raise CorruptData("its pages have other tokens than its manifest says")
 
 
-def packed(content: Content) -> tuple[bytes, bytes]:
+def packed(content: PageContent) -> tuple[bytes, bytes]:
     """A page's header and bytes."""
     arrays = [array for stream in content for array in (stream.packed, stream.norms)]
     header = json.dumps([array.shape for array in arrays]).encode()
     return header, b"".join(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
 
 
-def unpacked(header: bytes, blob: bytes) -> Content:
+def unpacked(header: bytes, blob: bytes) -> PageContent:
     """A page of its header and bytes, which it shares."""
     shapes = json.loads(header)
     dtypes: tuple[np.dtype[Any], ...] = (np.dtype(np.uint8), np.dtype(np.float32)) * 2
@@ -90,4 +90,4 @@ def unpacked(header: bytes, blob: bytes) -> Content:
         np.frombuffer(blob, dtype, prod(shape), start).reshape(shape)
         for shape, dtype, start in zip(shapes, dtypes, starts, strict=False)
     ]
-    return Content(Encoded(parts[0], parts[1]), Encoded(parts[2], parts[3]))
+    return PageContent(Encoded(parts[0], parts[1]), Encoded(parts[2], parts[3]))

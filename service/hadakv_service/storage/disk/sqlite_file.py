@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hadakv_kernels import tables
 from hadakv_service import __version__
-from hadakv_service.storage.disk.interface import TierRefused
+from hadakv_service.storage.disk.interface import DataDirectoryError
 
 FILE = "sessions.hadakv"
 # "hdkv"
@@ -69,7 +69,7 @@ def open_database(directory: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         connection.close()
         raise _refusal(path, error) from error
-    except TierRefused:
+    except DataDirectoryError:
         connection.close()
         raise
     return connection
@@ -84,9 +84,9 @@ def make_directory(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise TierRefused(f"{directory}: no directory, nor can it be made one; {_ELSEWHERE}") from error
+        raise DataDirectoryError(f"{directory}: no directory, nor can it be made one; {_ELSEWHERE}") from error
     except OSError as error:
-        raise TierRefused(f"{directory}: cannot be made ({error.strerror}); {_ELSEWHERE}") from error
+        raise DataDirectoryError(f"{directory}: cannot be made ({error.strerror}); {_ELSEWHERE}") from error
 
 
 def log_nbytes(directory: Path) -> int:
@@ -125,7 +125,7 @@ def page_cost(nbytes: int) -> int:
     return blocks * BLOCK_NBYTES - (-BLOCK_NBYTES // (usable // (inside + _LINK_NBYTES)))
 
 
-def strike_out(connection: sqlite3.Connection) -> bool:
+def discard_failed_commit(connection: sqlite3.Connection) -> bool:
     """See to it that a transaction whose commit failed never comes back.
 
     The log may have all of it, if only the sync has failed, and who opens the file next would take it for made.
@@ -144,22 +144,22 @@ def strike_out(connection: sqlite3.Connection) -> bool:
     return False
 
 
-def _refusal(path: Path, error: sqlite3.Error) -> TierRefused:
+def _refusal(path: Path, error: sqlite3.Error) -> DataDirectoryError:
     # The lowest byte is what went wrong, those above tell where.
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return TierRefused(f"{path}: in use by another process; stop that, or choose another --data-dir")
+        return DataDirectoryError(f"{path}: in use by another process; stop that, or choose another --data-dir")
     if code == sqlite3.SQLITE_NOTADB:
-        return TierRefused(f"{path}: not a file of this service; move it away, or choose another --data-dir")
+        return DataDirectoryError(f"{path}: not a file of this service; move it away, or choose another --data-dir")
     if code in _CANNOT_WRITE:
         return _unwritable(path.parent, str(error))
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return TierRefused(f"{path}: {error}; see to the disk, {_ELSEWHERE}")
-    return TierRefused(f"{path}: {error}; move it away, or choose another --data-dir")
+        return DataDirectoryError(f"{path}: {error}; see to the disk, {_ELSEWHERE}")
+    return DataDirectoryError(f"{path}: {error}; move it away, or choose another --data-dir")
 
 
-def _unwritable(place: Path, reason: str | None) -> TierRefused:
-    return TierRefused(f"{place}: cannot be written ({reason}); let this user write there, {_ELSEWHERE}")
+def _unwritable(place: Path, reason: str | None) -> DataDirectoryError:
+    return DataDirectoryError(f"{place}: cannot be written ({reason}); let this user write there, {_ELSEWHERE}")
 
 
 def _place(directory: Path) -> Path:
@@ -167,14 +167,18 @@ def _place(directory: Path) -> Path:
     make_directory(directory)
     found = directory.stat()
     if found.st_uid not in (0, os.geteuid()):
-        raise TierRefused(f"{directory}: another user's, who may put in what they like; choose another --data-dir")
+        raise DataDirectoryError(
+            f"{directory}: another user's, who may put in what they like; choose another --data-dir"
+        )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise TierRefused(f"{directory}: others may write there, and put in what they like; chmod it to 700")
+        raise DataDirectoryError(f"{directory}: others may write there, and put in what they like; chmod it to 700")
     path = directory / FILE
     try:
         for each in (path, *(path.with_name(FILE + suffix) for suffix in ("-wal", "-shm", "-journal"))):
             if each.is_symlink():
-                raise TierRefused(f"{each}: a symbolic link; what it points to is none of this service's business")
+                raise DataDirectoryError(
+                    f"{each}: a symbolic link; what it points to is none of this service's business"
+                )
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise _unopened(path, error) from error
@@ -182,7 +186,7 @@ def _place(directory: Path) -> Path:
         # A copy that was brought back, say, may be open to others; SQLite gives its log the same mode.
         os.fchmod(file, 0o600)
     except PermissionError as error:
-        raise TierRefused(f"{path}: another user's; choose another --data-dir") from error
+        raise DataDirectoryError(f"{path}: another user's; choose another --data-dir") from error
     except OSError as error:
         raise _unopened(path, error) from error
     finally:
@@ -190,12 +194,14 @@ def _place(directory: Path) -> Path:
     return path
 
 
-def _unopened(path: Path, error: OSError) -> TierRefused:
+def _unopened(path: Path, error: OSError) -> DataDirectoryError:
     if error.errno == errno.EISDIR:
-        return TierRefused(f"{path}: a directory, where a file should be; move it away, or choose another --data-dir")
+        return DataDirectoryError(
+            f"{path}: a directory, where a file should be; move it away, or choose another --data-dir"
+        )
     if error.errno in _MAY_NOT:
         return _unwritable(path if os.path.lexists(path) else path.parent, error.strerror)
-    return TierRefused(f"{path}: cannot be opened ({error.strerror}); {_ELSEWHERE}")
+    return DataDirectoryError(f"{path}: cannot be opened ({error.strerror}); {_ELSEWHERE}")
 
 
 def _configure(connection: sqlite3.Connection, log: int, *, new: bool) -> None:
@@ -240,11 +246,13 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
     if number("application_id") != APPLICATION_ID:
-        raise TierRefused(f"{path}: not a file of this service; move it away, or choose another --data-dir")
+        raise DataDirectoryError(f"{path}: not a file of this service; move it away, or choose another --data-dir")
     other = "use that version, move the file away, or choose another --data-dir"
     if (found := number("user_version")) != FORMAT:
-        raise TierRefused(f"{path}: written by another version, in format {found} where this one has {FORMAT}; {other}")
+        raise DataDirectoryError(
+            f"{path}: written by another version, in format {found} where this one has {FORMAT}; {other}"
+        )
     about = dict(connection.execute("SELECT name, value FROM about"))
     if about.get("tables") != tables.fingerprint():
         made_by = f"hadakv {about['made by']}" if "made by" in about else "another version of hadakv"
-        raise TierRefused(f"{path}: packed with other tables of the codec, by {made_by}; {other}")
+        raise DataDirectoryError(f"{path}: packed with other tables of the codec, by {made_by}; {other}")

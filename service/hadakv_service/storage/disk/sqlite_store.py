@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from hadakv_service.storage.disk.interface import (
-    Content,
-    Damaged,
+    CorruptData,
+    DataDirectoryError,
+    DiskUnavailable,
     Key,
     Manifest,
-    PageRow,
-    TierFailed,
-    TierRefused,
-    called,
+    PageContent,
+    PageInfo,
+    display_key,
 )
 from hadakv_service.storage.disk.row_format import check_pages, is_sound, manifest_of, unpacked
 from hadakv_service.storage.disk.sqlite_file import (
     BLOCK_NBYTES,
     FILE,
     TOUCH,
+    discard_failed_commit,
     free_nbytes,
     open_database,
     page_cost,
-    strike_out,
 )
-from hadakv_service.storage.disk.sqlite_transaction import COLUMNS, SESSION_NBYTES, Changes, counted
+from hadakv_service.storage.disk.sqlite_transaction import COLUMNS, SESSION_NBYTES, SqliteTransaction, counted
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _SOME = 256
 
 
-class SqliteTier:
+class SqliteStore:
     """Sessions in a file.
 
     Args:
@@ -58,17 +58,19 @@ class SqliteTier:
         self._sql = open_database(directory)
         self._file = os.stat(directory / FILE)
         # Whether the log is known to have nothing that failed.
-        self._certain = True
+        self._wal_is_trusted = True
         try:
-            self._drop_nobodys()
+            self._delete_orphaned_pages()
             pages = self._cost("SELECT nbytes, COUNT(*) FROM pages GROUP BY nbytes")
             self.sessions = int(self._one("SELECT COUNT(*), SUM(nbytes) FROM sessions")[0])
         except sqlite3.Error as error:
             self._sql.close()
-            raise TierRefused(f"{directory / FILE}: {error}; move it away, or choose another --data-dir") from error
+            raise DataDirectoryError(
+                f"{directory / FILE}: {error}; move it away, or choose another --data-dir"
+            ) from error
         self.used: int = pages + self.sessions * SESSION_NBYTES
 
-    def _drop_nobodys(self) -> None:
+    def _delete_orphaned_pages(self) -> None:
         """Remove pages of sessions that were never written as a whole, which nobody has once the process has ended."""
         try:
             self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
@@ -76,7 +78,7 @@ class SqliteTier:
             log.error("pages that nobody needs stay, as they cannot be removed: %s", error)
 
     @property
-    def room(self) -> int:
+    def available(self) -> int:
         """Bytes that may be added now: of what the budget allows as much as the disk has."""
         return min(self.budget - self.used, self._disk_room())
 
@@ -93,10 +95,10 @@ class SqliteTier:
             free = free_nbytes(self._directory)
         except OSError as error:
             # Whoever took the directory away has the files, too, though they can still be written.
-            raise TierFailed(str(error)) from error
+            raise DiskUnavailable(str(error)) from error
         return int(idle) * BLOCK_NBYTES + free // 2
 
-    def cost(self, nbytes: int) -> int:
+    def page_nbytes(self, nbytes: int) -> int:
         """What a page of so many bytes is counted as."""
         return page_cost(nbytes)
 
@@ -109,15 +111,15 @@ class SqliteTier:
         return row
 
     @contextmanager
-    def transaction(self, *, sync: bool = False) -> Iterator[Changes]:
+    def transaction(self, *, sync: bool = False) -> Iterator[SqliteTransaction]:
         """Changes, made at the end of the block."""
-        change = Changes(self._sql)
+        change = SqliteTransaction(self._sql)
         if sync:
             self._check_place()
-        if sync and not self._certain:
-            self._certain = strike_out(self._sql)
-            if not self._certain:
-                raise TierFailed("the disk has failed to sync, and still does")
+        if sync and not self._wal_is_trusted:
+            self._wal_is_trusted = discard_failed_commit(self._sql)
+            if not self._wal_is_trusted:
+                raise DiskUnavailable("the disk has failed to sync, and still does")
         committing = False
         try:
             self._sql.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
@@ -129,9 +131,9 @@ class SqliteTier:
             self.failures += 1
             self._roll_back()
             if committing and getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
-                self._certain = strike_out(self._sql)
+                self._wal_is_trusted = discard_failed_commit(self._sql)
             log.error("the disk tier could not be written: %s; make room or mend the disk, the service goes on", error)
-            raise TierFailed(str(error)) from error
+            raise DiskUnavailable(str(error)) from error
         except BaseException:
             self._roll_back()
             raise
@@ -157,30 +159,30 @@ class SqliteTier:
             yield
         except sqlite3.OperationalError as error:
             self.failures += 1
-            raise TierFailed(str(error)) from error
+            raise DiskUnavailable(str(error)) from error
         except sqlite3.DatabaseError as error:
             self.failures += 1
-            raise Damaged(str(error)) from error
+            raise CorruptData(str(error)) from error
 
-    def content(self, row: int) -> Content:
+    def read_page(self, row: int) -> PageContent:
         """Read a page."""
         with self._reading():
             found = self._sql.execute("SELECT header, checksum, content FROM pages WHERE id = ?", (row,)).fetchone()
         if found is None:
-            raise Damaged(f"page {row} is missing")
+            raise CorruptData(f"page {row} is missing")
         header, checksum, blob = found
         if not is_sound(checksum, header, blob):
             self.failures += 1
-            raise Damaged(f"page {row} has another checksum than when it was written")
+            raise CorruptData(f"page {row} has another checksum than when it was written")
         return unpacked(header, blob)
 
-    def holders(self, row: int) -> list[Key]:
+    def sessions_with_page(self, row: int) -> list[Key]:
         """Whose manifests hold a page."""
         query = "SELECT DISTINCT owner, name FROM holds JOIN sessions ON id = session WHERE page = ?"
         with self._reading():
             return self._sql.execute(query, (row,)).fetchall()
 
-    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageRow]] | None:
+    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageInfo]] | None:
         """A session's manifest, and what is known of its pages."""
         with self._reading():
             query = f"SELECT {COLUMNS}, id FROM sessions WHERE owner = ? AND name = ?"
@@ -195,12 +197,12 @@ class SqliteTier:
         pages: dict[int, list[int]] = {}
         for run, page, *_ in held:
             pages.setdefault(run, []).append(page)
-        known = {page: PageRow(*known) for _, page, *known in held if known[0] is not None}
+        known = {page: PageInfo(*known) for _, page, *known in held if known[0] is not None}
         manifest = manifest_of(found, pages)
         check_pages(manifest, known)
         return manifest, known
 
-    def page(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
+    def list_manifests(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
         """Up to `limit` manifests of an owner in order of id, without their pages."""
         query = f"SELECT {COLUMNS} FROM sessions WHERE owner = ? AND name > ? AND name >= ? AND name < ? ORDER BY name"
         with self._reading():
@@ -208,8 +210,8 @@ class SqliteTier:
             for row in self._sql.execute(query, (owner, after, prefix, prefix + "\x7f")):
                 try:
                     found.append((row[1], manifest_of(row, {})))
-                except Damaged as error:
-                    log.error("session %s: %s; delete it", called((owner, row[1])), str(error))
+                except CorruptData as error:
+                    log.error("session %s: %s; delete it", display_key((owner, row[1])), str(error))
                 if len(found) == limit:
                     break
             return found
@@ -231,18 +233,18 @@ class SqliteTier:
         try:
             there = os.path.samestat(self._file, os.stat(self._directory / FILE))
         except OSError as error:
-            raise TierFailed(str(error)) from error
+            raise DiskUnavailable(str(error)) from error
         if not there:
-            raise TierFailed(f"{self._directory / FILE} is another file than the one that was opened")
+            raise DiskUnavailable(f"{self._directory / FILE} is another file than the one that was opened")
 
-    def coldest(self, skip: Collection[Key], before: float = inf) -> Key | None:
+    def lru_session(self, skip: Collection[Key], before: float = inf) -> Key | None:
         """Who was used least recently among those that are not permanent, if that was before a moment."""
         query = "SELECT owner, name FROM sessions WHERE NOT permanent AND last_used < ? ORDER BY last_used LIMIT ?"
         with self._reading():
             found = self._sql.execute(query, (before, len(skip) + 1)).fetchall()
         return next((key for key in found if key not in skip), None)
 
-    def kept_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
+    def retained_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
         """Bytes counted for pages of permanent sessions, of these, and of those that were used since a moment."""
         which = " OR ".join(["permanent", "last_used >= ?", *["(owner = ? AND name = ?)"] * len(keep)])
         query = (
@@ -264,7 +266,7 @@ class SqliteTier:
             found = self._sql.execute("SELECT owner, SUM(nbytes), COUNT(*) FROM sessions GROUP BY owner")
             return {owner: (nbytes, count) for owner, nbytes, count in found}
 
-    def tidy(self) -> None:
+    def vacuum(self) -> None:
         """Let the file shrink, a part at a time, once much of it lies idle."""
         with self._reading():
             (idle,), (blocks,) = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Collection
 
-from hadakv_service.storage.disk.interface import Content, Key, Manifest
+from hadakv_service.storage.disk.interface import Key, Manifest, PageContent
 from hadakv_service.storage.disk.row_format import digest, fixed_columns, numbers_of, packed, places_of
 from hadakv_service.storage.disk.sqlite_file import page_cost
 
@@ -13,7 +13,7 @@ SESSION_NBYTES = 512
 COLUMNS = "owner, name, nbytes, created, last_used, expires, permanent, checksum, header"
 
 
-class Changes:
+class SqliteTransaction:
     """Changes to the file, and what they come to.
 
     Args:
@@ -29,7 +29,7 @@ class Changes:
         self.used = 0
         self.sessions = 0
 
-    def add_page(self, content: Content) -> int:
+    def add_page(self, content: PageContent) -> int:
         """Write a page."""
         header, blob = packed(content)
         layers, _, tokens, _ = content.k.packed.shape
@@ -46,8 +46,8 @@ class Changes:
         header = json.dumps({"options": dict(manifest.options), "runs": [numbers_of(run) for run in manifest.runs]})
         blob = header.encode()
         times = (manifest.created, manifest.last_used, manifest.expires)
-        fixed = (manifest.nbytes, manifest.created, manifest.permanent)
-        values = (*key, manifest.nbytes, *times, manifest.permanent, digest(blob, fixed_columns(*fixed)), blob)
+        fixed = (manifest.nbytes, manifest.created, manifest.protected)
+        values = (*key, manifest.nbytes, *times, manifest.protected, digest(blob, fixed_columns(*fixed)), blob)
         places = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS.split(", ")[2:])
         ((session,),) = self._sql.execute(
             f"INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
