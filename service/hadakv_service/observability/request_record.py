@@ -43,8 +43,18 @@ class RequestRecord:
     """
 
     __slots__ = (
-        *("_send", "id", "lost", "received", "route", "scope", "sent"),
-        *("started", "status", "trace_id", "unfinished", "whole"),
+        "_send",
+        "body_incomplete",
+        "client_disconnected",
+        "id",
+        "received",
+        "response_complete",
+        "route",
+        "scope",
+        "sent",
+        "started",
+        "status",
+        "trace_id",
     )
 
     def __init__(self, scope: Scope, send: Send) -> None:
