@@ -41,13 +41,13 @@ check: $(INSTALLED)
 	@bash -n .ci/run service/launchd/install.sh
 
 bench: $(INSTALLED)
-	@$(RUN) tests/bench/codec.py $(ARGS)
-	@$(RUN) tests/bench/http.py $(ARGS)
-	@$(RUN) tests/bench/sessions.py $(ARGS)
+	@$(RUN) tests/benchmarks/codec/main.py $(ARGS)
+	@$(RUN) tests/benchmarks/http/main.py $(ARGS)
+	@$(RUN) tests/benchmarks/sessions/main.py $(ARGS)
 
 bench-gpu: $(INSTALLED)
-	@$(RUN) tests/bench/gpu.py $(ARGS)
-	@$(RUN) tests/bench/gpu_service.py
+	@$(RUN) tests/benchmarks/gpu/main.py $(ARGS)
+	@$(RUN) tests/benchmarks/gpu/service.py
 
 gpu-matrix: $(INSTALLED)
 	@$(RUN) tests/gpu/matrix.py $(ARGS)
@@ -56,16 +56,16 @@ mutants: $(INSTALLED)
 	@$(RUN) tests/metal/mutants.py $(ARGS)
 
 faults: $(INSTALLED)
-	@$(RUN) tests/faults/run.py $(ARGS)
+	@$(RUN) tests/fault_injection/run.py $(ARGS)
 
 faults-mutants: $(INSTALLED)
-	@$(RUN) tests/faults/mutants.py $(ARGS)
+	@$(RUN) tests/fault_injection/mutants.py $(ARGS)
 
 soak: $(INSTALLED)
 	@$(RUN) tests/soak/run.py $(ARGS)
 
 fuzz: $(INSTALLED)
-	@$(RUN) tests/fuzz/run.py $(ARGS)
+	@$(RUN) tests/fuzzing/run.py $(ARGS)
 
 load: $(INSTALLED)
 	@$(RUN) tests/load/run.py $(ARGS)

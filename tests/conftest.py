@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from backends import SERVED
 from hadakv_service.testing import RunningService, running_service
+from support.backends import SERVED
 
 # The same examples on every machine, however slow it is: nothing here may fail for the time it took.
 settings.register_profile(

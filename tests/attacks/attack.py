@@ -16,8 +16,8 @@ import httpx
 import msgpack
 import numpy as np
 
-from contract import MSGPACK, Answer, Caller, append_body, connect
 from hadakv_service.testing import RunningService, running_service
+from support.contract import MSGPACK, Answer, Caller, append_body, connect
 
 RNG = np.random.default_rng(4)
 K, V = (RNG.standard_normal((2, 2, 40, 64)).astype(np.float16) for _ in "kv")

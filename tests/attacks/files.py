@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from attacks.attack import K, Outcome, Target, V, attack, summary
-from contract import Caller
 from hadakv_service.storage.disk.sqlite_file import FILE
 from hadakv_service.testing import running_service
+from support.contract import Caller
 
 OCTETS = "application/octet-stream"
 

@@ -1,7 +1,7 @@
 """Requests that two readers may take for different ones, and offers to speak something else."""
 
 from attacks.attack import BODY, Outcome, Target, attack, head, statuses, told
-from contract import MSGPACK
+from support.contract import MSGPACK
 
 CANARY = "canary"
 

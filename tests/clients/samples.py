@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from backends import assert_same_bits, assert_same_encoded
 from hadakv_client import Codec, Encoded
+from support.backends import assert_same_bits, assert_same_encoded
 
 CODECS = [Codec(), Codec(bits=3, norm="unbiased"), Codec(bits=8, layout="byte", rotation="none"), Codec(kind="float16")]
 

@@ -32,7 +32,6 @@ import pytest
 from numpy.typing import NDArray
 
 import hadakv_kernels
-from backends import GPUS_HERE, comparable
 from gpu.journal import EQUAL, FAILED, WAITING, Journal, Record, all_equal, table
 from hadakv_kernels import launch
 from hadakv_kernels.gpu import GpuBackend
@@ -42,6 +41,7 @@ from metal.checks import Output, every_way
 from metal.executor import Executor, executing
 from metal.launch import Pass
 from metal.vectors import hard_vectors
+from support.backends import GPUS_HERE, comparable
 
 ROOT = Path(__file__).resolve().parents[2]
 # One for each of the processors that usually stand beside such a GPU, but one.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from backends import GPUS_HERE
 from hadakv_kernels import open_backend
+from support.backends import GPUS_HERE
 
 pytestmark = pytest.mark.skipif(not GPUS_HERE, reason="needs a GPU that MLX can use")
 

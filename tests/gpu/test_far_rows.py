@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from backends import GPUS_HERE, assert_same_bits
 from hadakv_kernels import Codec, CodecSpec, Encoded, launch, reference
 from hadakv_kernels.gpu import GpuBackend
 from metal.calls import on_device, on_host
+from support.backends import GPUS_HERE, assert_same_bits
 
 ROOM = 48 << 30
 

@@ -9,11 +9,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from backends import GPUS_HERE
-from contract import MSGPACK, append_body
 from hadakv_kernels import Codec
 from hadakv_service.app import create_app
 from hadakv_service.settings import Settings
+from support.backends import GPUS_HERE
+from support.contract import MSGPACK, append_body
 
 pytestmark = pytest.mark.skipif(not GPUS_HERE, reason="needs a GPU that MLX can use")
 

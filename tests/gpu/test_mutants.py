@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from backends import GPUS_HERE
 from gpu import cuda_mutants
 from metal.mutations import CUDA_MUTATIONS
 from metal.planted import changed
+from support.backends import GPUS_HERE
 
 on_cuda = pytest.mark.skipif("cuda" not in GPUS_HERE, reason="needs a GPU that has CUDA")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from backends import BACKENDS
 from hadakv_kernels import Backend
 from hadakv_kernels.cpu import CpuBackend
+from support.backends import BACKENDS
 
 # What others are compared with; a module that has something to ask of it says so by `WITH_NUMPY = True`.
 NUMPY = "cpu-numpy"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import assert_same_bits
 from hadakv_kernels import Backend
+from support.backends import assert_same_bits
 
 BYTES = np.random.default_rng(6).integers(0, 256, (3, 4, 40, 32), np.uint8)
 NORMS = np.random.default_rng(7).standard_normal((3, 4, 40, 2)).astype(np.float32)

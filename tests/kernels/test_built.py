@@ -4,9 +4,9 @@ import platform
 
 import pytest
 
-from backends import in_ci
 from hadakv_kernels import BackendUnavailable, open_backend
 from hadakv_kernels.cpu import CpuBackend, isas
+from support.backends import in_ci
 
 
 def test_the_native_path_is_built_wherever_nothing_may_be_missing() -> None:

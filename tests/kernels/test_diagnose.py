@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from backends import assert_same_bits, assert_same_encoded, on_host
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, CodecSpec, Stream, reference, tables
 from hadakv_kernels.codec import CHOICES
+from support.backends import assert_same_bits, assert_same_encoded, on_host
 
 SPECS = [
     Codec(bits, rotation=rotation, norm=norm, d512_scale=2.5).at(head_dim)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import golden
-from backends import on_host
-from golden import GoldenStream
 from hadakv_kernels import Backend, CodecSpec, Encoded, Stream, reference
+from support import golden
+from support.backends import on_host
+from support.golden import GoldenStream
 
 
 def matches(got: Encoded, stream: GoldenStream) -> bool:

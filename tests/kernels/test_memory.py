@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import assert_same_bits, assert_same_encoded, on_host
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, Encoded, Stream, reference
+from support.backends import assert_same_bits, assert_same_encoded, on_host
 
 AtEnd = Callable[[NDArray[Any]], NDArray[Any]]
 

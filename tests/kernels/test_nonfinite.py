@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import assert_same_bits, on_host
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, Encoded, Stream, reference
 from hadakv_kernels.codec import CHOICES
+from support.backends import assert_same_bits, on_host
 
 CODECS = [
     *(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import assert_same_bits, assert_same_encoded, comparable, flushes, of, on_device, on_host
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream, reference, tables
 from hadakv_kernels.codec import CHOICES
+from support.backends import assert_same_bits, assert_same_encoded, comparable, flushes, of, on_device, on_host
 
 OPTIONS = ("rotation", "layout", "codebook", "norm")
 SPECS = [

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from backends import assert_same_bits, assert_same_encoded, comparable, flushes, of, on_host
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream, reference
 from hadakv_kernels.codec import CHOICES
+from support.backends import assert_same_bits, assert_same_encoded, comparable, flushes, of, on_host
 
 LAYOUTS = ("contiguous", "misaligned", "read-only", "every second", "backwards", "inner strided", "axes swapped")
 

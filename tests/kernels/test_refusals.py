@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import on_device
 from hadakv_kernels import (
     HEAD_DIMS,
     Backend,
@@ -22,6 +21,7 @@ from hadakv_kernels import (
     open_backend,
 )
 from hadakv_kernels.cpu import CpuBackend
+from support.backends import on_device
 
 WITH_NUMPY = True
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import assert_same_bits, assert_same_encoded, on_host
 from hadakv_kernels import Backend, Codec, CodecSpec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
+from support.backends import assert_same_bits, assert_same_encoded, on_host
 
 SPECS = [
     Codec(3, norm="unbiased").at(64),

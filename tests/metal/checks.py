@@ -8,10 +8,10 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from backends import assert_same_bits
 from hadakv_kernels import CodecSpec, Encoded, reference
 from metal.calls import Array, Call, Decoding, Encoding, on_host
 from metal.vectors import hard_vectors
+from support.backends import assert_same_bits
 
 # Some of the hard vectors: their numbers.
 Rows = slice | NDArray[np.intp]

@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from backends import assert_same_bits, assert_same_encoded, on_host
 from hadakv_kernels import DTYPES, Codec, CodecSpec, Encoded, Stream, reference
 from metal.executor import Executor
+from support.backends import assert_same_bits, assert_same_encoded, on_host
 
 KEEPS_ALL_ON_THE_DEVICE, KEEPS_NONE = 0, 1 << 30
 

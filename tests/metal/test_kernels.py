@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import golden
-from backends import without_denormals
 from hadakv_kernels import BITS, HEAD_DIMS, Codec, Encoded, Stream, launch, reference, tables
 from hadakv_kernels.codec import CHOICES
 from hadakv_kernels.gpu import GpuBackend
@@ -22,6 +20,8 @@ from metal.checks import check, check_decoding, check_encoding
 from metal.executor import Executor, executing
 from metal.launch import THREE_PASSES, Pass
 from metal.vectors import ROWS, boundary_vectors, hard_vectors, unrotated_bytes
+from support import golden
+from support.backends import without_denormals
 
 
 @pytest.fixture

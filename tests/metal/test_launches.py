@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends import assert_same_encoded, on_host
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
 from hadakv_service.device.chunks import encode_chunked, run_to_completion
 from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
 from metal.executor import Executor, executing
 from metal.launch import Pass
+from support.backends import assert_same_encoded, on_host
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from backends import flushes
 from hadakv_kernels.gpu import GpuBackend
 from kernels.test_properties import (
     test_any_bytes_and_norms_are_decoded_as_by_the_reference,
@@ -14,6 +13,7 @@ from kernels.test_properties import (
 )
 from metal.executor import Executor, executing
 from metal.launch import Pass
+from support.backends import flushes
 
 __all__ = [
     "test_any_bytes_and_norms_are_decoded_as_by_the_reference",

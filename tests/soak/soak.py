@@ -13,11 +13,11 @@ import time
 
 from pydantic import ByteSize, TypeAdapter
 
-from faults.check import Check
-from faults.load import Weather, Worker
-from faults.model import Known
-from faults.pool import SHAPES, Pool
-from faults.tally import Tally, Violation
+from fault_injection.check import Check
+from fault_injection.model import Known
+from fault_injection.pool import SHAPES, Pool
+from fault_injection.report import Tally, Violation
+from fault_injection.workload import Weather, Worker
 from hadakv_client import Client
 from hadakv_service.testing import RunningService, running_service
 from soak.watch import Watch, table

@@ -1,0 +1,124 @@
+"""The contenders: each server in its own process, and the client it is called by."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.http.clients import Caller, connect
+
+TESTS = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: its address.
+        pid: its process.
+    """
+
+    url: str
+    pid: int
+
+
+@contextmanager
+def servers(*names: str, budget: str = "128MiB") -> Iterator[dict[str, Server]]:
+    """Start several servers and stop them at the end of the block.
+
+    Args:
+        names: "raw", "ceiling", "bare", "naive", "null" (the service without a codec), "service" or "redis", which
+            is left out where it is not installed.
+        budget: what the service may store; appends to ever new sessions evict the least recently used ones.
+    """
+    with ExitStack() as stack:
+        starting = {name: _start(name, budget) for name in names if name != "redis" or has_redis()}
+        for process, _ in starting.values():
+            stack.enter_context(_stopping(process))
+        yield {name: Server(_address(process, port), process.pid) for name, (process, port) in starting.items()}
+
+
+def has_redis() -> bool:
+    """Whether there is a redis-server to compare with."""
+    return shutil.which("redis-server") is not None
+
+
+def _start(name: str, budget: str) -> tuple["subprocess.Popen[str]", int]:
+    """A process, and its port where it was told which to take."""
+    port = 0
+    if name == "redis":
+        port = _free_port()
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    else:
+        module = ["hadakv_service"] if name == "service" else ["benchmarks.http.servers", name]
+        flags = ["--port", "0", "--disk-budget", "0", "--memory-budget", budget] if name in ("null", "service") else []
+        command = [sys.executable, "-m", *module, *flags]
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    output = subprocess.DEVNULL if port else subprocess.PIPE
+    return subprocess.Popen(command, stdout=output, text=True, env=os.environ | {"PYTHONPATH": paths}), port
+
+
+def _address(process: "subprocess.Popen[str]", port: int) -> str:
+    """Where a process listens, once it does."""
+    if port:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(url)
+        return url
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    address = re.search(r"http://\S+?(?=,)", line)
+    if address is None:
+        raise RuntimeError(f"a server did not start: {process.args}: {line}")
+    return address[0]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(100):
+        try:
+            return connect(url).close()
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    raise RuntimeError(f"nothing listens at {url}")
+
+
+@contextmanager
+def _stopping(process: "subprocess.Popen[str]") -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A row of a table.
+
+    Attributes:
+        label: as people read it.
+        server: its server's name.
+        open: connects a caller to the server's address.
+    """
+
+    label: str
+    server: str
+    open: Callable[[str], Caller]

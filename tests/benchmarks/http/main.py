@@ -1,0 +1,11 @@
+"""Benchmarks of the service over HTTP: `python tests/benchmarks/http/main.py [--quick] [--json FILE]`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # This script's folder would hide the standard library's http behind this file.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    from benchmarks.http.run import main
+
+    main()

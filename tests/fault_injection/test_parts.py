@@ -1,0 +1,176 @@
+"""The parts of the rounds: what counts as a difference, what a loss of power may leave, which rounds there are."""
+
+import random
+import struct
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fault_injection.interpose import Call, journal_of
+from fault_injection.model import Known, State
+from fault_injection.mutations import MUTATIONS
+from fault_injection.pool import SHAPES, Pool
+from fault_injection.power_loss import SECTOR, lose_power
+from fault_injection.recorded_calls import Gone, Weather
+from fault_injection.report import Tally, Violation
+from fault_injection.schedule import possible, schedule
+from fault_injection.workload import Worker
+from hadakv_client import Client
+from hadakv_kernels import Encoded, reference
+from hadakv_service.sessions.session import Durability
+from hadakv_service.testing import running_service
+
+
+def encoded(pool: Pool, numbers: list[int]) -> tuple[Encoded, Encoded]:
+    """What the service has to answer for those tokens."""
+    k, v = pool.values(slice(None), np.array(numbers))
+    specs = [codec.at(pool.shape.head_dim) for codec in pool.shape.codecs]
+    return reference.encode(k, specs[0]), reference.encode(v, specs[1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_side_by_side_are_what_the_reference_makes_of_them(shape: object) -> None:
+    pool = Pool(shape, 1)  # type: ignore[arg-type]  # they are shapes
+    k, v = encoded(pool, [3, 0, 3, 200])
+
+    nbytes, wrong = pool.difference(slice(None), np.array([3, 0, 3, 200]), k, v)
+
+    assert not wrong
+    assert nbytes == sum(part.nbytes for stream in (k, v) for part in (stream.packed, stream.norms))
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+@pytest.mark.parametrize("part", ["packed", "norms"])
+def test_one_wrong_bit_is_a_difference(stream: int, part: str) -> None:
+    pool = Pool(SHAPES[1], 1)
+    numbers = np.array([5, 6, 7])
+    streams = encoded(pool, [5, 6, 7])
+    getattr(streams[stream], part).view(np.uint8)[1, 0, 2, -1] ^= 1
+
+    assert "layer 1, token 2" in pool.difference(slice(None), numbers, *streams)[1]
+
+
+def test_other_tokens_or_another_number_of_them_are_a_difference() -> None:
+    pool = Pool(SHAPES[0], 1)
+    streams = encoded(pool, [1, 2, 3])
+
+    assert not pool.difference(slice(None), np.array([1, 2, 3]), *streams)[1]
+    assert pool.difference(slice(None), np.array([1, 3, 2]), *streams)[1]
+    assert pool.difference(slice(None), np.array([1, 2]), *streams)[1]
+
+
+def test_what_has_left_a_window_need_not_be_there() -> None:
+    state = State.empty(2, window=3).grown(slice(0, 1), np.arange(5)).grown(slice(0, 2), np.arange(2))
+
+    assert state.lengths == (7, 2)
+    assert [state.first(layer) for layer in (0, 1)] == [4, 0]
+    assert state.cut(5).first(0) == 4
+
+
+def record(call: Call, name: str, offset: int = 0, content: bytes = b"") -> bytes:
+    """A line of the journal."""
+    return struct.pack("=iiqq", call, len(name), offset, len(content)) + name.encode() + content
+
+
+class Fixed(random.Random):
+    """Lets a share of what was not synced reach the disk: nothing or everything."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(1)
+        self.share = share
+
+    def choice(self, seq: object) -> float:  # type: ignore[override]  # noqa: ARG002 - one there may be
+        return self.share
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A directory as it was, a journal of what was done to it, and what is to become of it."""
+    before, directory = tmp_path / "before", tmp_path / "data"
+    for folder in (before, directory):
+        folder.mkdir()
+        (folder / "file").write_bytes(b"old" * SECTOR)
+    lines = [
+        record(Call.WRITE, "file", 0, b"synced"),
+        record(Call.SYNC, "file"),
+        record(Call.WRITE, "file", SECTOR, b"x" * 2 * SECTOR),
+        record(Call.TRUNCATE, "file", 3 * SECTOR),
+        record(Call.WRITE, "log", 0, b"never synced"),
+        record(Call.WRITE, "gone", 0, b"and taken away"),
+        record(Call.UNLINK, "gone"),
+        record(Call.WRITE, "file", 0, b"cut off by the kill")[:-1],
+    ]
+    (tmp_path / "journal").write_bytes(b"".join(lines))
+    return before, tmp_path / "journal", directory
+
+
+def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(disk: tuple[Path, Path, Path]) -> None:
+    calls = [change.call.name for change in journal_of(disk[1])]
+
+    assert calls == ["WRITE", "SYNC", "WRITE", "TRUNCATE", "WRITE", "WRITE", "UNLINK"]
+
+
+@pytest.mark.parametrize(("share", "changed"), [(0.0, False), (1.0, True)])
+def test_what_was_synced_is_there_and_the_rest_may_be(
+    disk: tuple[Path, Path, Path], share: float, changed: bool
+) -> None:
+    lost = lose_power(*disk, Fixed(share))
+
+    files = {path.name: path.read_bytes() for path in disk[2].iterdir()}
+    old = b"synced" + (b"old" * SECTOR)[6:]
+    new = old[:SECTOR] + b"x" * 2 * SECTOR
+    assert files == {"file": new if changed else old, "log": b"never synced" if changed else b""}
+    assert (lost == 0) == changed
+
+
+def test_a_write_reaches_the_disk_in_part(disk: tuple[Path, Path, Path]) -> None:
+    found = set()
+    for seed in range(20):
+        rng = Fixed(0.5)
+        rng.seed(seed)
+        lose_power(*disk, rng)
+        content = (disk[2] / "file").read_bytes()
+        found.add((content[SECTOR] == ord("x"), content[2 * SECTOR] == ord("x")))
+
+    assert found == {(a, b) for a in (False, True) for b in (False, True)}
+
+
+def test_twenty_rounds_have_every_kind_and_the_same_seed_the_same_rounds() -> None:
+    plans = schedule(40, 7, 1.0)
+
+    assert {plan.kind for plan in plans[:20]} == {plan.kind for plan in plans[20:]} == set(possible())
+    assert plans == schedule(40, 7, 1.0)
+    assert plans != schedule(40, 8, 1.0)
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_each_deliberate_fault_can_be_made(name: str) -> None:
+    mutation = MUTATIONS[name]
+
+    text = files("hadakv_service").joinpath(mutation.file).read_text("utf-8")
+
+    assert text.count(mutation.right) == 1
+    compile(text.replace(mutation.right, mutation.wrong), mutation.file, "exec")
+
+
+@pytest.mark.parametrize("durability", ["memory", "ack"])
+def test_a_misplaced_append_may_find_that_its_session_was_evicted(durability: Durability) -> None:
+    """At 0 it begins a new one, unless the old one had to stay."""
+    pool = Pool(SHAPES[0], 1)
+    alone = State.empty(pool.shape.layers, None).grown(slice(0, pool.shape.layers), np.array([3]))
+    found = []
+    with running_service("--durability", "memory") as service, Client(service.url) as client:
+        for seed in range(20):
+            known = Known(f"w-{seed}", pool, durability, alone)
+            worker = Worker("w", [known], [pool], random.Random(seed), Tally(), Weather(evicting=True))
+            worker._client = client
+            try:
+                worker._misplace(known)
+                found.append(f"new, {known.durability}")
+            except (Gone, Violation) as error:
+                found.append(type(error).__name__)
+
+    wanted = {"memory": {"new, ack", "Gone"}, "ack": {"Violation"}}[durability]
+    assert set(found) == wanted

@@ -1,0 +1,223 @@
+"""The path of a body, in this process: parsed, checked, understood or refused, one input at a time.
+
+The first byte of an input says which body it is taken for. Beside exceptions that nobody expects a disagreement is a
+fault: between what we and `msgpack` take for one well-formed value, and between the shortcut and the routes.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import msgpack
+import safetensors
+from msgpack.fallback import Unpacker
+
+from fuzzing import values
+from fuzzing.http_cases import odd_tensor
+from hadakv_service.errors import InvalidRequest, MalformedBody, ServiceError
+from hadakv_service.http.append_endpoint import _plain_append
+from hadakv_service.http.routes import codec as codec_route
+from hadakv_service.operations import session_file_reader
+from hadakv_service.operations.append import AppendRequest
+from hadakv_service.sessions.session_id import check_session_id
+from hadakv_service.wire import messages, serialization
+from hadakv_service.wire.well_formed import MAX_DEPTH, MAX_ITEMS, check_well_formed
+from support.contract import append_body, tensor
+from support.mutated_bodies import MUTATIONS, NORMS, ROWS, K, flip_bytes, replace_value, reshape
+
+
+class Disagreement(AssertionError):
+    """Two that must agree do not."""
+
+
+def append(body: bytes) -> None:
+    appended = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
+    assert appended.k.shape == appended.v.shape
+    # Views of the body: they must be readable to their ends.
+    assert appended.k.tobytes() is not None
+    assert appended.v.tobytes() is not None
+
+
+def session(body: bytes, *, json: bool = False) -> None:
+    parsed = serialization.decode_body(messages.SessionBody, body, json=json)
+    if parsed.codec:
+        parsed.codec.codecs()
+
+
+def truncate(body: bytes, *, json: bool = False) -> None:
+    serialization.decode_body(messages.TruncateBody, body, json=json)
+
+
+def fork(body: bytes, *, json: bool = False) -> None:
+    check_session_id(serialization.decode_body(messages.ForkBody, body, json=json).id)
+
+
+def encode(body: bytes) -> None:
+    parsed = serialization.decode_body(messages.EncodeBody, body)
+    x = parsed.x.array("x", "float32", "float16", "bfloat16")
+    codec_route._spec("x.shape", x.shape[-1], parsed.codec)
+
+
+def decode(body: bytes) -> None:
+    parsed = serialization.decode_body(messages.DecodeBody, body)
+    codec_route._encoded(parsed, codec_route._spec("head_dim", parsed.head_dim, parsed.codec))
+
+
+def well_formed(body: bytes) -> None:
+    """Compare with the other implementation, which has no limits of depth or number."""
+    try:
+        check_well_formed(memoryview(body))
+    except MalformedBody as error:
+        if str(MAX_DEPTH) in error.detail or str(MAX_ITEMS) in error.detail:
+            raise
+        if refusal(body) is None:
+            raise Disagreement(f"msgpack takes what we refuse: {error.detail}") from None
+        raise
+    if (reason := refusal(body)) is not None:
+        raise Disagreement(f"msgpack refuses what we take: {reason!r}")
+
+
+def refusal(body: bytes) -> Exception | None:
+    """Why `msgpack` refuses a value; None if it does not. It makes nothing of it: times, say, may be any."""
+    # Its own compiled one skips 2^32 - 1 bytes that are not there.
+    unpacker = Unpacker(max_buffer_size=0)
+    unpacker.feed(body)
+    try:
+        unpacker.skip()
+    except Exception as error:
+        return error
+    rest = len(body) - unpacker.tell()
+    return ValueError(f"{rest} bytes are left") if rest else None
+
+
+_SHORT_PATH = re.compile(r"/sessions/([^/]+)/kv")
+
+
+def shortcut(body: bytes) -> None:
+    """A small append that takes the shortcut must go to the session that the routes would find."""
+    path, _, kind = body.partition(b"\n")
+    headers = [(b"content-type", kind or b"application/msgpack"), (b"content-length", b"5")]
+    found = _plain_append({"type": "http", "method": "POST", "raw_path": path, "headers": headers})
+    if found is None:
+        raise InvalidRequest([("path", "goes the ordinary way")])
+    routed = _SHORT_PATH.fullmatch(unquote(path.decode("latin-1")))
+    if routed is None or check_session_id(routed[1]) != found or kind not in (b"", b"application/msgpack"):
+        raise Disagreement(f"the shortcut finds {found!r}, the routes {routed and routed[1]!r}")
+
+
+def file(body: bytes) -> None:
+    """What we take for a session's file must be a file for the library that made the format."""
+    taken = session_file_reader.read(body)
+    try:
+        theirs = dict(safetensors.deserialize(body))
+    except safetensors.SafetensorError as error:
+        raise Disagreement(f"safetensors refuses what we take: {error}") from None
+    if theirs.keys() != taken.tensors.keys():
+        raise Disagreement("safetensors finds other tensors")
+
+
+Target = Callable[[bytes], None]
+TARGETS: list[Target] = [
+    append,
+    session,
+    truncate,
+    fork,
+    encode,
+    decode,
+    well_formed,
+    shortcut,
+    lambda body: session(body, json=True),
+    lambda body: truncate(body, json=True),
+    lambda body: fork(body, json=True),
+    file,
+]
+JSON_KINDS, FILE_KIND = range(8, 11), 11
+_PACKED: list[tuple[int, Any]] = [
+    (0, append_body(K, K, layer=0, position=0, codec={"k": {"bits": 4}, "v": {"bits": 4}})),
+    (0, append_body(K[0], K[0], codec={"bits": 8, "rotation": "none", "layout": "byte", "kind": "float16"})),
+    (1, {"codec": {"bits": 4}, "layers": 2, "kv_heads": 2, "head_dim": 64, "window": 5, "ttl_seconds": 60.5}),
+    (1, {"durability": "ack", "codec": {"codebook": "lloyd-max", "norm": "unbiased", "d512_scale": 1.5}}),
+    (2, {"length": 300}),
+    (3, {"id": "chat-1", "length": None}),
+    (4, {"x": tensor(K), "codec": {"bits": 3, "norm": "unbiased"}, "diagnostics": True}),
+    (5, {"packed": ROWS, "norms": NORMS, "codec": {"bits": 4}, "head_dim": 64, "form": "rotated"}),
+    (5, {"values": tensor(K), "codec": {"kind": "float16"}, "head_dim": 64, "form": "bfloat16"}),
+    (6, [1, -1, 1.5, "x", b"y", None, True, {"a": [{}]}, 2**63, msgpack.ExtType(5, b"z"), msgpack.Timestamp(1, 2)]),
+]
+
+
+SEEDS = [
+    *(bytes([kind]) + msgpack.packb(value) for kind, value in _PACKED),
+    b"\x07/sessions/chat-1/kv\napplication/msgpack",
+    b"\x07/sessions/..%2f/kv",
+    b'\x08{"codec": {"k": {"bits": 4}, "v": {"bits": 8}}, "layers": 2, "window": 7, "ttl_seconds": 1e3}',
+    b'\x09{"length": 12}',
+    b'\x0a{"id": "a.b_c:d-e", "length": 0}',
+    *(b"\x0b" + values.exported_session(random.Random(seed)) for seed in range(6)),
+]
+
+
+def outcome(data: bytes) -> str:
+    """Whether an input was understood, or how it was refused.
+
+    Raises:
+        Exception: whatever nobody expects.
+    """
+    if not data:
+        return ""
+    try:
+        TARGETS[data[0] % len(TARGETS)](data[1:])
+    except ServiceError as error:
+        if error.status >= 500 or not error.detail:
+            raise
+        return error.slug
+    return "understood"
+
+
+JSON_PARTS = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b'"',
+    b"null",
+    b"NaN",
+    b"-",
+    b"1e400",
+    b"9" * 400,
+    b"\\ud800",
+    b"\\u0000",
+]
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """Another input, changed as its structure suggests."""
+    kind, body = data[:1] or b"\0", data[1:]
+    if rng.random() < 0.05:
+        kind = bytes([rng.randrange(len(TARGETS))])
+    if kind[0] % len(TARGETS) in JSON_KINDS and rng.random() < 0.5:
+        return kind + _with_part(rng, body)
+    if kind[0] % len(TARGETS) == FILE_KIND and rng.random() < 0.7:
+        return kind + _with_other_header(rng, body)
+    # Most ways to spoil a body make of it none at all; past that check only what keeps its structure comes.
+    mutation = rng.choice([replace_value, reshape, odd_tensor] if rng.random() < 0.6 else MUTATIONS)
+    try:
+        return kind + mutation(rng, body)
+    except Exception:
+        return kind + body[: rng.randrange(len(body) + 1)]  # it has no structure any more
+
+
+def _with_part(rng: random.Random, text: bytes) -> bytes:
+    at = rng.randrange(len(text) + 1)
+    return text[:at] + rng.choice([*JSON_PARTS, b"%d" % rng.randrange(300)]) + text[at + rng.randrange(3) :]
+
+
+def _with_other_header(rng: random.Random, body: bytes) -> bytes:
+    """A file whose header is changed, and as long as it says."""
+    stop = 8 + int.from_bytes(body[:8], "little")
+    header = rng.choice([_with_part, flip_bytes])(rng, body[8:stop] or b"{}")
+    return len(header).to_bytes(8, "little") + header + body[stop:]

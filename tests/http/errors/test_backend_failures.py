@@ -1,0 +1,68 @@
+"""A service whose backend fails: what it answers, and what it goes on with."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hadakv_service.testing import running_service
+from support.contract import Caller, append_body, connect
+
+# Decodes nothing, and encodes nothing of 13 tokens.
+FAILING = """
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.__main__ import main
+
+encode = CpuBackend.encode
+
+def decode_or_fail(self, *_, **__):
+    raise RuntimeError("out of order")
+
+def encode_or_fail(self, streams):
+    if any(stream.x.shape[-2] == 13 for stream in streams):
+        raise RuntimeError("out of order")
+    return encode(self, streams)
+
+CpuBackend.decode, CpuBackend.encode = decode_or_fail, encode_or_fail
+main()
+"""
+K = np.ones((1, 1, 13, 64), np.float16)
+
+
+PROGRAM = ("-c", FAILING)
+
+
+def test_a_failure_is_answered_with_a_problem_and_changes_nothing() -> None:
+    with running_service("--backend", "cpu", program=PROGRAM) as service, Caller(service.url) as caller:
+        caller.append("a", K[:, :, 1:], K[:, :, 1:])
+        before = caller.snapshot("a")
+
+        answers = [
+            caller.get("/sessions/a/kv", form="float32"),
+            caller.append("a", K, K),
+            caller.post("/sessions/a/kv", append_body(K, K), prefer="return=minimal"),
+        ]
+
+        for answer in answers:
+            answer.problem(500, "internal-error")
+        assert caller.snapshot("a") == before
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_connection_goes_on_after_a_failure(capfd: pytest.CaptureFixture[str], failures: int) -> None:
+    requests = ["GET /sessions/a/kv?form=float32"] * failures + ["GET /healthz"]
+    answers = []
+
+    with running_service("--backend", "cpu", program=PROGRAM) as service:
+        with Caller(service.url) as caller:
+            caller.append("a", K[:, :, 1:], K[:, :, 1:])
+        with connect(service.url) as connection, connection.makefile("rb") as stream:
+            for request in requests:
+                connection.sendall(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                lines = iter(stream.readline, b"\r\n")
+                head = dict(line.strip().lower().split(b": ") for line in lines if b": " in line)
+                answers.append(json.loads(stream.read(int(head[b"content-length"]))))
+
+    assert [answer["status"] for answer in answers] == [500] * failures + ["ok"]
+    log = capfd.readouterr().err
+    assert (log.count("unforeseen error"), log.count("Traceback")) == (failures, failures), "each is logged, and once"

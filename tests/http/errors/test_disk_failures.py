@@ -1,0 +1,313 @@
+"""When the disk or what is on it is not as it should be: who is told what, and that the others go on."""
+
+import os
+import re
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from http.lifecycle.test_restart import K, V, holds, service
+from pathlib import Path
+
+import pytest
+
+from hadakv_kernels import Codec, tables
+from hadakv_service.storage.disk.interface import DataDirectoryError
+from hadakv_service.storage.disk.sqlite_file import FILE, open_database
+from hadakv_service.testing import running_service
+from support.arrays import pair
+from support.contract import Caller, stream
+
+NOBODY = 65534
+
+
+def refusal(directory: Path, budget: str | None = "1GiB") -> str:
+    """Why the program does not start on a directory; a budget of None is the default one."""
+    command = [sys.executable, "-m", "hadakv_service", "--port", "0", "--data-dir", str(directory)]
+    known = {name: value for name, value in os.environ.items() if name != "HADAKV_DISK_BUDGET"}
+    known |= {"HADAKV_DISK_BUDGET": budget} if budget else {}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=known)
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("hadakv: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def change(directory: Path, statement: str) -> None:
+    """Change a stopped service's file."""
+    connection = sqlite3.connect(directory / FILE)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE pages SET content = zeroblob(length(content)) WHERE id = 1",
+        "UPDATE pages SET content = substr(content, 1, 1000) WHERE id = 1",
+        "UPDATE pages SET header = '[]' WHERE id = 1",
+        "DELETE FROM pages WHERE id = 1",
+        "UPDATE pages SET tokens = 'x' WHERE id = 1",
+        "UPDATE pages SET nbytes = 'x' WHERE id = 1",
+        "UPDATE pages SET nbytes = -7 WHERE id = 1",
+        "UPDATE sessions SET header = '{}' WHERE name = 'a'",
+        "DELETE FROM holds WHERE page = 1",
+    ],
+)
+def test_a_damaged_session_says_so_and_the_others_go_on(tmp_path: Path, statement: str) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+        caller.append("b", K, V)
+    connection = sqlite3.connect(tmp_path / FILE)
+    (first,) = connection.execute(
+        "SELECT MIN(page) FROM holds JOIN sessions ON id = session WHERE name = 'a'"
+    ).fetchone()
+    connection.close()
+    change(tmp_path, statement.replace("1", str(first)) if "= 1" in statement else statement)
+
+    with service(tmp_path) as caller:
+        problem = caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        assert "Delete the session" in problem["detail"]
+        assert holds(caller, "b")
+        assert caller.append("c", K, V).status == 201
+        assert caller.delete("/sessions/a").status == 204
+        assert caller.append("a", K, V).status == 201
+        assert holds(caller, "a")
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("PRAGMA user_version = 99", "written by another version, in format 99 where this one has 1"),
+        (
+            "UPDATE about SET value = 'other' WHERE name = 'tables'",
+            "packed with other tables of the codec, by hadakv 0.",
+        ),
+        ("DELETE FROM about", "packed with other tables of the codec, by another version of hadakv; use that version"),
+        ("PRAGMA application_id = 1", "not a file of this service"),
+    ],
+)
+def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Path, statement: str, reason: str) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+    change(tmp_path, statement)
+    before = (tmp_path / FILE).read_bytes()
+
+    assert reason in refusal(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_file_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    assert (tmp_path / FILE).stat().st_size
+
+    with service(tmp_path) as caller:
+        assert caller.append("a", K, V).status == 201
+
+
+def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"dear diary" * 1000)
+
+    assert "not a file of this service" in refusal(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == b"dear diary" * 1000
+
+
+@pytest.mark.parametrize("table", ["sqlite_schema", "sessions", "pages", "about"])
+def test_a_file_that_is_damaged_all_over_is_refused_and_left_alone(tmp_path: Path, table: str) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+    connection = sqlite3.connect(tmp_path / FILE)
+    roots = {"sqlite_schema": 1, **dict(connection.execute("SELECT name, rootpage FROM sqlite_schema"))}
+    ((block,),) = connection.execute("PRAGMA page_size").fetchall()
+    connection.close()
+    content = bytearray((tmp_path / FILE).read_bytes())
+    # The first bytes of the first block are the file's own.
+    first = (roots[table] - 1) * block + (100 if table == "sqlite_schema" else 0)
+    content[first : first + 1000] = b"\xaa" * 1000
+    (tmp_path / FILE).write_bytes(content)
+
+    assert "malformed; move it away" in refusal(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == content
+
+
+def test_two_services_never_share_a_directory(tmp_path: Path) -> None:
+    with service(tmp_path) as caller:
+        assert "in use by another process" in refusal(tmp_path)
+        assert caller.append("a", K, V).status == 201
+
+
+@pytest.mark.parametrize("name", [FILE, FILE + "-wal", FILE + "-journal"])
+def test_a_link_in_the_directory_is_not_followed(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    (directory / name).symlink_to(victim)
+
+    assert "symbolic link" in refusal(directory)
+    assert victim.read_bytes() == b"mine"
+
+
+def test_a_directory_where_others_may_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+
+    assert "others may write there" in refusal(tmp_path)
+
+
+def test_nobody_else_can_read_what_is_kept(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "data"
+    with service(directory) as caller:
+        caller.append("a", K, V)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+    assert FILE in modes
+    assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize("budget", ["1GiB", None])
+def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, place: str, budget: str | None) -> None:
+    (tmp_path / "file").touch()
+
+    refused = refusal(tmp_path / place, budget)
+
+    assert f"{tmp_path / place}: no directory, nor can it be made one; choose another --data-dir" in refused
+
+
+def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+
+    assert f"{FILE}: a directory, where a file should be; move it away" in refusal(tmp_path)
+
+
+@pytest.fixture
+def owned() -> Iterator[Path]:
+    """A directory of a user who may not write where the modes say so, whom this process is meanwhile."""
+    # Read while this process may: Python itself may be where that user may not.
+    tables.fingerprint()
+    mine = os.geteuid()
+    # Root's own place for such files may be closed to others.
+    with tempfile.TemporaryDirectory(dir="/tmp" if mine == 0 else None) as name:
+        if mine == 0:
+            os.chown(name, NOBODY, -1)
+            os.seteuid(NOBODY)
+        yield Path(name)
+        os.seteuid(mine)
+        os.chmod(name, 0o700)
+
+
+def test_a_directory_that_cannot_be_written_is_what_is_refused_with_or_without_a_file(owned: Path) -> None:
+    advice = "let this user write there, choose another --data-dir, or keep nothing on disk with --disk-budget 0"
+    reasons = []
+    for _ in "without", "with":
+        owned.chmod(0o500)
+        with pytest.raises(DataDirectoryError) as refused:
+            open_database(owned)
+        reasons.append(str(refused.value))
+        owned.chmod(0o700)
+        open_database(owned).close()
+
+    assert reasons[0] == f"{owned}: cannot be written (Permission denied); {advice}"
+    assert re.fullmatch(rf"{owned}: cannot be written \(.+\); {advice}", reasons[1])
+    open_database(owned).close()
+
+
+def test_a_file_and_a_directory_that_may_not_be_touched_are_named(owned: Path) -> None:
+    owned.joinpath(FILE).touch(0o400)
+    owned.joinpath("closed").mkdir(0o500)
+
+    with pytest.raises(
+        DataDirectoryError, match=rf"{owned}/{FILE}: cannot be written \(Permission denied\); let this user"
+    ):
+        open_database(owned)
+    with pytest.raises(
+        DataDirectoryError, match=rf"{owned}/closed/new: cannot be made \(Permission denied\); choose another"
+    ):
+        open_database(owned / "closed" / "new")
+
+
+def test_once_the_directory_is_gone_nothing_is_acknowledged(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    with service(directory, "--durability", "ack") as caller:
+        assert caller.append("a", K, V).status == 201
+        shutil.rmtree(directory)
+
+        caller.append("b", K, V).problem(507, "insufficient-storage")
+        caller.put("/sessions/c", {"durability": "memory"})
+        assert caller.append("c", K, V).status == 200
+        assert holds(caller, "a")
+
+
+@pytest.fixture
+def little_disk(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Files of this process's children may have so many bytes: what is beyond fails as on a disk that is full."""
+    nbytes = 1 << 20
+    popen = subprocess.Popen
+
+    def limited(*args: object, **options: object) -> object:
+        return popen(*args, preexec_fn=limit, **options)  # type: ignore[call-overload]  # passed on as they are
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    return nbytes
+
+
+def test_when_the_disk_is_full_what_is_stored_stays_and_the_rest_is_refused(tmp_path: Path, little_disk: int) -> None:
+    k, v = pair(2, 4, 256)
+    codec = Codec()
+    stored: list[str] = []
+
+    with (
+        running_service("--data-dir", str(tmp_path), "--disk-budget", "1GiB", "--memory-budget", "1MiB") as running,
+        Caller(running.url) as caller,
+    ):
+        for i in range(40):
+            answer = caller.append(f"s{i}", k, v)
+            if answer.status == 507:
+                answer.problem(507, "insufficient-storage")
+                break
+            stored.append(f"s{i}")
+        refused = len(stored) < 40
+        wanted = [stream(k, codec), stream(v, codec)]
+        found = [[body["k"], body["v"]] for body in map(caller.read, stored)]
+        again = caller.append("more", k, v).status
+        freed = [caller.delete(f"/sessions/{name}").status for name in stored]
+
+    assert little_disk
+    assert refused
+    # What was refused may have brought the log into the file, which makes a little room.
+    assert again in (201, 507)
+    assert found == [wanted] * len(stored)
+    assert set(freed) <= {204, 503}
+
+
+def test_what_cannot_be_acknowledged_is_not_stored(tmp_path: Path, little_disk: int) -> None:
+    k, v = pair(2, 4, 256)
+    flags = ("--data-dir", str(tmp_path), "--disk-budget", "1GiB", "--durability", "ack")
+
+    with running_service(*flags) as running, Caller(running.url) as caller:
+        lengths = [0]
+        for _ in range(20):
+            answer = caller.append("a", k, v, position=lengths[-1])
+            if answer.status == 507:
+                break
+            lengths.append(answer.body["length"])
+        length = caller.info("a")["length"]
+        running.process.kill()
+
+    assert little_disk
+    assert answer.status == 507
+    assert length == lengths[-1] > 0
+    with service(tmp_path) as caller:
+        assert caller.info("a")["length"] == length
+        assert caller.read("a", start=0, stop=256)["k"] == stream(k, Codec())
+    assert os.listdir(tmp_path)

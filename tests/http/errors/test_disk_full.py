@@ -1,0 +1,80 @@
+"""A disk that is full, or gone: the refusal says what is full, the log what to do, and readiness that it is so."""
+
+import shutil
+from http.lifecycle.test_restart import K, V, holds, service
+from pathlib import Path
+
+import pytest
+
+from hadakv_service.errors import InsufficientStorage
+from hadakv_service.storage.disk import sqlite_store
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.session_store import SessionStore
+from support.sized_sessions import ANN, BACKEND, append
+
+MEMORY = 1 << 20
+
+
+def refusal(store: SessionStore) -> str:
+    """Why a store takes no more of a session that may not be ended."""
+    for _ in range(100):
+        append(store, ANN, 1000, durability="ack")
+        for error in store.group_commit().values():
+            assert isinstance(error, InsufficientStorage)
+            return error.detail
+    raise AssertionError("everything has room")
+
+
+def test_a_full_file_system_is_named_and_logged_once_in_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
+    append(store, ANN, 1, durability="ack")
+    assert not store.group_commit()
+    monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 0)
+
+    details = [refusal(store) for _ in range(2)]
+
+    assert all("its file system has no more" in detail for detail in details)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "make room there" in caplog.text
+    store.close(float("inf"))
+
+
+def test_a_budget_that_is_used_up_is_named_and_no_disk_is_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 200_000), backend=BACKEND)
+    monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 1 << 30)
+
+    detail = refusal(store)
+
+    assert "which is its budget" in detail
+    assert not caplog.records
+    store.close(float("inf"))
+
+
+def test_readiness_tells_how_much_more_goes_on_disk(tmp_path: Path) -> None:
+    with service(tmp_path, "--durability", "ack", "--disk-budget", "16MiB") as caller:
+        before = caller.get("/readyz").body
+        caller.append("a", K, V)
+        after = caller.get("/readyz").body
+
+    assert before["disk_budget_nbytes"] == 16 << 20
+    assert 0 < after["disk_room_nbytes"] < before["disk_room_nbytes"] <= 16 << 20
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "another"])
+def test_a_service_whose_directory_was_taken_away_is_not_ready(tmp_path: Path, again: bool) -> None:
+    directory = tmp_path / "data"
+    with service(directory, "--durability", "ack") as caller:
+        assert caller.get("/readyz").status == 200
+        assert caller.append("a", K, V).status == 201
+        shutil.rmtree(directory)
+        if again:
+            directory.mkdir()
+            (directory / sqlite_store.FILE).touch()
+
+        caller.get("/readyz").problem(503, "tier-unavailable")
+        caller.append("a", K, V).problem(507, "insufficient-storage")
+        assert holds(caller, "a")

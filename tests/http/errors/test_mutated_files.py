@@ -1,0 +1,193 @@
+"""Files nobody meant: whatever arrives is refused or understood, and what is refused leaves nothing behind."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hadakv_service.testing import running_service
+from support.arrays import pair
+from support.backends import assert_same_bits
+from support.contract import Caller, Json
+from support.session_files import METADATA, exported, imported, put_together, taken_apart, tensors, told
+
+FLIPS = 3_000
+WRONG: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**63,
+    2**64,
+    0.5,
+    "",
+    "0",
+    "F32",
+    "x" * 300,
+    [],
+    [0],
+    {},
+    {"k": {}},
+]
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Caller]:
+    """A service that only these tests use, with one session in it."""
+    with running_service("--memory-budget", "64MiB") as service, Caller(service.url) as caller:
+        yield caller
+
+
+@pytest.fixture(scope="module")
+def file(target: Caller) -> bytes:
+    """A small file with something of everything."""
+    codec = {"k": {"bits": 3, "layout": "byte", "d512_scale": 0.5}, "v": {"kind": "float16"}}
+    target.put("/sessions/original", {"codec": codec, "window": 9, "layers": 7, "ttl_seconds": 1e6})
+    target.append("original", *pair(2, 1, 3))
+    target.append("original", *pair(1, 1, 1), layer=3)
+    return exported(target, "original")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(target: Caller, file: bytes) -> Iterator[None]:
+    """Before and after, the same sessions take the same bytes."""
+    before = everything(target)
+    yield
+    assert everything(target) == before
+    assert exported(target, "original") == file
+
+
+def everything(caller: Caller) -> tuple[int, list[str]]:
+    return caller.used_nbytes(), [session["session"] for session in caller.get("/sessions").body["sessions"]]
+
+
+def outcome(caller: Caller, mutated: bytes) -> int:
+    """The status of an import; what was taken on must be all that the file has, and is deleted again."""
+    answer = imported(caller, "new", mutated)
+    if answer.status == 201:
+        held = exported(caller, "new")
+        assert_says_all_of(told(held), {**told(mutated), "session": "new", "created": told(held)["created"]})
+        for name, tensor in tensors(mutated).items():
+            assert_same_bits(tensors(held)[name], tensor)
+        assert caller.get("/sessions/new/kv", form="float32").status == 200
+        assert caller.delete("/sessions/new").status == 204
+    else:
+        assert answer.status in (400, 422), (answer, mutated)
+        assert answer.body["detail"]
+    return answer.status
+
+
+def assert_says_all_of(mine: Any, theirs: Any) -> None:
+    """What a file says is said by another, too, which may add what is meant where nothing is said."""
+    if isinstance(theirs, dict):
+        for name, value in theirs.items():
+            if value is not None:
+                # A factor of 1 goes without saying.
+                assert_says_all_of(mine.get(name, 1), value)
+    else:
+        assert mine == theirs
+
+
+def test_thousands_of_flipped_bits_are_refused_or_understood(target: Caller, file: bytes) -> None:
+    rng = random.Random(1)
+    end = 8 + int.from_bytes(file[:8], "little")
+    statuses: Counter[int] = Counter()
+
+    for _ in range(FLIPS):
+        mutated = bytearray(file)
+        for _ in range(rng.choice([1, 1, 1, 2, 5])):
+            # Of the first bytes, of the header, of all.
+            mutated[rng.randrange(rng.choice([8, end, len(file)]))] ^= 1 << rng.randrange(8)
+        statuses[outcome(target, bytes(mutated))] += 1
+
+    assert statuses.total() == FLIPS
+    assert set(statuses) <= {201, 400, 422}
+    assert min(statuses.values()) > FLIPS / 100, f"the files are one-sided: {statuses}"
+
+
+def test_a_file_cut_off_anywhere_is_refused(target: Caller, file: bytes) -> None:
+    header, _ = taken_apart(file)
+    start = 8 + int.from_bytes(file[:8], "little")
+    borders = {start + offset for name, head in header.items() if name != METADATA for offset in head["data_offsets"]}
+    lengths = {border + d for border in {0, 8, start, *borders} for d in (-1, 0, 1)} | set(range(0, len(file), 23))
+
+    statuses = {outcome(target, file[:length]) for length in lengths if 0 <= length < len(file)}
+
+    assert statuses == {400}
+
+
+def test_bytes_put_in_or_left_out_anywhere_are_refused_or_understood(target: Caller, file: bytes) -> None:
+    rng = random.Random(2)
+    statuses: Counter[int] = Counter()
+
+    for _ in range(500):
+        at, count = rng.randrange(len(file)), rng.randint(1, 9)
+        put_in = file[:at] + rng.randbytes(count) + file[at:]
+        left_out = file[:at] + file[at + count :]
+        statuses.update(outcome(target, mutated) for mutated in (put_in, left_out))
+
+    # The spaces that fill the header up make room for a few bytes more.
+    assert set(statuses) <= {400, 422}
+    assert statuses[400] > 900
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container in a document and a key or index of it."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield value, key
+        yield from places(part)
+
+
+def lies(document: Json) -> Iterator[Json]:
+    """The document with each of its values, at every depth, replaced by each wrong one, left out, and given twice."""
+    for index in range(sum(1 for _ in places(document))):
+        for wrong in WRONG:
+            copy = json.loads(json.dumps(document))
+            holder, key = list(places(copy))[index]
+            holder[key] = wrong
+            yield copy
+        copy = json.loads(json.dumps(document))
+        holder, key = list(places(copy))[index]
+        del holder[key]
+        yield copy
+
+
+def test_every_field_of_the_header_is_lied_about_in_every_way(target: Caller, file: bytes) -> None:
+    header, data = taken_apart(file)
+
+    statuses = Counter(outcome(target, put_together(lie, data)) for lie in lies(header))
+
+    assert set(statuses) <= {201, 400, 422}
+    # The window may be any number beyond what is stored, say, but hardly anything else may change.
+    assert statuses[201] < statuses.total() / 50, statuses
+
+
+def test_every_field_within_the_metadata_is_lied_about_in_every_way(target: Caller, file: bytes) -> None:
+    header, data = taken_apart(file)
+    plain = told(file)
+    statuses: Counter[int] = Counter()
+
+    for lie in lies(plain):
+        strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in lie.items()}
+        statuses[outcome(target, put_together({**header, METADATA: strings}, data))] += 1
+
+    assert set(statuses) <= {201, 400, 422}
+    assert statuses[201] < statuses.total() / 4, statuses
+
+
+def test_files_of_random_bytes_are_refused(target: Caller) -> None:
+    rng = random.Random(3)
+    headers = (rng.randbytes(rng.choice([0, 1, 2, 10, 1000])) for _ in range(300))
+
+    statuses = {
+        outcome(target, put_together(random_header, rng.randbytes(rng.choice([0, 100])))) for random_header in headers
+    }
+
+    assert statuses == {400}

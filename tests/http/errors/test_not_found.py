@@ -1,0 +1,133 @@
+"""Sessions, paths and methods there are not, and names no session may have."""
+
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from support.assertions import PACKED, K, V, assert_names_field
+from support.contract import Caller
+
+# 404 and 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/sessions/{}"), ("DELETE", "/sessions/{}"), ("GET", "/sessions/{}/kv")]
+)
+def test_a_session_that_was_never_made_is_not_found(caller: Caller, session: str, method: str, path: str) -> None:
+    answer = caller.send(method, path.format(session))
+
+    assert answer.problem(404, "session-not-found")["session"] == session
+
+
+def test_a_deleted_session_is_not_found(caller: Caller, kept: str) -> None:
+    caller.delete(f"/sessions/{kept}")
+
+    answers = [
+        caller.delete(f"/sessions/{kept}"),
+        caller.get(f"/sessions/{kept}"),
+        caller.get(f"/sessions/{kept}/kv"),
+    ]
+
+    for answer in answers:
+        answer.problem(404, "session-not-found")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/sessions/", "/sessions/a/b/c", "/encode/", "/sessions/a/kv/"])
+def test_a_path_there_is_nothing_at_is_not_found(caller: Caller, path: str) -> None:
+    answer = caller.get(path)
+
+    answer.problem(404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/sessions/a/kv", {"GET", "POST"}),
+        ("DELETE", "/sessions/a/kv", {"GET", "POST"}),
+        ("POST", "/sessions/a", {"GET", "PUT", "DELETE"}),
+        ("DELETE", "/sessions", {"GET"}),
+        ("GET", "/encode", {"POST"}),
+        ("PUT", "/decode", {"POST"}),
+        ("POST", "/healthz", {"GET"}),
+    ],
+)
+def test_a_method_a_path_does_not_have_is_refused_with_those_it_has(
+    caller: Caller, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = caller.send(method, path)
+
+    answer.problem(405, "method-not-allowed")
+    assert set(answer.headers["allow"].replace(" ", "").split(",")) == allowed
+
+
+# 422: session ids
+
+BAD_IDS = {
+    "a space": "a%20b",
+    "a slash": "a%2Fb",
+    "a slash before kv": "a%2Fkv",
+    "a backslash": "a%5Cb",
+    "an umlaut": "%C3%BC",
+    "a percent sign": "a%25b",
+    "a question mark": "a%3Fb",
+    "an exclamation mark": "a!b",
+    "a zero byte": "a%00",
+    "a line end": "a%0A",
+    "bytes that are no text": "%FF%FE",
+    "a letter too many": "x" * 129,
+    "one dot and no more": "%2E",
+    "two dots and no more": "%2E%2E",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/sessions/{}/kv"),
+        ("GET", "/sessions/{}/kv"),
+        ("PUT", "/sessions/{}"),
+        ("GET", "/sessions/{}"),
+        ("DELETE", "/sessions/{}"),
+    ],
+)
+def test_a_session_id_is_refused_that_has(caller: Caller, method: str, path: str, bad: str) -> None:
+    body = PACKED if method == "POST" else b""
+
+    answer = caller.send(method, path.format(bad), body)
+
+    assert_names_field(answer, "id")
+
+
+def test_an_id_may_have_every_allowed_sign_and_128_of_them(caller: Caller) -> None:
+    signs = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
+    ids = [signs, uuid4().hex * 4, f"z{uuid4().hex}:a.b_c-d", "...", ".a", "..a"]
+
+    statuses = [caller.append(id_, K, V).status for id_ in ids]
+
+    assert statuses == [201] * len(ids)
+    assert [caller.info(id_)["session"] for id_ in ids] == ids
+
+
+# Every kind of problem
+
+
+def test_every_problem_kind_has_a_title_of_its_own(caller: Caller, kept: str) -> None:
+    answers = [
+        caller.send("POST", "/encode", b""),
+        caller.get("/nowhere"),
+        caller.get("/sessions/never-made"),
+        caller.send("PATCH", "/sessions"),
+        caller.append(kept, V, K, position=0),
+        caller.append(kept, K[:, :1], V[:, :1]),
+        caller.append(kept, K, V, codec={"bits": 2}),
+        caller.put(f"/sessions/{kept}", {"layers": 1}),
+        caller.send("POST", "/encode", PACKED, "text/plain"),
+        caller.post("/encode", {}),
+        caller.append(kept, K * np.float16(np.nan), V),
+    ]
+
+    kinds = {(answer.body["type"], answer.body["title"]) for answer in answers}
+
+    assert len({kind for kind, _ in kinds}) == len({title for _, title in kinds}) == len(answers)

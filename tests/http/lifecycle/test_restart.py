@@ -1,0 +1,208 @@
+"""What outlives the process: sessions on disk, over HTTP, through ends of every kind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hadakv_kernels import Codec
+from hadakv_service.testing import running_service
+from support.arrays import pair
+from support.contract import Caller, stream
+
+CODEC = Codec()
+K, V = pair(2, 2, 300)
+
+
+@contextmanager
+def service(directory: Path, *flags: str, kill: bool = False) -> Iterator[Caller]:
+    """A service on that directory, ended in order or killed."""
+    with running_service("--data-dir", str(directory), "--disk-budget", "1GiB", *flags) as running:
+        with Caller(running.url) as caller:
+            yield caller
+        if kill:
+            running.process.kill()
+
+
+def holds(caller: Caller, session: str, tokens: int = 300) -> bool:
+    """Whether a session has exactly the first tokens of K and V."""
+    body = caller.read(session)
+    wanted = [stream(np.ascontiguousarray(x[:, :, :tokens]), CODEC) for x in (K, V)]
+    return body["length"] == tokens and [body["k"], body["v"]] == wanted
+
+
+def test_after_an_orderly_end_sessions_are_back_as_they_were(tmp_path: Path) -> None:
+    with service(tmp_path) as caller:
+        caller.put("/sessions/a", {"window": 5, "ttl_seconds": 3600.0})
+        caller.append("a", K, V)
+        before = caller.snapshot("a")
+
+    with service(tmp_path) as caller:
+        assert caller.info("a")["tier"] == "disk"
+        assert caller.snapshot("a")[1] == before[1]
+        assert {**caller.snapshot("a")[0], "tier": None} == {**before[0], "tier": None}
+
+
+def test_a_session_that_came_back_goes_on(tmp_path: Path) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K[:, :, :299], V[:, :, :299])
+
+    with service(tmp_path) as caller:
+        answer = caller.append("a", K[:, :, 299:], V[:, :, 299:], position=299)
+        assert (answer.status, answer.body["length"]) == (200, 300)
+        assert holds(caller, "a")
+        assert caller.post("/sessions/a/fork", {"id": "b", "length": 7}).status == 201
+        assert caller.post("/sessions/a/truncate", {"length": 10}).status == 200
+        assert holds(caller, "b", 7)
+
+    with service(tmp_path) as caller:
+        assert holds(caller, "a", 10)
+        assert holds(caller, "b", 7)
+        assert caller.delete("/sessions/a").status == 204
+
+    with service(tmp_path) as caller:
+        caller.get("/sessions/a").problem(404, "session-not-found")
+        assert [each["session"] for each in caller.get("/sessions").body["sessions"]] == ["b"]
+
+
+@pytest.mark.parametrize(("durability", "tokens"), [("ack", 300), ("spill", None), ("memory", None)])
+def test_what_was_answered_outlives_a_kill_if_that_was_asked_for(
+    tmp_path: Path, durability: str, tokens: int | None
+) -> None:
+    with service(tmp_path, kill=True) as caller:
+        assert caller.put("/sessions/a", {"durability": durability}).body["durability"] == durability
+        for start in (0, 1, 255, 256):
+            stop = {0: 1, 1: 255, 255: 256, 256: 300}[start]
+            caller.append("a", K[:, :, start:stop], V[:, :, start:stop])
+
+    with service(tmp_path) as caller:
+        if tokens is None:
+            caller.get("/sessions/a").problem(404, "session-not-found")
+        else:
+            assert holds(caller, "a", tokens)
+
+
+def test_a_bulk_append_is_acknowledged_as_a_whole(tmp_path: Path) -> None:
+    k, v = pair(8, 8, 1200, 128)
+    with service(tmp_path, "--durability", "ack", kill=True) as caller:
+        assert caller.append("a", k, v).status == 201
+        spoiled = v.copy()
+        spoiled[7, 7, 1199, 0] = np.nan
+        caller.append("b", k, spoiled).problem(422, "non-finite")
+        assert caller.append("a", k[:, :, :7], v[:, :, :7]).body["length"] == 1207
+        used = caller.get("/readyz").body["disk_used_nbytes"]
+        nbytes = caller.info("a")["nbytes"]
+
+    assert nbytes < used < 1.1 * nbytes
+    with service(tmp_path) as caller:
+        body = caller.read("a", start=0, stop=1200)
+        assert [body["k"], body["v"]] == [stream(k, CODEC), stream(v, CODEC)]
+        assert caller.info("a")["length"] == 1207
+
+
+def test_an_acknowledged_change_of_any_kind_outlives_a_kill(tmp_path: Path) -> None:
+    with service(tmp_path, "--durability", "ack", kill=True) as caller:
+        for name in "abc":
+            caller.append(name, K, V)
+        caller.post("/sessions/a/truncate", {"length": 5})
+        caller.post("/sessions/b/fork", {"id": "d"})
+        caller.delete("/sessions/c")
+        caller.put("/sessions/e", {"layers": 7})
+
+    with service(tmp_path) as caller:
+        assert holds(caller, "a", 5)
+        assert holds(caller, "b")
+        assert holds(caller, "d")
+        caller.get("/sessions/c").problem(404, "session-not-found")
+        assert caller.info("e")["declared_layers"] == 7
+
+
+def test_a_session_cut_short_never_comes_back_with_what_was_cut(tmp_path: Path) -> None:
+    with service(tmp_path) as caller:
+        caller.append("a", K, V)
+
+    with service(tmp_path, kill=True) as caller:
+        caller.post("/sessions/a/truncate", {"length": 3})
+        caller.append("a", V[:, :, 3:], K[:, :, 3:])
+
+    with service(tmp_path) as caller:
+        caller.get("/sessions/a").problem(404, "session-not-found")
+
+
+def test_sessions_larger_than_memory_are_whole(tmp_path: Path) -> None:
+    k, v = pair(4, 4, 2000)
+
+    with service(tmp_path, "--memory-budget", "1MiB") as caller:
+        for start in range(0, 2000, 100):
+            for name in ("a", "b"):
+                cut = slice(start, start + 100)
+                answer = caller.append(name, k[:, :, cut], v[:, :, cut], position=start)
+                assert answer.status in (200, 201), answer
+        info = caller.info("a")
+        body = caller.read("a")
+        used = caller.used_nbytes()
+
+    assert info["nbytes"] > 1 << 20
+    assert info["tier"] in ("mixed", "disk")
+    assert [body["k"], body["v"]] == [stream(k, CODEC), stream(v, CODEC)]
+    assert used <= 1 << 20
+
+
+def test_without_a_disk_budget_nothing_is_written(tmp_path: Path) -> None:
+    flags = ("--data-dir", str(tmp_path / "data"), "--disk-budget", "0")
+    with running_service(*flags) as running, Caller(running.url) as caller:
+        assert caller.append("a", K, V).status == 201
+        assert caller.info("a")["durability"] == "memory"
+        caller.put("/sessions/b", {"durability": "ack"}).problem(422, "invalid-request")
+
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_session_that_says_memory_is_never_written(tmp_path: Path) -> None:
+    marked = np.full((1, 1, 300, 64), 1.0, np.float16)
+    with service(tmp_path, "--memory-budget", "200KiB") as caller:
+        caller.put("/sessions/secret", {"durability": "memory", "codec": {"kind": "float16"}})
+        caller.append("secret", marked, marked)
+        for name in "abcdef":
+            caller.append(name, K, V)
+        caller.get("/sessions/secret").problem(404, "session-not-found")
+
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert marked[:, :, :8].tobytes() not in content
+    assert b"secret" not in content
+
+
+def test_who_has_expired_while_nobody_was_there_is_gone(tmp_path: Path) -> None:
+    with service(tmp_path) as caller:
+        caller.put("/sessions/a", {"ttl_seconds": 0.2})
+        caller.put("/sessions/b", {"ttl_seconds": 3600.0})
+
+    with service(tmp_path) as caller:
+        caller.get("/sessions/a").problem(404, "session-not-found")
+        assert [each["session"] for each in caller.get("/sessions").body["sessions"]] == ["b"]
+        assert caller.append("a", K, V).status == 201
+        assert holds(caller, "a")
+
+
+def test_the_list_is_one_whole_wherever_sessions_are(tmp_path: Path) -> None:
+    names = [f"s{i:02}" for i in range(30)]
+    with service(tmp_path) as caller:
+        for name in names[::2]:
+            caller.append(name, K[:, :, :1], V[:, :, :1])
+
+    with service(tmp_path) as caller:
+        for name in names[1::2]:
+            caller.append(name, K[:, :, :1], V[:, :, :1])
+        for name in names[::3]:
+            caller.info(name)
+        found, after = [], ""
+        while after is not None:
+            body = caller.get("/sessions", limit=4, after=after, prefix="s").body
+            found += [each["session"] for each in body["sessions"]]
+            after = body["next"]
+        count = caller.get("/readyz").body["sessions"]
+
+    assert found == names
+    assert count == 30

@@ -1,0 +1,216 @@
+"""The spans of requests, from the real service on its real connection."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import uvicorn
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.app import create_app
+from hadakv_service.server.whole_protocol import WholeProtocol
+from hadakv_service.settings import Settings
+from support.assertions import PACKED, K, V
+from support.contract import Caller, tensor
+from support.prometheus import moved
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+KV = "/sessions/{id}/kv"
+# Goes in steps.
+LONG = np.ones((8, 8, 1024, 64), np.float16)
+
+
+class Failing(CpuBackend):
+    """Decodes nothing."""
+
+    def decode(self, *_: object, **__: object) -> object:
+        raise RuntimeError("out of order")
+
+
+@dataclass
+class Traced:
+    """A service in this process.
+
+    Attributes:
+        url: its address.
+        exporter: has the spans that ended.
+    """
+
+    url: str
+    exporter: InMemorySpanExporter
+
+    def spans(self) -> list[tuple[ReadableSpan, dict[str, ReadableSpan]]]:
+        """Each request's span with those within it by name, all that ended since this was last asked."""
+        ended = self.exporter.get_finished_spans()
+        self.exporter.clear()
+        inner = {
+            span.context.span_id: {each.name: each for each in ended if each.parent == span.context} for span in ended
+        }
+        return [(span, inner[span.context.span_id]) for span in ended if span.kind is SpanKind.SERVER]
+
+
+@contextmanager
+def served(provider: TracerProvider) -> Iterator[str]:
+    """The service on a free port of this process, and its address."""
+    app = create_app(Settings(memory_budget=1 << 28), Failing(2), provider)
+    config = uvicorn.Config(app, http=WholeProtocol, loop="uvloop", log_config=None, lifespan="on")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[Traced]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with served(provider) as url:
+        yield Traced(url, exporter)
+
+
+@pytest.fixture
+def tracing(traced: Traced) -> Iterator[Caller]:
+    traced.exporter.clear()
+    with Caller(traced.url) as caller:
+        yield caller
+
+
+def test_an_append_is_a_span_with_its_waiting_encoding_and_finishing(
+    traced: Traced, tracing: Caller, session: str
+) -> None:
+    answer = tracing.send("POST", f"/sessions/{session}/kv", PACKED)
+    ((span, inner),) = traced.spans()
+
+    assert (span.name, span.kind, span.parent) == (f"POST {KV}", SpanKind.SERVER, None)
+    assert dict(span.attributes or {}) == {
+        "http.request.method": "POST",
+        "http.route": KV,
+        "hadakv.request_id": answer.headers["x-request-id"],
+        "http.response.status_code": 201,
+        "http.request.body.size": len(PACKED),
+        "http.response.body.size": len(answer.content),
+    }
+    assert set(inner) == {"waiting", "encoding", "finishing"}
+    assert_in_order([inner[name] for name in ("waiting", "encoding", "finishing")])
+
+
+def assert_in_order(spans: list[ReadableSpan]) -> None:
+    """Each begins no sooner than the one before it ends, but for what rounding to nanoseconds does."""
+    for span in spans:
+        assert (span.start_time or 0) <= (span.end_time or 0)
+    for before, after in pairwise(spans):
+        assert (before.end_time or 0) <= (after.start_time or 0) + 1000
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (lambda c, s: c.get(f"/sessions/{s}/kv"), (KV, 404, {"waiting", "finishing"})),
+        (lambda c, s: c.post(f"/sessions/{s}/kv", {}), (KV, 422, set())),
+        (lambda c, s: c.put(f"/sessions/{s}", {}), ("/sessions/{id}", 201, {"waiting", "finishing"})),
+        (lambda c, _: c.post("/encode", {"x": tensor(K)}), ("/encode", 200, {"waiting", "encoding", "finishing"})),
+        (lambda c, _: c.get("/healthz"), ("/healthz", 200, set())),
+        (lambda c, s: c.get(f"/{s}"), ("other", 404, set())),
+        (lambda c, s: c.append(s, LONG, LONG), (KV, 201, {"waiting", "encoding", "finishing"})),
+    ],
+    ids=["a read", "a refusal", "a creation", "an encoding", "a probe", "nothing", "a long append"],
+)
+def test_a_span_is_named_by_its_route_and_has_what_the_device_did(
+    traced: Traced,
+    tracing: Caller,
+    session: str,
+    act: Callable[[Caller, str], object],
+    expected: tuple[str, int, set[str]],
+) -> None:
+    route, status, inner = expected
+
+    act(tracing, session)
+    ((span, within),) = traced.spans()
+
+    assert span.name.partition(" ")[2] == route
+    assert (span.attributes or {})["http.response.status_code"] == status
+    assert span.status.status_code is StatusCode.UNSET
+    assert set(within) == inner
+    assert session not in span.to_json()
+
+
+def test_a_failure_is_one_in_the_trace_too(traced: Traced, tracing: Caller, session: str) -> None:
+    tracing.append(session, K, V)
+    traced.spans()
+
+    tracing.get(f"/sessions/{session}/kv", form="float32").problem(500, "internal-error")
+    ((span, _),) = traced.spans()
+
+    assert span.status.status_code is StatusCode.ERROR
+
+
+@pytest.mark.parametrize("state", [(), ("a=1",), ("a=1", "b=2")], ids=["", "a state", "a state in two headers"])
+def test_a_request_joins_the_trace_that_it_names(
+    traced: Traced, tracing: Caller, session: str, state: tuple[str, ...]
+) -> None:
+    headers = [("traceparent", f"00-{TRACE}-{SPAN}-01"), *(("tracestate", each) for each in state)]
+
+    tracing.http.get(f"/sessions/{session}/kv", headers=headers)
+    ((span, inner),) = traced.spans()
+
+    assert span.parent is not None
+    assert f"{span.parent.span_id:016x}" == SPAN
+    assert {f"{each.context.trace_id:032x}" for each in (span, *inner.values())} == {TRACE}
+    assert span.context.trace_state.to_header() == ",".join(state)
+
+
+@pytest.mark.parametrize("parent", ["nonsense", f"00-{'0' * 32}-{SPAN}-01", f"ff-{TRACE}-{SPAN}-01"])
+def test_a_trace_that_is_none_is_not_joined(traced: Traced, tracing: Caller, parent: str) -> None:
+    tracing.http.get("/healthz", headers={"traceparent": parent})
+    ((span, _),) = traced.spans()
+
+    assert span.parent is None
+
+
+def test_what_the_caller_does_not_keep_is_not_kept_here(traced: Traced, tracing: Caller, session: str) -> None:
+    answer = tracing.send("POST", f"/sessions/{session}/kv", PACKED, traceparent=f"00-{TRACE}-{SPAN}-00")
+
+    assert answer.status == 201
+    assert traced.spans() == []
+
+
+def test_requests_at_once_do_not_mix_their_spans(traced: Traced, tracing: Caller, session: str) -> None:  # noqa: ARG001 - clears
+    def append(n: int) -> None:
+        with Caller(traced.url) as caller:
+            for _ in range(10):
+                parent = f"00-{n:032x}-{SPAN}-01"
+                assert caller.send("POST", f"/sessions/{session}-{n}/kv", PACKED, traceparent=parent).status in (
+                    200,
+                    201,
+                )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(append, range(1, 9)))
+    spans = traced.spans()
+
+    assert sorted(span.context.trace_id for span, _ in spans) == sorted(10 * list(range(1, 9)))
+    for span, inner in spans:
+        assert set(inner) == {"waiting", "encoding", "finishing"}
+        assert {each.context.trace_id for each in inner.values()} == {span.context.trace_id}
+
+
+def test_metrics_are_as_exact_with_traces(traced: Traced, tracing: Caller, session: str) -> None:
+    found = moved(traced.url, lambda: [tracing.append(session, K, V) for _ in range(3)])
+
+    assert found["hadakv_device_job_seconds_count", ""] == 3
+    assert found["hadakv_http_requests_total", f"method=POST route={KV} status=200"] == 2

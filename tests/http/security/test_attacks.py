@@ -1,0 +1,61 @@
+"""The attacks: none succeeds, and one that did would be seen."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from attacks.attack import ATTACKS, Attack, Outcome, Target, target
+from attacks.run import MODULES, table, tried
+from hadakv_service.testing import running_service
+
+SCRIPT = Path(__file__).parents[2] / "attacks" / "run.py"
+
+
+def test_no_attack_succeeds() -> None:
+    finished = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=600, check=False)
+
+    rows = re.findall(r"^\| .+ \| .+ \| .+ \| (held|SUCCEEDED) \|$", finished.stdout, re.MULTILINE)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert len(rows) >= 45
+    assert set(rows) == {"held"}
+
+
+@pytest.fixture
+def attacks() -> dict[str, Attack]:
+    for module in MODULES:
+        import_module(f"attacks.{module}")
+    return ATTACKS
+
+
+OPEN = ["no token", "wrong token", "another tenant's session: read", "another tenant's session: list"]
+PAGES = ["rebinding Host"]
+
+
+def test_attacks_on_a_service_that_lets_everyone_in_succeed(attacks: dict[str, Attack], tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    with running_service("--allowed-hosts", "*") as service:
+        unguarded = Target(service, tmp_path / "log")
+
+        succeeded = table(unguarded, {name: attacks[name] for name in OPEN + PAGES})
+
+    assert succeeded == OPEN + PAGES
+
+
+def test_a_slow_attack_on_a_service_that_waits_succeeds(attacks: dict[str, Attack]) -> None:
+    with target("--header-seconds", "1000", "--max-head", "1GiB") as patient:
+        assert not attacks["endless head"](patient).held
+
+
+def test_an_attack_that_leaves_the_service_harmed_has_succeeded(attacks: dict[str, Attack]) -> None:
+    def deletes(attacked: Target) -> Outcome:
+        with attacked.caller("alice") as alice:
+            alice.delete("/sessions/secret")
+        return Outcome("", "nothing to see", held=True)
+
+    with target() as attacked:
+        assert tried(attacked, attacks["no token"]).held
+        assert not tried(attacked, deletes).held

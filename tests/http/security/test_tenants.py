@@ -1,0 +1,112 @@
+"""Who may call, and that a tenant sees only sessions of its own."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hadakv_kernels import Codec
+from hadakv_service.testing import running_service
+from support.assertions import PACKED, K, V
+from support.contract import MSGPACK, Caller, connect, status_line, stream
+from support.session_files import exported, imported
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with two tenants, whose tokens are `token of ann` and `token of bob`."""
+    path: Path = tmp_path_factory.mktemp("tokens") / "tokens"
+    digests = [f"{name}:{hashlib.sha256(f'token-of-{name}'.encode()).hexdigest()}" for name in ("ann", "bob")]
+    path.write_text("\n".join(["# who may call", "", *digests, ""]), "utf-8")
+    with running_service("--token-file", str(path)) as service:
+        yield service.url
+
+
+CALLS = [
+    ("POST", "/sessions/hers/kv"),
+    ("GET", "/sessions/hers/kv"),
+    ("PUT", "/sessions/hers"),
+    ("GET", "/sessions/hers"),
+    ("DELETE", "/sessions/hers"),
+    ("GET", "/sessions/hers/export"),
+    ("POST", "/sessions/hers/import"),
+    ("GET", "/sessions"),
+    ("POST", "/encode"),
+    ("POST", "/decode"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/nowhere"),
+]
+CREDENTIALS = ["", "Bearer", "Bearer wrong", "Basic token-of-ann", "token-of-ann", "Bearer token-of-ann2"]
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+def test_nobody_gets_in_without_a_valid_token(guarded: str, method: str, path: str) -> None:
+    with Caller(guarded, "token-of-ann") as ann, Caller(guarded) as stranger:
+        ann.append("hers", K, V, position=0)
+        before = ann.snapshot("hers")
+
+        answers = [stranger.send(method, path, PACKED, authorization=credentials) for credentials in CREDENTIALS]
+        answers.append(stranger.send(method, path, PACKED))
+
+        for answer in answers:
+            answer.problem(401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert ann.snapshot("hers") == before
+
+
+def test_a_token_is_checked_before_the_body_is_read(guarded: str) -> None:
+    head = f"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: 1000000\r\n\r\n"
+
+    with connect(guarded) as connection:
+        connection.sendall(head.encode())
+        line = status_line(connection)
+
+    assert line.startswith(b"HTTP/1.1 401 ")
+
+
+def test_probes_need_no_token(guarded: str) -> None:
+    with Caller(guarded) as stranger:
+        answers = [stranger.get("/healthz"), stranger.get("/readyz")]
+
+    assert [answer.status for answer in answers] == [200, 200]
+
+
+def test_a_session_of_another_tenant_does_not_exist(guarded: str) -> None:
+    with Caller(guarded, "token-of-ann") as ann, Caller(guarded, "token-of-bob") as bob:
+        ann.append("secret", K, V)
+        before = ann.snapshot("secret")
+
+        answers = [bob.get("/sessions/secret"), bob.get("/sessions/secret/kv"), bob.delete("/sessions/secret")]
+        made = bob.append("secret", V, K)
+
+        for answer in answers:
+            answer.problem(404, "session-not-found")
+        assert made.status == 201, "the same name is free for another tenant"
+        assert made.body["k"] == stream(V, Codec())
+        assert ann.snapshot("secret") == before
+
+
+def test_a_file_is_a_session_of_whoever_brings_it(guarded: str) -> None:
+    with Caller(guarded, "token-of-ann") as ann, Caller(guarded, "token-of-bob") as bob:
+        ann.append("filed", K, V)
+        before = ann.snapshot("filed")
+        file = exported(ann, "filed")
+
+        bob.get("/sessions/filed/export").problem(404, "session-not-found")
+        made = imported(bob, "filed", file)
+        bob.append("filed", V, K)
+
+        assert made.status == 201, "the same name is free for another tenant"
+        assert ann.snapshot("filed") == before
+
+
+def test_a_list_shows_only_ones_own_sessions(guarded: str) -> None:
+    with Caller(guarded, "token-of-ann") as ann, Caller(guarded, "token-of-bob") as bob:
+        ann.append("list-of-ann", K, V)
+        bob.append("list-of-bob", K, V)
+
+        lists = [caller.get("/sessions", prefix="list-").body["sessions"] for caller in (ann, bob)]
+
+    assert [[entry["session"] for entry in found] for found in lists] == [["list-of-ann"], ["list-of-bob"]]

@@ -1,0 +1,210 @@
+"""Making, describing, listing, deleting and expiring sessions, through a real server."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from hadakv_kernels import Codec
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
+from support.arrays import DEFAULT, RNG, TTL_SECONDS, pair, row_nbytes
+from support.contract import JSON, MSGPACK, Caller, Json, stream
+
+# PUT
+
+
+def test_a_session_may_be_made_before_its_first_append(caller: Caller, session: str) -> None:
+    asked = {"codec": {"bits": 6}, "layers": 4, "kv_heads": 2, "head_dim": 128, "window": 100, "ttl_seconds": 3600.0}
+    k, v = pair(4, 2, 3, 128)
+
+    made = caller.put(f"/sessions/{session}", asked)
+    again = caller.put(f"/sessions/{session}", asked)
+    appended = caller.append(session, k, v)
+    afterwards = caller.put(f"/sessions/{session}", asked)
+
+    assert [answer.status for answer in (made, again, appended, afterwards)] == [201, 200, 200, 200]
+    info = made.body
+    assert info["codec"]["k"]["bits"] == info["codec"]["v"]["bits"] == 6
+    assert info["declared_layers"] == 4
+    assert {name: info[name] for name in ("kv_heads", "head_dim", "window", "ttl_seconds")} == {
+        "kv_heads": 2,
+        "head_dim": 128,
+        "window": 100,
+        "ttl_seconds": 3600.0,
+    }
+    assert (info["layers"], info["length"], info["nbytes"]) == ([], 0, 0)
+    assert appended.body["k"] == stream(k, Codec(bits=6))
+
+
+def test_making_a_session_without_saying_anything_leaves_all_open(caller: Caller, session: str) -> None:
+    made = caller.send("PUT", f"/sessions/{session}")
+
+    info = made.body
+    open_fields = ("codec", "kv_heads", "head_dim", "declared_layers", "window", "ttl_seconds", "expires")
+    assert made.status == 201
+    assert [info[name] for name in open_fields] == [None] * 7
+    assert caller.append(session, *pair(1, 3, 1, 256), codec={"bits": 2}).status == 200
+
+
+def test_what_was_left_open_may_be_said_later(caller: Caller, session: str) -> None:
+    caller.put(f"/sessions/{session}", {"layers": 2})
+
+    statuses = [
+        caller.put(f"/sessions/{session}", body).status
+        for body in ({"head_dim": 64}, {"kv_heads": 1}, {"codec": {"bits": 3}}, {})
+    ]
+    k, v = pair(2, 1, 2)
+    answer = caller.append(session, k, v)
+
+    assert statuses == [200] * 4
+    assert answer.body["v"] == stream(v, Codec(bits=3))
+
+
+def test_a_put_of_a_filled_session_that_agrees_keeps_its_tokens(caller: Caller, session: str) -> None:
+    caller.append(session, *pair(2, 1, 5))
+    before = caller.read(session)
+
+    answer = caller.put(f"/sessions/{session}", {"codec": {"bits": 4}, "kv_heads": 1, "head_dim": 64, "layers": 2})
+
+    assert (answer.status, answer.body["length"], answer.body["declared_layers"]) == (200, 5, 2)
+    assert caller.read(session) == before
+
+
+# Description, list, deletion
+
+
+def test_the_description_counts_what_was_sent(caller: Caller, session: str) -> None:
+    started = datetime.now(UTC)
+    answers = [caller.append(session, *pair(3, 2, tokens, 256)) for tokens in (100, 200, 1)]
+    sent = sum(len(part["data"]) for answer in answers for name in "kv" for part in answer.body[name].values())
+
+    info = caller.info(session)
+
+    moments = [datetime.fromisoformat(info[name]) for name in ("created", "last_used")]
+    assert info["nbytes"] == sent
+    assert info["raw_nbytes"] == 2 * 3 * 2 * 301 * 256 * 2
+    assert info["layers"] == [{"layer": layer, "start": 0, "length": 301} for layer in range(3)]
+    assert (info["session"], info["length"], info["tier"]) == (session, 301, "memory")
+    assert (info["kv_heads"], info["head_dim"], info["declared_layers"]) == (2, 256, None)
+    assert started - timedelta(seconds=1) <= moments[0] <= moments[1] <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_appends_and_reads_count_as_use_and_looking_does_not(caller: Caller, session: str) -> None:
+    def last_used() -> datetime:
+        return datetime.fromisoformat(caller.info(session)["last_used"])
+
+    caller.append(session, *pair(1, 1, 1))
+    made = last_used()
+    caller.get("/sessions", prefix=session)
+    looked = last_used()
+    caller.read(session)
+    read = last_used()
+    caller.append(session, *pair(1, 1, 1))
+    appended = last_used()
+
+    assert made == looked < read < appended
+
+
+def test_metadata_speaks_msgpack_where_asked_and_json_else(caller: Caller, session: str) -> None:
+    caller.append(session, *pair(1, 1, 1))
+
+    for path in (f"/sessions/{session}", "/sessions", "/healthz", "/readyz"):
+        in_json, in_msgpack = caller.get(path), caller.get(path, accept=MSGPACK)
+        assert in_json.headers["content-type"] == JSON
+        assert in_msgpack.headers["content-type"] == MSGPACK
+        assert in_msgpack.body == in_json.body
+
+
+def test_a_session_may_be_made_by_json_or_msgpack(caller: Caller, session: str) -> None:
+    body = {"layers": 2, "codec": {"bits": 5}}
+
+    by_json = caller.send("PUT", f"/sessions/{session}.json", json.dumps(body).encode(), JSON, accept=MSGPACK)
+    by_msgpack = caller.put(f"/sessions/{session}.msgpack", body)
+
+    assert (by_json.headers["content-type"], by_msgpack.headers["content-type"]) == (MSGPACK, JSON)
+    assert by_json.body["codec"] == by_msgpack.body["codec"] == {name: Codec(bits=5).to_mapping() for name in "kv"}
+
+
+def test_a_list_has_every_session_of_a_prefix_once_in_order_of_id(caller: Caller, session: str) -> None:
+    ids = [f"{session}.{number}" for number in RNG.permutation(230)]
+    for id_ in ids:
+        caller.put(f"/sessions/{id_}", {})
+    caller.put(f"/sessions/other-{session}", {})
+    listed: list[str] = []
+    sizes: list[int] = []
+    page: Json = {"next": ""}
+
+    while page["next"] is not None:
+        page = caller.get("/sessions", prefix=f"{session}.", limit=50, after=page["next"]).body
+        listed += [entry["session"] for entry in page["sessions"]]
+        sizes.append(len(page["sessions"]))
+
+    assert listed == sorted(ids)
+    assert sizes == [50, 50, 50, 50, 30]
+
+
+def test_a_page_that_is_just_full_is_the_last(caller: Caller, session: str) -> None:
+    for number in range(3):
+        caller.put(f"/sessions/{session}.{number}", {})
+
+    page = caller.get("/sessions", prefix=session, limit=3).body
+
+    assert (len(page["sessions"]), page["next"]) == (3, None)
+    assert page["sessions"][1] == caller.info(f"{session}.1")
+
+
+def test_a_list_nothing_matches_is_empty(caller: Caller, session: str) -> None:
+    assert caller.get("/sessions", prefix=session).body == {"sessions": [], "next": None}
+    assert caller.get("/sessions", after="~").body == {"sessions": [], "next": None}
+
+
+def test_deleting_frees_the_bytes_and_the_name(alone: Caller, session: str) -> None:
+    k, v = pair(2, 2, 600)
+    before = alone.used_nbytes()
+    alone.append(session, k, v)
+    with_it = alone.used_nbytes()
+
+    deleted = alone.delete(f"/sessions/{session}")
+
+    assert (deleted.status, deleted.content) == (204, b"")
+    packed = 2 * 2 * 2 * 600 * row_nbytes(DEFAULT, 64)
+    assert with_it - before == packed + SESSION_OVERHEAD_NBYTES + RUN_OVERHEAD_NBYTES + 3 * PAGE_OVERHEAD_NBYTES
+    assert alone.used_nbytes() == before
+    again = alone.append(session, v[:, :1], k[:, :1], codec={"bits": 8})
+    assert again.status == 201
+    assert again.body["k"] == stream(v[:, :1], Codec(bits=8))
+
+
+# TTL: exactly when is the store's own test; here, that the service tells and obeys
+
+
+def test_a_ttl_tells_when_the_session_expires(caller: Caller, session: str) -> None:
+    caller.put(f"/sessions/{session}", {"ttl_seconds": 100})
+    caller.append(session, *pair(1, 1, 1))
+
+    info = caller.info(session)
+
+    lives = datetime.fromisoformat(info["expires"]) - datetime.fromisoformat(info["last_used"])
+    assert lives == timedelta(seconds=100)
+
+
+def test_an_expired_session_is_gone_and_its_name_is_free(caller: Caller, session: str) -> None:
+    caller.put(f"/sessions/{session}", {"ttl_seconds": 1e-6})
+
+    answers = [caller.get(f"/sessions/{session}"), caller.delete(f"/sessions/{session}")]
+    listed = caller.get("/sessions", prefix=session).body["sessions"]
+    made = caller.append(session, *pair(1, 1, 1))
+
+    for answer in answers:
+        answer.problem(404, "session-not-found")
+    assert listed == []
+    assert made.status == 201
+    assert caller.info(session)["ttl_seconds"] is None
+
+
+def test_the_services_ttl_counts_where_a_session_has_none_of_its_own(alone: Caller, session: str) -> None:
+    alone.append(f"{session}.default", *pair(1, 1, 1))
+    alone.put(f"/sessions/{session}.open", {})
+    alone.put(f"/sessions/{session}.own", {"ttl_seconds": 7200})
+
+    ttls = [alone.info(f"{session}.{name}")["ttl_seconds"] for name in ("default", "open", "own")]
+
+    assert ttls == [TTL_SECONDS, TTL_SECONDS, 7200.0]

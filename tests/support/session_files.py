@@ -1,0 +1,76 @@
+"""Session files taken apart and put together by hand, so that a mistake is not made alike on both sides."""
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from support.contract import Answer, Caller, Json
+
+OCTETS = "application/octet-stream"
+DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32}
+METADATA = "__metadata__"
+
+
+def exported(caller: Caller, session: str) -> bytes:
+    """A session as a file."""
+    answer = caller.get(f"/sessions/{session}/export")
+    assert answer.status == 200, answer
+    return answer.content
+
+
+def imported(caller: Caller, session: str, file: bytes) -> Answer:
+    """The answer to an import."""
+    return caller.send("POST", f"/sessions/{session}/import", file, OCTETS)
+
+
+def taken_apart(file: bytes) -> tuple[Json, bytes]:
+    """The header and the tensors' bytes."""
+    length = int.from_bytes(file[:8], "little")
+    header: Json = json.loads(file[8 : 8 + length])
+    return header, file[8 + length :]
+
+
+def put_together(header: Any, data: bytes) -> bytes:
+    """A file with that header, which may be its text."""
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def tensors(file: bytes) -> dict[str, NDArray[Any]]:
+    """The tensors of a file by name."""
+    header, data = taken_apart(file)
+    header.pop(METADATA)
+    return {
+        name: np.frombuffer(data[slice(*head["data_offsets"])], DTYPES[head["dtype"]]).reshape(head["shape"])
+        for name, head in header.items()
+    }
+
+
+def told(file: bytes) -> Json:
+    """What a file's metadata says, what is JSON parsed."""
+    strings = taken_apart(file)[0][METADATA]
+    plain = ("format", "version", "tables", "session", "created")
+    return {name: text if name in plain else json.loads(text) for name, text in strings.items()}
+
+
+def with_metadata(file: bytes, **changes: Any) -> bytes:
+    """The file with other metadata; None leaves a field out, strings stand as they are, the rest becomes JSON."""
+    header, data = taken_apart(file)
+    strings = header[METADATA]
+    for name, value in changes.items():
+        if value is None:
+            strings.pop(name, None)
+        else:
+            strings[name] = value if isinstance(value, str) else json.dumps(value)
+    return put_together(header, data)
+
+
+def with_tensor(file: bytes, name: str, array: NDArray[Any]) -> bytes:
+    """The file with other elements in one tensor, of the same dtype and shape."""
+    header, data = taken_apart(file)
+    begin, end = header[name]["data_offsets"]
+    assert end - begin == array.nbytes
+    return put_together(header, data[:begin] + array.tobytes() + data[end:])

@@ -1,0 +1,273 @@
+"""Sessions with a tier below memory: the store against plain lists of tokens, through spills, restarts and crashes."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
+from hadakv_service.sessions.session import Durability, Session
+from hadakv_service.storage.disk.sqlite_file import page_cost
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.memory_budget import EVICTED_PAGE_NBYTES, PAGE_OVERHEAD_NBYTES, metadata_nbytes
+from hadakv_service.storage.session_store import Key, SessionStore
+from support.sized_sessions import Clock
+from unit.storage.test_page_sharing import CODEC, LAYERS, Model, numbered, numbers_of
+
+BACKEND = CpuBackend(1)
+# Without shrinking, which takes many minutes here: what is printed says all that happened.
+PHASES = (Phase.explicit, Phase.generate)
+WHICH = st.integers(0, 5)
+PAGE = 256 * LAYERS * 2 * 128
+MEMORY, DISK, LITTLE_DISK = 4 * PAGE, 1000 * PAGE, 9 * PAGE
+
+
+@dataclass(frozen=True)
+class Known:
+    """What must be true of a session.
+
+    Attributes:
+        model: its tokens.
+        durability: what of it outlives the process.
+        ttl: how long it lives unused.
+        used: when it was used last.
+    """
+
+    model: Model
+    durability: Durability
+    ttl: float | None
+    used: float
+
+
+class Tiered(RuleBasedStateMachine):
+    """Everything that happens to sessions, in any order, where memory is for a few pages only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.clock = Clock()
+        self.known: dict[Key, Known] = {}
+        self.next = 0
+
+    def _open(self) -> None:
+        self.tier = SqliteStore(Path(self.directory.name) / "data", self.disk)
+        self.store = SessionStore(MEMORY, self.clock, tier=self.tier, backend=BACKEND)
+
+    def teardown(self) -> None:
+        if hasattr(self, "tier"):
+            self.tier.close()
+        self.directory.cleanup()
+
+    @initialize(
+        disk=st.sampled_from([DISK, DISK, LITTLE_DISK]),
+        sessions=st.lists(
+            st.tuples(
+                st.sampled_from([None, None, 5, 300]),
+                st.sampled_from(["memory", "spill", "spill", "ack"]),
+                st.sampled_from([None, None, 100.0]),
+            ),
+            min_size=2,
+            max_size=4,
+        ),
+    )
+    def make(self, disk: int, sessions: list[tuple[int | None, Durability, float | None]]) -> None:
+        self.disk = disk
+        self._open()
+        for name, (window, durability, ttl) in zip("abcd", sessions, strict=False):
+            key = ("", name)
+            options = {"window": window, "durability": durability, "ttl_seconds": ttl}
+            self.store.commit(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, **options))  # type: ignore[arg-type]  # each of its type
+            self.known[key] = Known(Model(window=window), durability, ttl, self.clock.now)
+            self._append(key, 150, 0)
+
+    def _some(self, which: int) -> Key | None:
+        """One of the sessions, after the clock and lack of room have taken theirs."""
+        for key in list(self.known):
+            self._is_there(key)
+        return sorted(self.known)[which % len(self.known)] if self.known else None
+
+    def _is_there(self, key: Key) -> bool:
+        known = self.known[key]
+        if self.store.find(key):
+            return True
+        expired = known.ttl is not None and known.used + known.ttl <= self.clock.now
+        evictable = known.durability == "memory" or (known.durability == "spill" and self.disk == LITTLE_DISK)
+        assert expired or (evictable and self.store.evictions), f"{key} is gone"
+        del self.known[key]
+        return False
+
+    def _used(self, key: Key, model: Model) -> None:
+        self.known[key] = replace(self.known[key], model=model, used=self.clock.now)
+
+    @rule(which=WHICH, tokens=st.sampled_from([1, 2, 100, 255, 256, 600]), first=st.integers(0, 2))
+    def append(self, which: int, tokens: int, first: int) -> None:
+        key = self._some(which)
+        if key:
+            self._append(key, tokens, first)
+
+    def _append(self, key: Key, tokens: int, first: int) -> None:
+        model = self.known[key].model
+        if len(set(map(len, model.layers[first:]))) > 1:
+            return
+        self.next = (self.next + tokens) % 1000
+        numbers = [(self.next + i) % 2048 for i in range(tokens)]
+        page = numbered(numbers, LAYERS - first)
+        session = self.store.get(key).session.split_runs(first, LAYERS - first)
+        pages = session.new_pages(first, LAYERS - first, tokens)
+        try:
+            reserved = self.store.reserve_growth(key, session, {key}, nbytes=page.nbytes, pages=pages)
+        except InsufficientStorage:
+            # Of a session that may not leave memory, or where every page is in use, there may be too much.
+            assert self.known[key].durability == "memory" or self.disk == LITTLE_DISK
+            return
+        value = session.append(first, page, BACKEND)
+        try:
+            for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=bool(self.next % 2)):
+                pass
+            self.store.commit(key, value, reserved)
+        except InsufficientStorage:
+            assert self.disk == LITTLE_DISK
+            self.store.release(reserved)
+            return
+        if not self.store.group_commit():
+            self._used(key, model.grown(first, numbers))
+        else:
+            assert self.disk == LITTLE_DISK
+
+    @rule(which=WHICH, back=st.integers(0, 700), then=st.sampled_from([0, 0, 3, 300]))
+    def truncate(self, which: int, back: int, then: int) -> None:
+        key = self._some(which)
+        if key is None:
+            return
+        self._truncate(key, back)
+        if then and key in self.known:
+            self._append(key, then, 0)
+
+    def _truncate(self, key: Key, back: int) -> None:
+        model = self.known[key].model
+        length = max(0, max(map(len, model.layers)) - back)
+        try:
+            session = self.store.get(key).session.truncate(length, BACKEND)
+        except InvalidRequest:
+            return
+        try:
+            self.store.commit(key, session)
+        except InsufficientStorage:
+            assert self.disk == LITTLE_DISK
+            return
+        if not self.store.group_commit():
+            self._used(key, model.cut(length))
+        else:
+            assert self.disk == LITTLE_DISK
+
+    @rule(which=WHICH, new=st.sampled_from([("", name) for name in "abcdef"]))
+    def fork(self, which: int, new: Key) -> None:
+        source = self._some(which)
+        if source is None:
+            return
+        try:
+            self.store.fork(source, new, self.store.get(source).session)
+        except SessionExists:
+            assert new in self.known
+            return
+        except InsufficientStorage:
+            return
+        self._used(source, self.known[source].model)
+        if not self.store.group_commit():
+            assert new not in self.known
+            self.known[new] = replace(self.known[source], used=self.clock.now)
+
+    @rule(which=WHICH)
+    def delete(self, which: int) -> None:
+        key = self._some(which)
+        if key:
+            assert self.store.delete(key)
+            self.store.group_commit()
+            del self.known[key]
+            assert self.store.find(key) is None
+
+    @rule(seconds=st.sampled_from([1.0, 60.0, 120.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.store.run_maintenance()
+
+    @rule(nbytes=st.sampled_from([1000, PAGE, 3 * PAGE]))
+    def need_room(self, nbytes: int) -> None:
+        """What is read and has no room leaves memory, whoever needs that."""
+        for _ in self.store.room_in_steps(min(nbytes, MEMORY), {key for key in self.known if key[1] in "ab"}):
+            pass
+
+    @rule()
+    def restart(self) -> None:
+        """All that may outlive the process does."""
+        for key in list(self.known):
+            self._is_there(key)
+        left = self.store.close(float("inf"))
+        assert not left or self.disk == LITTLE_DISK
+        self._open()
+        for key, known in list(self.known.items()):
+            if known.durability == "memory":
+                assert self.store.find(key) is None
+                del self.known[key]
+            elif self.disk == LITTLE_DISK and known.durability == "spill" and not self.store.find(key):
+                del self.known[key]
+
+    @rule()
+    def crash(self) -> None:
+        """What is acknowledged is there; of others at most a beginning, which is their own."""
+        self.tier.close()
+        self._open()
+        for key, known in list(self.known.items()):
+            entry = self.store.find(key)
+            if entry is None:
+                expired = known.ttl is not None and known.used + known.ttl <= self.clock.now
+                # How lately it was used may have been forgotten.
+                assert known.durability != "ack" or expired or known.ttl is not None, f"{key} is gone"
+                del self.known[key]
+                continue
+            lengths = [length for _, _, length in entry.session.spans()] + [0] * LAYERS
+            if known.durability == "ack":
+                assert lengths[:LAYERS] == [len(layer) for layer in known.model.layers]
+            cut = tuple(layer[:length] for layer, length in zip(known.model.layers, lengths, strict=False))
+            self.known[key] = replace(known, model=replace(known.model, layers=cut), used=entry.last_used)
+
+    @precondition(lambda self: self.known)
+    @invariant()
+    def each_session_holds_its_tokens(self) -> None:
+        for key in list(self.known):
+            if not self._is_there(key):
+                continue
+            model, session = self.known[key].model, self.store.get(key).session
+            for layer in range(session.stored_layers):
+                held = model.held(layer)
+                a, b, start, stop = session.range(None, None, (layer, layer + 1))
+                assert stop == len(model.layers[layer])
+                page = session.read(a, b, min(max(start, held.start), stop), stop, BACKEND)
+                wanted = np.array(model.layers[layer], np.float16)[min(max(start, held.start), stop) :]
+                np.testing.assert_array_equal(numbers_of(page)[0], wanted)
+
+    @invariant()
+    def the_ledgers_count_what_there_is(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        entries = list(self.store._entries.items())
+        pages = {page for _, entry in entries for page in entry.session.all_pages()}
+        here = sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages if page.is_resident)
+        away = sum(EVICTED_PAGE_NBYTES for page in pages if not page.is_resident)
+        assert self.store.memory.stored == sum(metadata_nbytes(entry.session) for _, entry in entries) + here + away
+        assert self.store.memory.stored <= MEMORY
+        assert self.store.memory.reserved == 0
+        names = {key for key, _ in entries} | {("", id_) for id_, _ in self.tier.list_manifests("", "", "", 100)}
+        assert len(self.store) == len(names)
+        below = sum(page_cost(nbytes) for (nbytes,) in self.tier._sql.execute("SELECT nbytes FROM pages"))
+        assert self.tier.used == below + 512 * self.tier.sessions
+        assert self.tier.used <= self.disk
+
+
+TestTiered = Tiered.TestCase
+TestTiered.settings = settings(max_examples=150, stateful_step_count=40, phases=PHASES)

@@ -1,0 +1,204 @@
+"""The token file: whose token it is, what its tenant may have, and reading it again while the service runs."""
+
+import hashlib
+import logging
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from hadakv_service.errors import Unauthorized
+from hadakv_service.tenants.quotas import Quota, QuotaTable
+from hadakv_service.tenants.token_file import TokenFile
+from hadakv_service.testing import RunningService, running_service
+from support.assertions import PACKED, K, V
+from support.contract import MSGPACK, Caller, connect, status_line
+
+
+def line(tenant: str, token: str, *words: str) -> str:
+    return " ".join([f"{tenant}:{hashlib.sha256(token.encode()).hexdigest()}", *words]) + "\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A token file that only its owner may read."""
+    path = tmp_path / "tokens"
+    path.touch(0o600)
+    return path
+
+
+UNCLEAR = {
+    "nothing": "",
+    "only comments": "# nobody\n  # either\n",
+    "no digest": "ann\n",
+    "a token that is not hashed": "ann:secret\n",
+    "half a digest": f"ann:{'0' * 63}\n",
+    "a tenant with a blank": f"ann smith:{'0' * 64}\n",
+    "words that are no quota": line("ann", "one", "colour=red"),
+    "words by themselves": line("ann", "one", "quota"),
+    "a quota of no size": line("ann", "one", "quota=much"),
+    "a negative quota": line("ann", "one", "quota=-1"),
+    "a fraction of a session": line("ann", "one", "sessions=1.5"),
+    "two quotas": line("ann", "one", "quota=1GiB") + line("ann", "two", "quota=2GiB"),
+    "one token for two tenants": line("ann", "one") + line("bob", "one"),
+}
+
+
+@pytest.mark.parametrize("content", UNCLEAR.values(), ids=UNCLEAR)
+def test_a_file_that_is_empty_or_unclear_is_refused(path: Path, content: str) -> None:
+    path.write_text(content, "utf-8")
+
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        TokenFile(path)
+
+
+def test_a_token_is_its_tenants(path: Path) -> None:
+    path.write_text(
+        "# comment\n\n" + line("ann", "one") + "  " + line("bob", "two").upper().replace("BOB", "bob"), "utf-8"
+    )
+    tokens = TokenFile(path)
+
+    assert (tokens.tenant("Bearer one"), tokens.tenant("bearer two")) == ("ann", "bob")
+    digest = hashlib.sha256(b"one").hexdigest()
+    for header in ("", "one", "Bearer", "Bearer ", "Basic one", "Bearer three", "Bearer \xff", f"Bearer {digest}"):
+        with pytest.raises(Unauthorized):
+            tokens.tenant(header)
+
+
+def test_a_tenant_may_have_several_tokens(path: Path) -> None:
+    path.write_text(line("ann", "one") + line("bob", "two") + line("ann", "three"), "utf-8")
+
+    tokens = TokenFile(path)
+
+    assert [tokens.tenant(f"Bearer {token}") for token in ("one", "two", "three")] == ["ann", "bob", "ann"]
+
+
+# Quotas
+
+
+def test_without_a_word_about_it_a_tenant_has_the_default_quota(path: Path) -> None:
+    path.write_text(line("ann", "one"), "utf-8")
+    quotas = QuotaTable(Quota(1000, 10))
+
+    TokenFile(path, quotas)
+
+    assert quotas.quota("ann") == quotas.quota("nobody") == quotas.quota("") == Quota(1000, 10)
+
+
+def test_a_tenants_quota_is_what_its_lines_say_and_else_the_default(path: Path) -> None:
+    path.write_text(
+        line("ann", "one", "quota=4GiB", "sessions=1000")
+        + line("bob", "two", "sessions=0")
+        + line("cat", "three", "quota=none")
+        + line("dan", "four", "quota=1MiB")
+        + line("dan", "five", "sessions=5")
+        + line("dan", "six", "quota=1048576"),
+        "utf-8",
+    )
+    quotas = QuotaTable(Quota(500, 50))
+
+    TokenFile(path, quotas)
+
+    assert quotas.quota("ann") == Quota(4 << 30, 1000)
+    assert quotas.quota("bob") == Quota(500, 0)
+    assert quotas.quota("cat") == Quota(None, 50)
+    assert quotas.quota("dan") == Quota(1 << 20, 5)
+
+
+# Reading it again
+
+
+def test_reading_again_takes_on_new_tokens_and_quotas_and_forgets_old_ones(path: Path) -> None:
+    path.write_text(line("ann", "one", "quota=1") + line("bob", "two", "quota=2"), "utf-8")
+    quotas = QuotaTable()
+    tokens = TokenFile(path, quotas)
+
+    path.write_text(line("ann", "new") + line("bob", "two", "quota=3"), "utf-8")
+    tokens.reload()
+
+    assert (tokens.tenant("Bearer new"), tokens.tenant("Bearer two")) == ("ann", "bob")
+    with pytest.raises(Unauthorized):
+        tokens.tenant("Bearer one")
+    assert (quotas.quota("ann"), quotas.quota("bob")) == (Quota(), Quota(3))
+
+
+@pytest.mark.parametrize("content", ["", "ann:nonsense\n", line("ann", "new") + "bob\n", None])
+def test_a_file_that_cannot_be_used_is_refused_and_the_old_tokens_stay(
+    path: Path, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(line("ann", "one", "sessions=1"), "utf-8")
+    quotas = QuotaTable()
+    tokens = TokenFile(path, quotas)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content, "utf-8")
+
+    tokens.reload()
+
+    assert (tokens.tenant("Bearer one"), quotas.quota("ann")) == ("ann", Quota(None, 1))
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert str(path) in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o602, True)]
+)
+def test_a_file_open_to_others_is_warned_of(
+    path: Path, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(line("ann", "one"), "utf-8")
+    path.chmod(mode)
+
+    TokenFile(path)
+
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * warned
+
+
+# The signal
+
+
+def hang_up(service: RunningService, log: Path, word: str) -> None:
+    """Send the signal, and wait until the log has that word once more than before."""
+    before = log.read_text("utf-8").count(word)
+    service.process.send_signal(signal.SIGHUP)
+    for _ in range(100_000):
+        if log.read_text("utf-8").count(word) > before:
+            return
+        os.sched_yield()
+    raise AssertionError(f"the log never said {word!r}")
+
+
+def test_hanging_up_reads_the_file_again_and_disturbs_nobody(path: Path, tmp_path: Path) -> None:
+    path.write_text(line("ann", "one"), "utf-8")
+    log = tmp_path / "log"
+    head = (
+        f"POST /sessions/a/kv HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer one\r\nContent-Type: {MSGPACK}\r\n"
+    )
+
+    with (
+        log.open("w") as into,
+        running_service("--token-file", str(path), log=into) as service,
+        connect(service.url) as under_way,
+        Caller(service.url, "one") as ann,
+        Caller(service.url, "two") as bob,
+    ):
+        under_way.sendall(f"{head}Content-Length: {len(PACKED)}\r\n\r\n".encode() + PACKED[:100])
+        before = [ann.get("/sessions").status, bob.get("/sessions").status]
+        path.write_text(line("bob", "two"), "utf-8")
+        hang_up(service, log, "was read again")
+        after = [ann.get("/sessions").status, bob.get("/sessions").status]
+        under_way.sendall(PACKED[100:])
+        answered = status_line(under_way)
+        path.write_text("nonsense", "utf-8")
+        hang_up(service, log, "stay in force")
+        still = [ann.get("/sessions").status, bob.append("b", K, V).status]
+
+    assert before == [200, 401]
+    assert after == [401, 200]
+    assert answered == b"HTTP/1.1 201 Created"
+    assert still == [401, 201]
+    assert service.process.returncode == 0
