@@ -6,7 +6,6 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.lifecycle.test_startup import run
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -28,6 +27,7 @@ from hadakv_service.server.tls import tls_context
 from hadakv_service.settings import Settings
 from hadakv_service.testing import RunningService, running_service
 from support.contract import MSGPACK, append_body
+from support.program import run
 
 LARGE = np.random.default_rng(6).standard_normal((4, 8, 1024, 128)).astype(np.float16)
 BODY: bytes = msgpack.packb(append_body(LARGE[:, :, :300], LARGE[:, :, :300]))

@@ -7,29 +7,9 @@ import pytest
 
 from hadakv_service.testing import running_service
 from support.contract import Caller, append_body, connect
+from support.failing_backend import PROGRAM
 
-# Decodes nothing, and encodes nothing of 13 tokens.
-FAILING = """
-from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.__main__ import main
-
-encode = CpuBackend.encode
-
-def decode_or_fail(self, *_, **__):
-    raise RuntimeError("out of order")
-
-def encode_or_fail(self, streams):
-    if any(stream.x.shape[-2] == 13 for stream in streams):
-        raise RuntimeError("out of order")
-    return encode(self, streams)
-
-CpuBackend.decode, CpuBackend.encode = decode_or_fail, encode_or_fail
-main()
-"""
 K = np.ones((1, 1, 13, 64), np.float16)
-
-
-PROGRAM = ("-c", FAILING)
 
 
 def test_a_failure_is_answered_with_a_problem_and_changes_nothing() -> None:

@@ -1,7 +1,6 @@
 """A page that is not what was written: every session that has it says so from then on, and the log says which."""
 
 import sqlite3
-from http.lifecycle.test_restart import K, V, holds, service
 from pathlib import Path
 
 import msgspec
@@ -14,6 +13,7 @@ from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import running_service
 from support.arrays import pair
 from support.contract import Caller
+from support.restarted_service import K, V, holds, service
 from support.sized_sessions import ANN, BACKEND, append
 
 MORE = pair(2, 2, 3)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from http.lifecycle.test_restart import K, V, holds, service
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from hadakv_service.storage.disk.sqlite_file import FILE, open_database
 from hadakv_service.testing import running_service
 from support.arrays import pair
 from support.contract import Caller, stream
+from support.restarted_service import K, V, holds, service
 
 NOBODY = 65534
 

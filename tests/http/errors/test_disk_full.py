@@ -1,7 +1,6 @@
 """A disk that is full, or gone: the refusal says what is full, the log what to do, and readiness that it is so."""
 
 import shutil
-from http.lifecycle.test_restart import K, V, holds, service
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from hadakv_service.errors import InsufficientStorage
 from hadakv_service.storage.disk import sqlite_store
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
+from support.restarted_service import K, V, holds, service
 from support.sized_sessions import ANN, BACKEND, append
 
 MEMORY = 1 << 20

@@ -1,11 +1,8 @@
 """Starting the service as a program: what it says, and what it refuses."""
 
-import os
 import plistlib
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -18,16 +15,9 @@ from hadakv_service.settings import Settings, is_loopback, users_data_directory
 from hadakv_service.testing import running_service
 from support.backends import GPUS_HERE
 from support.contract import Caller
+from support.program import run
 
-PROGRAM = [sys.executable, "-m", "hadakv_service"]
 AGENT = Path(__file__).parents[3] / "service" / "launchd" / "dev.hadakv.service.plist"
-
-
-def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program to its end."""
-    return subprocess.run(
-        [*PROGRAM, *flags], capture_output=True, text=True, timeout=60, env=os.environ | environment, check=False
-    )
 
 
 def test_help_tells_every_setting_and_its_default() -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 from datetime import UTC, datetime
-from http.errors.test_backend_failures import PROGRAM as FAILING
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from hadakv_service.testing import running_service
 from support.assertions import PACKED, K, V
 from support.contract import MSGPACK, Caller, append_body, connect, status_line
+from support.failing_backend import PROGRAM as FAILING
 from support.prometheus import eventually, scrape
 
 KV = "/sessions/{id}/kv"

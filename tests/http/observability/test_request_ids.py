@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.errors.test_backend_failures import PROGRAM as FAILING
 from pathlib import Path
 
 import msgpack
@@ -15,6 +14,7 @@ from hadakv_service.testing import RunningService, running_service
 from support.assertions import PACKED, K, V
 from support.blocked_device import HELD
 from support.contract import MSGPACK, Caller, append_body, connect
+from support.failing_backend import PROGRAM as FAILING
 from support.prometheus import eventually, scrape
 
 HEADER = "x-request-id"

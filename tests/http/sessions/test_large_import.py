@@ -1,6 +1,5 @@
 """Files of sessions larger than memory: they go past it."""
 
-from http.lifecycle.test_restart import service
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from hadakv_kernels import Codec
 from support.arrays import pair
 from support.contract import Caller
+from support.restarted_service import service
 from support.session_files import exported, imported
 
 K, V = pair(4, 2, 3000)

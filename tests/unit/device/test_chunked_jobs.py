@@ -56,20 +56,20 @@ class Long(ChunkedJob[list[Encoded]]):
         self._notes = notes
         self._fails = fails
 
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         assert batch == frozenset([self.key])
         self._step("begin")
         return self.streams
 
-    def finish(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        return run_to_completion(self.finish_in_steps(encoded))
+    def complete(self, encoded: Sequence[Encoded]) -> list[Encoded]:
+        return run_to_completion(self.complete_chunked(encoded))
 
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, list[Encoded]]:
+    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, list[Encoded]]:
         yield
         self._step("finish")
         return list(encoded)
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         self._notes.append(f"{self.key} abandon")
 
     def _step(self, step: str) -> None:
@@ -143,7 +143,7 @@ def test_others_have_their_turn_between_steps_but_none_of_the_same_key() -> None
 
 def test_what_runs_between_steps_is_told_the_key_of_the_long_job() -> None:
     class Told(FunctionJob[None]):
-        def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+        def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
             self.batch = batch
             return ()
 
@@ -199,7 +199,7 @@ def test_who_finds_no_room_beside_a_long_job_tries_again_after_it() -> None:
     notes: list[str] = []
 
     class Crowded(FunctionJob[None]):
-        def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+        def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
             notes.append(f"{len(batch)} under way")
             if len(batch) > 1:
                 raise InsufficientStorage("no room", needed=1, budget=0)

@@ -54,7 +54,7 @@ class Noted:
     holds: bool = False
     batch: Collection[Hashable] = ()
 
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         self.batch = batch
         self._step("begin")
         self.entered.set()
@@ -62,11 +62,11 @@ class Noted:
             assert self.gate.wait(30)
         return [stream(number) for number in self.numbers]
 
-    def finish(self, encoded: Sequence[Encoded]) -> list[Encoded]:
+    def complete(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         self._step("finish")
         return list(encoded)
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         self.notes.append(f"{self.name} abandon")
 
     def _step(self, step: str) -> None:

@@ -24,10 +24,10 @@ class Watching:
         self.told: list[BatchTimings] = []
         self._numbers = count()
 
-    def asked(self) -> int:
+    def on_enqueue(self) -> int:
         return next(self._numbers)
 
-    def done(self, work: BatchTimings) -> None:
+    def on_batch_done(self, work: BatchTimings) -> None:
         self.told.append(work)
 
 
@@ -41,31 +41,31 @@ class Long(ChunkedJob[int]):
         self._steps = steps
         self._fails = fails
 
-    def begin(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002
+    def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002
         if self._fails:
             raise ValueError
         return [Stream(np.ones((4, 64), np.float32), SPEC)] * 2
 
-    def finish(self, encoded: Sequence[Encoded]) -> int:
-        return run_to_completion(self.finish_in_steps(encoded))
+    def complete(self, encoded: Sequence[Encoded]) -> int:
+        return run_to_completion(self.complete_chunked(encoded))
 
-    def finish_in_steps(self, encoded: Sequence[Encoded]) -> Generator[None, None, int]:
+    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, int]:
         for _ in range(self._steps):
             yield
         return len(encoded)
 
-    def abandon(self) -> None:
+    def roll_back(self) -> None:
         """Nothing to undo."""
 
 
 class Crowded(Noted):
     """Finds no room the first time."""
 
-    def begin(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
+    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         if not self.batch:
             self.batch = batch
             raise InsufficientStorage("full")
-        return super().begin(batch)
+        return super().prepare(batch)
 
 
 def observed(*jobs: Any) -> list[BatchTimings]:

@@ -84,16 +84,16 @@ class Peer:
     ended: bool = False
     refusals: list[ServiceError] = field(default_factory=list)
 
-    def is_free(self) -> bool:
+    def is_idle(self) -> bool:
         return self.free and not self.ended
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """Nothing is late."""
 
     def end(self) -> None:
         self.ended = True
 
-    def refuse(self, error: ServiceError) -> None:
+    def reject(self, error: ServiceError) -> None:
         self.refusals.append(error)
 
 

@@ -1,7 +1,5 @@
 """What a tenant may have, as it is in force, and how a client is told that it is too little."""
 
-from http.lifecycle.test_startup import run
-
 import msgspec
 import pytest
 
@@ -10,6 +8,7 @@ from hadakv_client.problems import problem
 from hadakv_service import errors
 from hadakv_service.problem_details import problem_response
 from hadakv_service.tenants.quotas import Quota, QuotaTable
+from support.program import run
 
 
 def test_a_quota_is_what_is_in_force_at_that_moment() -> None:

@@ -1,0 +1,22 @@
+"""A service whose backend fails on purpose."""
+
+# Decodes nothing, and encodes nothing of 13 tokens.
+FAILING = """
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.__main__ import main
+
+encode = CpuBackend.encode
+
+def decode_or_fail(self, *_, **__):
+    raise RuntimeError("out of order")
+
+def encode_or_fail(self, streams):
+    if any(stream.x.shape[-2] == 13 for stream in streams):
+        raise RuntimeError("out of order")
+    return encode(self, streams)
+
+CpuBackend.decode, CpuBackend.encode = decode_or_fail, encode_or_fail
+main()
+"""
+
+PROGRAM = ("-c", FAILING)

@@ -1,0 +1,32 @@
+"""A service on a data directory, started again and again, and the tokens that tests store in it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from hadakv_kernels import Codec
+from hadakv_service.testing import running_service
+from support.arrays import pair
+from support.contract import Caller, stream
+
+CODEC = Codec()
+K, V = pair(2, 2, 300)
+
+
+@contextmanager
+def service(directory: Path, *flags: str, kill: bool = False) -> Iterator[Caller]:
+    """A service on that directory, ended in order or killed."""
+    with running_service("--data-dir", str(directory), "--disk-budget", "1GiB", *flags) as running:
+        with Caller(running.url) as caller:
+            yield caller
+        if kill:
+            running.process.kill()
+
+
+def holds(caller: Caller, session: str, tokens: int = 300) -> bool:
+    """Whether a session has exactly the first tokens of K and V."""
+    body = caller.read(session)
+    wanted = [stream(np.ascontiguousarray(x[:, :, :tokens]), CODEC) for x in (K, V)]
+    return body["length"] == tokens and [body["k"], body["v"]] == wanted
