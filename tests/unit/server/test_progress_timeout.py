@@ -79,7 +79,7 @@ def test_after_a_rest_time_begins_anew() -> None:
 class Peer:
     """A connection, as the watch sees one."""
 
-    heard: float
+    last_activity: float
     free: bool = True
     ended: bool = False
     refusals: list[ServiceError] = field(default_factory=list)
@@ -132,7 +132,7 @@ def test_who_was_heard_longest_ago_makes_room() -> None:
     for _ in range(7):
         before = list(peers)
         door.admit()
-        left += [peer.heard for peer in before if peer.ended]
+        left += [peer.last_activity for peer in before if peer.ended]
 
     assert left == [1, 2, 3, 4, 5, 1000, 1001]
 
@@ -143,7 +143,7 @@ def test_nobody_makes_room_who_was_heard_again_or_has_a_request_under_way() -> N
     door = Door(peers, most=4)
 
     door.admit()
-    again.heard = 5000
+    again.last_activity = 5000
     door.admit()
 
     assert [peer.ended for peer in (busy, first, again, last)] == [False, True, False, True]
@@ -155,4 +155,4 @@ def test_where_nobody_can_go_the_newcomer_is_told() -> None:
     newcomer = Door(peers, most=2).admit()
 
     assert [type(error) for error in newcomer.refusals] == [Busy]
-    assert [peer.heard for peer in peers] == [1, 2]
+    assert [peer.last_activity for peer in peers] == [1, 2]
