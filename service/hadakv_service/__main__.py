@@ -54,7 +54,7 @@ class _Server(Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
             app = self.config.app
-            grace = self._service.settings.grace
+            grace = self._service.settings.shutdown_timeout
             app.state.ends_at = time.monotonic() + 0.9 * grace  # type: ignore[union-attr]  # it is ours
             # Whatever hangs, in a driver say: what is on disk is whole at any moment, the rest was promised to nobody.
             threading.Thread(target=_end_after, args=(grace,), daemon=True).start()
@@ -119,7 +119,7 @@ def main() -> None:
         # Clients such as httpx keep idle connections for a while; closing first would break their next request.
         timeout_keep_alive=75,
         # A sender that has stalled must not keep the service from stopping, nor from writing what it has.
-        timeout_graceful_shutdown=max(1, int(settings.grace / 2)),
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_timeout / 2)),
     )
     # Uvicorn raises the signal that stopped it once more at the end; then this ends the process in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -64,7 +64,7 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
     tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
     quotas = QuotaTable(Quota(tenant_nbytes, settings.tenant_sessions))
     store = _store(settings, backend, quotas)
-    device = DeviceExecutor(backend, settings.queue, tracing.observe_device(work, traces), store.group_commit)
+    device = DeviceExecutor(backend, settings.max_queued_jobs, tracing.observe_device(work, traces), store.group_commit)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -73,7 +73,7 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
         yield {RECORD_REJECTED: witness.record_rejected}
         tending.cancel()
         # Half of what was given for it may have gone to requests under way.
-        until = getattr(app.state, "ends_at", time.monotonic() + settings.grace / 2)
+        until = getattr(app.state, "ends_at", time.monotonic() + settings.shutdown_timeout / 2)
         device.stop(lambda: close_store(store, until))
         witness.flush()
         if traces:
@@ -98,7 +98,7 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
             [MemoryTierGauges(store), *([DiskTierGauges(store)] if store.disk.budget else [])],
         )
     )
-    bodies = BodyReader(int(settings.max_body), settings.max_receiving)
+    bodies = BodyReader(int(settings.max_body), settings.max_body_memory)
     durability = settings.durability if store.disk.budget else "memory"
     new = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
     app.state.context = AppState(settings, backend, store, device, bodies, new, tally, told)

@@ -93,7 +93,7 @@ class SessionNotFound(ServiceError):
 class SessionCorrupt(ServiceError):
     """What is stored of the session is not what was written; only deleting it helps."""
 
-    status, slug, title = 410, "session-damaged", "The session is damaged"
+    status, slug, title = 410, "session-corrupt", "The session is damaged"
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"{detail} Delete the session and send it again.")
@@ -177,7 +177,7 @@ class InvalidRequest(ServiceError):
 class ResponseTooLarge(InvalidRequest):
     """What is asked for would not fit one answer; `limit` is the most it may have."""
 
-    slug, title = "answer-too-large", "The answer would be too large"
+    slug, title = "response-too-large", "The answer would be too large"
 
     def __init__(self, field: str, nbytes: int, limit: int) -> None:
         super().__init__([(field, f"asks for {nbytes} bytes, an answer may have at most {limit}; ask for less")])
@@ -222,7 +222,7 @@ class Busy(ServiceError):
 class StorageUnavailable(ServiceError):
     """The tier below memory cannot be read or written now; nothing was changed."""
 
-    status, slug, title = 503, "tier-unavailable", "The tier below memory is not available"
+    status, slug, title = 503, "storage-unavailable", "The tier below memory is not available"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Retry-After": "5"})
@@ -234,7 +234,7 @@ class ShuttingDown(ServiceError):
     It has no Retry-After, as to send again what was carried out may be to do it twice.
     """
 
-    status, slug, title = 503, "ending", "The service is ending"
+    status, slug, title = 503, "shutting-down", "The service is ending"
 
     def __init__(self) -> None:
         super().__init__("The service ended before this was answered; it may have been carried out.")

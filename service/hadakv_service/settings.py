@@ -80,8 +80,8 @@ class Settings(BaseSettings):
         None, description="Bytes that sessions may take, for example 4GiB; default: half of what the device can hold."
     )
     max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body or range read, for example 1GiB.")
-    queue: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256
-    max_receiving: Annotated[ByteSize, Field(ge=0)] | None = Field(
+    max_queued_jobs: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256
+    max_body_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
         None, description="Bytes of bodies that may be on their way in at once; default: two of the largest."
     )
     max_head: Annotated[ByteSize, Field(ge=1024)] = Field(
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         description="What outlives the process of sessions that do not say: nothing; what had no room in memory, and "
         "all after an orderly end; or all that was ever answered.",
     )
-    grace: Annotated[float, Field(gt=0, description="Seconds to end in when told to.")] = 30.0
+    shutdown_timeout: Annotated[float, Field(gt=0, description="Seconds to end in when told to.")] = 30.0
     token_file: Path | None = Field(
         None, description="Lines 'tenant:sha256 of token in hex'; when given, every call needs a token."
     )
@@ -142,8 +142,8 @@ class Settings(BaseSettings):
     def _refuse_what_does_not_go_together(self) -> Self:
         if self.tls_cert is None and (self.tls_key or self.tls_key_password_file):
             raise ValueError("--tls-key and --tls-key-password-file need --tls-cert")
-        if self.max_receiving is not None and self.max_receiving < self.max_body:
-            raise ValueError("--max-receiving must have room for a body of --max-body")
+        if self.max_body_memory is not None and self.max_body_memory < self.max_body:
+            raise ValueError("--max-body-memory must have room for a body of --max-body")
         if self.durability == "ack" and self.disk_budget == 0:
             raise ValueError("durability ack needs a disk budget")
         return self

@@ -92,7 +92,7 @@ class Rounds:
         budget = self._used + plan.rng("budget").randrange(1 << 20) if plan.kind == "budget" else 1 << 30
         memory = plan.rng("memory").choice(MEMORY)
         flags = ["--data-dir", str(data), "--disk-budget", str(budget), "--memory-budget", memory]
-        flags += ["--grace", str(GRACE_SECONDS), *FLAGS]
+        flags += ["--shutdown-timeout", str(GRACE_SECONDS), *FLAGS]
         environment = {}
         if self._interposed:
             self._interposed.disarm()

@@ -111,7 +111,7 @@ def test_a_session_whose_deletion_could_not_be_synced_is_still_there(place: Plac
     with place.service("--durability", "ack") as caller:
         append(caller, "a", 0, 300)
         place.interposed.arm(Action.FAIL, {Call.SYNC}, error=errno.EIO, times=ALWAYS)
-        caller.delete("/sessions/a").problem(503, "tier-unavailable")
+        caller.delete("/sessions/a").problem(503, "storage-unavailable")
         assert tokens(caller, "a") == 300
 
     with place.service() as caller:

@@ -67,7 +67,7 @@ def test_callers_are_told_to_come_back_while_too_many_requests_are_under_way(ses
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[RunningService]:
     """A service that takes in bodies of 1 MiB, all together."""
-    with running_service("--max-body", str(MOST), "--max-receiving", str(MOST)) as service:
+    with running_service("--max-body", str(MOST), "--max-body-memory", str(MOST)) as service:
         yield service
 
 

@@ -22,7 +22,7 @@ LARGE: bytes = msgpack.packb(append_body(*[np.ones((2, 4, 300, 128), np.float16)
 def hasty() -> Iterator[RunningService]:
     """A service that waits half a second for anything, and takes heads of 2 KiB."""
     flags = ("--header-seconds", "0.5", "--body-seconds", "0.5", "--max-head", "2KiB")
-    with running_service(*flags, "--max-body", "64MiB", "--max-receiving", "64MiB") as service:
+    with running_service(*flags, "--max-body", "64MiB", "--max-body-memory", "64MiB") as service:
         yield service
 
 

@@ -36,20 +36,20 @@ def damaged(tmp_path: Path) -> Path:
 
 def test_an_export_of_a_damaged_session_is_refused_before_it_begins(damaged: Path) -> None:
     with service(damaged) as caller:
-        caller.get("/sessions/a/export").problem(410, "session-damaged")
+        caller.get("/sessions/a/export").problem(410, "session-corrupt")
         assert caller.get("/sessions/c/export").status == 200
 
 
 def test_once_damage_was_found_nothing_goes_on_with_the_session_or_its_forks(damaged: Path) -> None:
     with service(damaged, "--durability", "ack") as caller:
-        caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        caller.get("/sessions/a/kv").problem(410, "session-corrupt")
 
         for id_ in ("a", "b"):
-            caller.append(id_, *MORE).problem(410, "session-damaged")
-            caller.get(f"/sessions/{id_}").problem(410, "session-damaged")
-            caller.put(f"/sessions/{id_}", {}).problem(410, "session-damaged")
-            caller.post(f"/sessions/{id_}/truncate", {"length": 1}).problem(410, "session-damaged")
-            caller.post(f"/sessions/{id_}/fork", {"id": "d"}).problem(410, "session-damaged")
+            caller.append(id_, *MORE).problem(410, "session-corrupt")
+            caller.get(f"/sessions/{id_}").problem(410, "session-corrupt")
+            caller.put(f"/sessions/{id_}", {}).problem(410, "session-corrupt")
+            caller.post(f"/sessions/{id_}/truncate", {"length": 1}).problem(410, "session-corrupt")
+            caller.post(f"/sessions/{id_}/fork", {"id": "d"}).problem(410, "session-corrupt")
             assert caller.delete(f"/sessions/{id_}").status == 204
             assert caller.append(id_, K, V).status == 201
             assert holds(caller, id_)
@@ -58,7 +58,7 @@ def test_once_damage_was_found_nothing_goes_on_with_the_session_or_its_forks(dam
 
 def test_a_damaged_id_is_taken_for_those_who_would_have_it(damaged: Path) -> None:
     with service(damaged) as caller:
-        caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        caller.get("/sessions/a/kv").problem(410, "session-corrupt")
         file = caller.get("/sessions/c/export").content
 
         caller.post("/sessions/c/fork", {"id": "a"}).problem(409, "session-exists")
@@ -67,11 +67,11 @@ def test_a_damaged_id_is_taken_for_those_who_would_have_it(damaged: Path) -> Non
 
 def test_damage_is_known_to_a_session_that_left_memory_and_comes_back(damaged: Path) -> None:
     with service(damaged, "--memory-budget", "2MiB") as caller:
-        caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        caller.get("/sessions/a/kv").problem(410, "session-corrupt")
         for i in range(40):
             assert caller.append(f"other-{i}", K, V).status == 201
 
-        caller.append("b", *MORE).problem(410, "session-damaged")
+        caller.append("b", *MORE).problem(410, "session-corrupt")
 
 
 def test_the_log_names_the_sessions_once_and_the_request(damaged: Path, tmp_path: Path) -> None:

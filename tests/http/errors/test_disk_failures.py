@@ -70,7 +70,7 @@ def test_a_damaged_session_says_so_and_the_others_go_on(tmp_path: Path, statemen
     change(tmp_path, statement.replace("1", str(first)) if "= 1" in statement else statement)
 
     with service(tmp_path) as caller:
-        problem = caller.get("/sessions/a/kv").problem(410, "session-damaged")
+        problem = caller.get("/sessions/a/kv").problem(410, "session-corrupt")
         assert "Delete the session" in problem["detail"]
         assert holds(caller, "b")
         assert caller.append("c", K, V).status == 201

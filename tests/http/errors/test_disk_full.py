@@ -75,6 +75,6 @@ def test_a_service_whose_directory_was_taken_away_is_not_ready(tmp_path: Path, a
             directory.mkdir()
             (directory / sqlite_store.FILE).touch()
 
-        caller.get("/readyz").problem(503, "tier-unavailable")
+        caller.get("/readyz").problem(503, "storage-unavailable")
         caller.append("a", K, V).problem(507, "insufficient-storage")
         assert holds(caller, "a")

@@ -85,7 +85,7 @@ def test_a_read_that_asks_for_more_than_a_body_may_have_is_refused(small: Runnin
 
         answer = caller.get(f"/sessions/{session}/kv", form="float32")
 
-        assert answer.problem(422, "answer-too-large")["limit"] == MAX_BODY
+        assert answer.problem(422, "response-too-large")["limit"] == MAX_BODY
         assert caller.get(f"/sessions/{session}/kv", form="float32", stop=20).status == 200
 
 
@@ -207,7 +207,7 @@ def test_callers_are_told_to_come_back_while_the_queue_is_full() -> None:
                 else:
                     others.add(answer.status)
 
-    with running_service("--queue", "1") as service:
+    with running_service("--max-queued-jobs", "1") as service:
         threads = [threading.Thread(target=encode_until_somebody_was_refused, args=(service.url,)) for _ in range(8)]
         for thread in threads:
             thread.start()

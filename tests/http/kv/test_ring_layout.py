@@ -53,4 +53,4 @@ def test_a_ring_larger_than_any_answer_is_refused_before_it_is_made(caller: Call
 
     refused = caller.get(f"/sessions/{session}/kv", layout="ring")
 
-    assert refused.problem(422, "answer-too-large")["errors"][0]["field"] == "layout"
+    assert refused.problem(422, "response-too-large")["errors"][0]["field"] == "layout"

@@ -104,7 +104,7 @@ def test_a_sender_that_is_not_done_when_the_time_is_up_is_told_so(tmp_path: Path
     about = f"Content-Type: {MSGPACK}\r\nContent-Length: 9000000"
     head = f"POST /sessions/a/kv HTTP/1.1\r\nHost: localhost\r\n{about}\r\n\r\n"
     with (tmp_path / "log").open("w+") as log:
-        with running_service("--grace", "2", "--log-format", "json", "--access-log", log=log) as service:
+        with running_service("--shutdown-timeout", "2", "--log-format", "json", "--access-log", log=log) as service:
             with connect(service.url) as connection:
                 connection.sendall(head.encode() + bytes(1 << 20))
                 assert httpx.get(f"{service.url}/healthz").status_code == 200, "what was sent before has arrived"

@@ -35,7 +35,7 @@ def test_help_tells_every_setting_and_its_default() -> None:
 def test_launchd_waits_for_longer_than_the_service_takes_to_end() -> None:
     agent = plistlib.loads(AGENT.read_bytes())
 
-    assert agent["ExitTimeOut"] > Settings.model_fields["grace"].default
+    assert agent["ExitTimeOut"] > Settings.model_fields["shutdown_timeout"].default
 
 
 def test_the_startup_line_tells_version_backend_address_and_budget() -> None:
@@ -69,7 +69,7 @@ BAD_VALUES = {
     "a budget that is no size": (("--memory-budget", "much"), "memory_budget"),
     "a negative budget": (("--memory-budget", "-1"), "memory_budget"),
     "a body of no size": (("--max-body", "-5"), "max_body"),
-    "a queue of nobody": (("--queue", "0"), "queue"),
+    "an empty queue": (("--max-queued-jobs", "0"), "max_queued_jobs"),
     "no threads": (("--threads", "0"), "threads"),
     "a ttl of 0": (("--ttl-seconds", "0"), "ttl_seconds"),
     "an endless ttl": (("--ttl-seconds", "inf"), "ttl_seconds"),
@@ -111,7 +111,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     for flags, message in (
         (["--tls-key", "key.pem"], "need --tls-cert"),
         (["--tls-key-password-file", "password"], "need --tls-cert"),
-        (["--max-body", "2MiB", "--max-receiving", "1MiB"], "room for a body of --max-body"),
+        (["--max-body", "2MiB", "--max-body-memory", "1MiB"], "room for a body of --max-body"),
     ):
         with pytest.raises(ValidationError, match=message):
             CliApp.run(Settings, cli_args=flags)
@@ -156,10 +156,10 @@ def test_a_flag_there_is_not_is_refused_with_its_name() -> None:
 
 
 def test_a_bad_environment_is_refused_in_one_line() -> None:
-    finished = run(HADAKV_QUEUE="none")
+    finished = run(HADAKV_MAX_QUEUED_JOBS="none")
 
     assert finished.returncode == 1
-    assert re.fullmatch(r"hadakv: queue: .+\n", finished.stderr)
+    assert re.fullmatch(r"hadakv: max_queued_jobs: .+\n", finished.stderr)
 
 
 def test_insecure_lets_the_service_bind_beyond_loopback() -> None:

@@ -68,7 +68,7 @@ def test_what_waits_for_the_device_is_told_while_it_works(tmp_path: Path) -> Non
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     queued = ("hadakv_device_queue_jobs", "")
-    flags = ("--backend", "cpu", "--queue", "4")
+    flags = ("--backend", "cpu", "--max-queued-jobs", "4")
 
     with running_service(*flags, program=("-c", HELD, str(gate))) as service, ThreadPoolExecutor(8) as pool:
 

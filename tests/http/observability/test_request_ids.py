@@ -131,7 +131,7 @@ def test_a_full_queue_names_the_request(tmp_path: Path) -> None:
     os.mkfifo(gate)
 
     with (
-        running_service("--backend", "cpu", "--queue", "1", program=("-c", HELD, str(gate))) as service,
+        running_service("--backend", "cpu", "--max-queued-jobs", "1", program=("-c", HELD, str(gate))) as service,
         ThreadPoolExecutor() as pool,
         Caller(service.url) as first,
         Caller(service.url) as second,

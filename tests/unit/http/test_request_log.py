@@ -139,7 +139,7 @@ def test_an_answer_that_breaks_off_for_a_reason_is_counted_and_logged_as_that(ca
 
 
 @pytest.mark.parametrize(
-    ("app", "slug", "again"), [(be_cancelled_while_receiving, "busy", True), (be_cancelled, "ending", False)]
+    ("app", "slug", "again"), [(be_cancelled_while_receiving, "busy", True), (be_cancelled, "shutting-down", False)]
 )
 def test_only_who_the_end_of_the_service_kept_from_sending_all_is_told_to_come_again(
     app: Any, slug: str, again: bool
