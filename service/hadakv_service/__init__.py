@@ -1,4 +1,4 @@
-"""The service: sessions of compressed KV pages behind HTTP."""
+"""HTTP service that stores sessions of compressed KV pages."""
 
 from importlib.metadata import version
 

@@ -6,14 +6,15 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ByteSize, ValidationError
-from pydantic_settings import CliApp
 
 from hadakv_kernels import BackendUnavailable
 from hadakv_service import __version__
@@ -24,12 +25,12 @@ from hadakv_service.observability.tracing import provider_from_environment
 from hadakv_service.server.malloc import keep_memory
 from hadakv_service.server.server import Server
 from hadakv_service.server.tls import tls_context
-from hadakv_service.settings import Settings
+from hadakv_service.settings import parse_settings
 from hadakv_service.storage.disk.interface import DiskStoreError
 from hadakv_service.tenants.token_file import TokenFile
 
 log = logging.getLogger(__name__)
-# As shells have it for who was interrupted.
+# Exit status that shells use for an interrupted process.
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -78,25 +79,36 @@ class _Server(Server):
 
 def _end_after(seconds: float) -> None:
     time.sleep(seconds)
-    log.error("did not end within %g seconds; ending now", seconds)
+    log.error("shutdown not finished after %g seconds: exiting now", seconds)
     os._exit(1)
 
 
 def startup_line(service: AppState, address: str) -> str:
-    """Version, backend, address and budget in one line."""
-    budget = ByteSize(service.store.memory.limit).human_readable()
-    backend, tier = service.backend, service.store.disk
-    below = f"disk budget {ByteSize(tier.budget).human_readable()}" if tier.budget else "nothing on disk"
+    """Return one line with the version, backend, address and budgets."""
+    memory = ByteSize(service.store.memory.limit).human_readable()
+    backend, disk = service.backend, service.store.disk
+    disk_budget = f"disk budget {ByteSize(disk.budget).human_readable()}" if disk.budget else "disk disabled"
     return (
-        f"hadakv {__version__}: {backend.name} backend ({backend.detail}), {address}, memory budget {budget}, {below}"
+        f"hadakv {__version__}: {backend.name} backend ({backend.detail}), {address}, "
+        f"memory budget {memory}, {disk_budget}"
     )
 
 
 def main() -> None:
-    """Read the settings, make the app, serve until told to stop."""
+    """Read the settings, build the app, and serve until a signal arrives."""
+    app, config = _prepare()
+    _set_signal_handlers(reloads_tokens=app.state.tokens is not None)
     try:
-        settings = CliApp.run(Settings)
-        logging_config.configure(settings.log_level, settings.log_form)
+        _Server(config, app.state.context, app.state.tokens).run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _prepare() -> tuple[FastAPI, uvicorn.Config]:
+    """Build the app and the configuration of its server, or exit with the reason in one line."""
+    try:
+        settings = parse_settings()
+        logging_config.configure(settings.log_level, settings.effective_log_format)
         keep_memory()
         app = create_app(settings, traces=provider_from_environment())
         tls = tls_context(settings) if settings.tls_cert else None
@@ -105,33 +117,37 @@ def main() -> None:
         sys.exit(f"hadakv: {reasons}")
     except (BackendUnavailable, DiskStoreError, ValueError, OSError) as error:
         sys.exit(f"hadakv: {error}")
-    config = uvicorn.Config(
+    return app, _server_config(app, tls, settings.shutdown_timeout)
+
+
+def _server_config(app: FastAPI, tls: ssl.SSLContext | None, shutdown_timeout: float) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         loop="uvloop",
-        # Where it listens, and with which protocol, is the listener's matter.
+        # The server chooses the address and the protocol itself.
         ssl_context_factory=(lambda *_: tls) if tls else None,
-        # Its loggers hand on to ours.
+        # uvicorn's loggers propagate to the root logger.
         log_config=None,
         access_log=False,
         log_level="warning",
         server_header=False,
         proxy_headers=False,
-        # Clients such as httpx keep idle connections for a while; closing first would break their next request.
+        # Clients such as httpx keep idle connections for a while. If the server closed first, their next request
+        # would fail.
         timeout_keep_alive=75,
-        # A sender that has stalled must not keep the service from stopping, nor from writing what it has.
-        timeout_graceful_shutdown=max(1, int(settings.shutdown_timeout / 2)),
+        # A stalled client must not delay the shutdown, nor the final write to disk.
+        timeout_graceful_shutdown=max(1, int(shutdown_timeout / 2)),
     )
-    # Uvicorn raises the signal that stopped it once more at the end; then this ends the process in order.
+
+
+def _set_signal_handlers(*, reloads_tokens: bool) -> None:
+    # uvicorn raises the signal that stopped it again when it has shut down. Exit normally then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # A shell lets what it starts in the background ignore it.
+    # Shells start background processes with SIGINT ignored. Handle it nevertheless.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if app.state.tokens:
-        # From now on this says that the file is to be read again; until the service is there, it is about to be.
+    if reloads_tokens:
+        # SIGHUP reloads the token file once the server runs. Until then the file is about to be read anyway.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        _Server(config, app.state.context, app.state.tokens).run()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

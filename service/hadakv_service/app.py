@@ -140,6 +140,8 @@ def _witnessed(
     """What comes before everything else."""
     paths = [route.path for part in (app, *ROUTERS) for route in part.routes if isinstance(route, Route)]
     templates = RouteTemplates(paths)
-    log = AccessLog(settings.log_form, settings.log_level, sys.stderr.buffer) if settings.access_log else None
+    log = (
+        AccessLog(settings.effective_log_format, settings.log_level, sys.stderr.buffer) if settings.access_log else None
+    )
     traced = tracing.add_tracing(app.entrance, templates, traces)
     return RequestLogMiddleware(traced, templates, tally, log, lambda: hasattr(app.state, "ends_at"))

@@ -1,30 +1,30 @@
-"""What the service refuses, each with the status and the slug it has on the wire.
+"""Every error that a client can receive, with its HTTP status and its slug in the problem document.
 
 ServiceError
-├── MalformedBody          400  not msgpack, cut short, trailing bytes, nested too deep
+├── MalformedBody          400  not msgpack, truncated, trailing bytes, nested too deep
 ├── MalformedRequest       400  not HTTP
-├── Unauthorized           401  missing or wrong token
-├── ForbiddenOrigin        403  a web page of another site asks
+├── Unauthorized           401  the token is missing or unknown
+├── ForbiddenOrigin        403  sent by a web page of another site
 ├── SessionNotFound        404  also for a session of another tenant
-├── SessionDamaged         410  what is stored of it is not what was written
+├── SessionCorrupt         410  checksum mismatch or missing pages on disk
 ├── Conflict               409
-│   ├── ShapeMismatch           tensors disagree with the session
-│   ├── CodecMismatch           the codec asked for is not the session's
-│   ├── SessionExists           PUT of a session of another shape, or an id that is taken
+│   ├── ShapeMismatch           tensors do not match the session
+│   ├── CodecMismatch           the requested codec is not the session's
+│   ├── SessionExists           the id is taken, or PUT asks for another shape
 │   └── PositionConflict        the append is not at the end
-├── TooSlow                408  a head or a body took too long to come
+├── RequestTimeout         408  the headers or the body did not arrive in time
 ├── BodyTooLarge           413
 ├── UnsupportedMediaType   415
-├── UnknownHost            421  the request is for a name that is not the service's
+├── UnknownHost            421  the Host header names another service
 ├── InvalidRequest         422  a field is missing, unknown or wrong
-│   ├── AnswerTooLarge          what is asked for would not fit one answer
+│   ├── ResponseTooLarge        the response would exceed the limit
 │   └── NonFinite               NaN, infinity or overflow in k or v
-├── HeadTooLarge           431
-├── Busy                   503  too many requests wait, or are under way
-├── TierUnavailable        503  the tier below memory cannot be used now
-├── Ending                 503  the process ends, and whether the request was carried out is not known
-├── InsufficientStorage    507  does not fit the budgets, or the disk
-└── QuotaExceeded          507  does not fit what the tenant may have
+├── HeadersTooLarge        431
+├── Busy                   503  the device queue or the number of requests is at its limit
+├── StorageUnavailable     503  the disk store cannot be used now
+├── ShuttingDown           503  shutdown before the response; the request may have been processed
+├── InsufficientStorage    507  exceeds the memory or disk budget, or the disk is full
+└── QuotaExceeded          507  exceeds the tenant's quota
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,20 +32,20 @@ from typing import Any, ClassVar, Literal
 
 
 class ServiceError(Exception):
-    """Base of every error a client is told about.
+    """Base class of every error that a client can receive.
 
     Attributes:
-        status: the HTTP status.
-        slug: the last part of the problem's `type`.
-        title: the kind of problem, the same for all of its occurrences.
-        detail: this occurrence, in words.
-        fields: further members of the problem document.
-        headers: further response headers.
+        status: HTTP status.
+        slug: last part of the problem's `type`.
+        title: kind of problem, the same for all occurrences.
+        detail: description of this occurrence.
+        fields: additional members of the problem document.
+        headers: additional response headers.
     """
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal-error"
-    title: ClassVar[str] = "The service failed"
+    title: ClassVar[str] = "Internal error"
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
         super().__init__(detail)
@@ -55,76 +55,76 @@ class ServiceError(Exception):
 
 
 class MalformedBody(ServiceError):
-    """The body cannot be parsed at all."""
+    """The body cannot be parsed."""
 
     status, slug, title = 400, "malformed-body", "The body is malformed"
 
 
 class MalformedRequest(ServiceError):
-    """What came is not HTTP, or says things that contradict each other."""
+    """The request is not valid HTTP, or its headers contradict each other."""
 
     status, slug, title = 400, "malformed-request", "The request is malformed"
 
 
 class Unauthorized(ServiceError):
-    """The token is missing or wrong."""
+    """The token is missing or unknown."""
 
-    status, slug, title = 401, "unauthorized", "A valid token is needed"
+    status, slug, title = 401, "unauthorized", "A valid token is required"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 class ForbiddenOrigin(ServiceError):
-    """A browser sends this for a web page of another site."""
+    """A browser sent the request for a web page of another site."""
 
-    status, slug, title = 403, "forbidden-origin", "Pages of other sites may not call the service"
+    status, slug, title = 403, "forbidden-origin", "Requests from other sites are forbidden"
 
 
 class SessionNotFound(ServiceError):
-    """This caller has no session of that id."""
+    """The tenant has no session with this id."""
 
-    status, slug, title = 404, "session-not-found", "There is no such session"
+    status, slug, title = 404, "session-not-found", "The session does not exist"
 
     def __init__(self, session: str) -> None:
         super().__init__(f"There is no session {session!r}.", session=session)
 
 
 class SessionCorrupt(ServiceError):
-    """What is stored of the session is not what was written; only deleting it helps."""
+    """The stored session is corrupt. It can only be deleted."""
 
-    status, slug, title = 410, "session-corrupt", "The session is damaged"
+    status, slug, title = 410, "session-corrupt", "The session is corrupt"
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"{detail} Delete the session and send it again.")
 
 
 class Conflict(ServiceError):
-    """The request contradicts what is stored."""
+    """The request conflicts with stored data."""
 
     status = 409
 
 
 class ShapeMismatch(Conflict):
-    """Tensors disagree with the session's shape."""
+    """The shape of the tensors does not match the session."""
 
-    slug, title = "shape-mismatch", "The shape disagrees with the session"
+    slug, title = "shape-mismatch", "The shape does not match the session"
 
 
 class CodecMismatch(Conflict):
-    """The codec asked for is not the session's."""
+    """The requested codec is not the codec of the session."""
 
-    slug, title = "codec-mismatch", "The codec disagrees with the session"
+    slug, title = "codec-mismatch", "The codec does not match the session"
 
 
 class SessionExists(Conflict):
-    """PUT of a session that exists with another shape, or a fork or an import to an id that is taken."""
+    """PUT of an existing session with another shape, or fork or import to an id that is taken."""
 
-    slug, title = "session-exists", "The session exists already"
+    slug, title = "session-exists", "The session already exists"
 
 
 class PositionConflict(Conflict):
-    """The append is not at the end of its layers; `length` tells where that is."""
+    """The append is not at the end of its layers; `length` is the position of the end."""
 
     slug, title = "position-conflict", "The position is not at the end"
 
@@ -133,39 +133,40 @@ class PositionConflict(Conflict):
 
 
 class RequestTimeout(ServiceError):
-    """A head or a body took too long to come."""
+    """The headers or the body of the request did not arrive in time."""
 
     status, slug, title = 408, "too-slow", "The request came too slowly"
 
 
 class BodyTooLarge(ServiceError):
-    """The body is over the limit."""
+    """The body exceeds the limit; `limit` is the maximum in bytes."""
 
     status, slug, title = 413, "body-too-large", "The body is too large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"A body may have at most {limit} bytes.", limit=limit)
+        super().__init__(f"The body exceeds the limit of {limit} bytes.", limit=limit)
 
 
 class UnsupportedMediaType(ServiceError):
-    """The content type is none this call reads."""
+    """The operation does not accept this content type."""
 
     status, slug, title = 415, "unsupported-media-type", "The content type is not supported"
 
 
 class UnknownHost(ServiceError):
-    """The request is for a name that is not the service's, as after DNS rebinding; `host` is that name."""
+    """The Host header names another service, as after DNS rebinding; `host` is its value."""
 
-    status, slug, title = 421, "unknown-host", "The service does not have that name"
+    status, slug, title = 421, "unknown-host", "The Host name is unknown"
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"The request is for {host!r}. Use the service's address, or start it with --allowed-hosts.", host=host
+            f"The Host {host!r} is not allowed. Use the service's address, or add the name to --allowed-hosts.",
+            host=host,
         )
 
 
 class InvalidRequest(ServiceError):
-    """Fields are missing, unknown or wrong; `errors` lists field and reason."""
+    """Fields are missing, unknown or wrong; `errors` lists each field with the reason."""
 
     status, slug, title = 422, "invalid-request", "The request is invalid"
 
@@ -175,22 +176,22 @@ class InvalidRequest(ServiceError):
 
 
 class ResponseTooLarge(InvalidRequest):
-    """What is asked for would not fit one answer; `limit` is the most it may have."""
+    """The response would exceed the limit; `limit` is the maximum in bytes."""
 
-    slug, title = "response-too-large", "The answer would be too large"
+    slug, title = "response-too-large", "The response would be too large"
 
     def __init__(self, field: str, nbytes: int, limit: int) -> None:
-        super().__init__([(field, f"asks for {nbytes} bytes, an answer may have at most {limit}; ask for less")])
+        super().__init__([(field, f"needs a response of {nbytes} bytes, the limit is {limit}; request less")])
         self.fields |= {"limit": limit}
 
 
 class NonFinite(InvalidRequest):
-    """NaN, infinity or overflow; stream, layer, head and token (or row) name the first one.
+    """NaN, infinity or overflow; `stream`, `layer`, `head` and `token` (or `row`) locate the first one.
 
     Args:
         stream: `"k"`, `"v"` or `"x"`.
-        place: where in it.
-        consequence: what became of the request, if that is not plain.
+        place: index of the value on each axis of the stream.
+        consequence: effect on the request, appended to the reason.
     """
 
     slug, title = "non-finite", "A value is not finite"
@@ -202,16 +203,16 @@ class NonFinite(InvalidRequest):
 
 
 class HeadersTooLarge(ServiceError):
-    """A request's line and headers are over the limit."""
+    """The request line and headers exceed the limit; `limit` is the maximum in bytes."""
 
     status, slug, title = 431, "head-too-large", "The request's head is too large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"A request's line and headers may have at most {limit} bytes.", limit=limit)
+        super().__init__(f"The request line and headers exceed the limit of {limit} bytes.", limit=limit)
 
 
 class Busy(ServiceError):
-    """Too many requests wait for the device, or are under way."""
+    """Too many jobs are queued for the device, or too many requests are in progress."""
 
     status, slug, title = 503, "busy", "The service is busy"
 
@@ -220,46 +221,46 @@ class Busy(ServiceError):
 
 
 class StorageUnavailable(ServiceError):
-    """The tier below memory cannot be read or written now; nothing was changed."""
+    """The disk store cannot be read or written now; nothing was changed."""
 
-    status, slug, title = 503, "storage-unavailable", "The tier below memory is not available"
+    status, slug, title = 503, "storage-unavailable", "The disk store is unavailable"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Retry-After": "5"})
 
 
 class ShuttingDown(ServiceError):
-    """The process ends before the answer is there; whether the request was carried out is not known.
+    """The service shut down before the response was ready; the request may have been processed.
 
-    It has no Retry-After, as to send again what was carried out may be to do it twice.
+    There is no Retry-After header: a repeated request may be processed twice.
     """
 
-    status, slug, title = 503, "shutting-down", "The service is ending"
+    status, slug, title = 503, "shutting-down", "The service is shutting down"
 
     def __init__(self) -> None:
-        super().__init__("The service ended before this was answered; it may have been carried out.")
+        super().__init__("The service shut down before the response was ready. The request may have been processed.")
 
 
 class InsufficientStorage(ServiceError):
-    """The session does not fit, even with everything else evicted, or the disk is full."""
+    """The session does not fit, even with all other sessions evicted, or the disk is full."""
 
-    status, slug, title = 507, "insufficient-storage", "There is no room"
+    status, slug, title = 507, "insufficient-storage", "Storage is full"
 
 
 class QuotaExceeded(ServiceError):
-    """What is asked for does not fit what the tenant may have.
+    """The request exceeds the tenant's quota.
 
     Args:
-        resource: what there is too little of.
-        needed: how much more of it the request takes.
-        quota: how much of it the tenant may have.
+        resource: exceeded resource.
+        needed: additional amount that the request needs.
+        quota: the tenant's quota of the resource.
     """
 
-    status, slug, title = 507, "quota-exceeded", "The tenant's quota does not allow it"
+    status, slug, title = 507, "quota-exceeded", "The quota is exceeded"
 
     def __init__(self, resource: Literal["bytes", "sessions"], needed: int, quota: int) -> None:
         super().__init__(
-            f"It takes {needed} {resource} more; all your sessions together may have {quota}. Delete some.",
+            f"Quota exceeded: {needed} more {resource} needed, quota is {quota}. Delete sessions.",
             resource=resource,
             needed=needed,
             quota=quota,

@@ -1,4 +1,4 @@
-"""What a service has to do for its store from beginning to end: open the tier, look after both, close them."""
+"""Lifecycle of the stores: open the disk store, run periodic maintenance, close on shutdown."""
 
 import asyncio
 import logging
@@ -21,24 +21,25 @@ MAINTENANCE_SECONDS = 30.0
 
 
 def open_disk_store(settings: Settings) -> DiskStore:
-    """What lies below memory.
+    """Open the disk store that the settings name, or a null store.
 
     Raises:
-        TierRefused, OSError: as for `create_app`.
+        DataDirectoryError: the data directory has another version, another owner, or is in use.
+        OSError: the data directory cannot be created or read.
     """
     if settings.disk_budget == 0:
         return NullStore()
     budget = settings.disk_budget
     if budget is None:
         make_directory(settings.data_dir)
-        # What is there already is its own.
-        own = sum(path.stat().st_size for path in settings.data_dir.glob(f"{FILE}*") if path.is_file())
-        budget = ByteSize((shutil.disk_usage(settings.data_dir).free + own) // 2)
+        # The store's own files are not free space, but the store may use that space. Count them as available.
+        own_nbytes = sum(path.stat().st_size for path in settings.data_dir.glob(f"{FILE}*") if path.is_file())
+        budget = ByteSize((shutil.disk_usage(settings.data_dir).free + own_nbytes) // 2)
     return SqliteStore(settings.data_dir, int(budget))
 
 
 async def run_periodically(device: DeviceExecutor, store: SessionStore) -> None:
-    """Let the store forget who has expired, and so on, now and then."""
+    """Run the maintenance of the store every MAINTENANCE_SECONDS, until cancelled."""
     while True:
         await asyncio.sleep(MAINTENANCE_SECONDS)
         try:
@@ -46,14 +47,19 @@ async def run_periodically(device: DeviceExecutor, store: SessionStore) -> None:
         except Busy:
             continue
         except Exception:
-            log.exception("what has to be done now and then was not")
+            log.exception("periodic maintenance failed")
 
 
-def close_store(store: SessionStore, until: float) -> None:
-    """Write what may outlive the process until a moment of `time.monotonic`, and say so if that is not all."""
-    ended = store.evictions
-    left = store.close(until)
-    if ended := store.evictions - ended:
-        log.warning("%d sessions ended, as there was no room for them on disk beside those used later", ended)
-    if left:
-        log.warning("%d sessions were not written to disk, for want of room, of time, or of a disk that works", left)
+def close_store(store: SessionStore, deadline: float) -> None:
+    """Write unsaved sessions to disk and close the store. Log the sessions that were not saved.
+
+    Args:
+        store: store to close.
+        deadline: time to stop writing at, in seconds of `time.monotonic`.
+    """
+    evictions_before = store.evictions
+    unsaved = store.close(deadline)
+    if evicted := store.evictions - evictions_before:
+        log.warning("evicted %d sessions at shutdown: disk budget exceeded", evicted)
+    if unsaved:
+        log.warning("%d sessions not saved at shutdown: no disk space, no time, or a disk failure", unsaved)

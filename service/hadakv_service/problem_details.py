@@ -1,4 +1,4 @@
-"""Turns errors into `application/problem+json` (RFC 9457). The only place that does."""
+"""Rendering of errors as `application/problem+json` (RFC 9457). No other module does this."""
 
 import logging
 from collections.abc import Mapping
@@ -18,7 +18,16 @@ TYPE_PREFIX = "urn:hadakv:problem:"
 def problem(
     status: int, slug: str, title: str, detail: str, fields: Mapping[str, Any], headers: Mapping[str, str]
 ) -> Response:
-    """A problem document as a response."""
+    """Return a response with a problem document.
+
+    Args:
+        status: HTTP status.
+        slug: last part of the problem's `type`.
+        title: kind of problem.
+        detail: description of this occurrence.
+        fields: additional members of the document.
+        headers: additional response headers.
+    """
     document = {"type": TYPE_PREFIX + slug, "title": title, "status": status, "detail": detail, **fields}
     if request_id := current_id():
         document["request_id"] = request_id
@@ -26,11 +35,11 @@ def problem(
 
 
 def problem_response(error: ServiceError) -> Response:
-    """The problem a service error is."""
+    """Return the response for a service error."""
     return problem(error.status, error.slug, error.title, error.detail, error.fields, error.headers)
 
 
 def unexpected_error_response(error: Exception) -> Response:
-    """The problem of an error that nobody expected, which is logged."""
-    log.error("unforeseen error", exc_info=error)
-    return problem(500, ServiceError.slug, ServiceError.title, "See the service's log.", {}, {})
+    """Log an unexpected error and return a response with status 500."""
+    log.error("unexpected error", exc_info=error)
+    return problem(500, ServiceError.slug, ServiceError.title, "See the log of the service.", {}, {})

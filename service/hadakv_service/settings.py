@@ -1,14 +1,16 @@
-"""What can be set, from flags (`--memory-budget 4GiB`) and the environment (`HADAKV_MEMORY_BUDGET=4GiB`)."""
+"""Settings, from command-line flags (`--port 80`) and environment variables (`HADAKV_PORT=80`)."""
 
+import argparse
 import ipaddress
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from platformdirs import user_data_path
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from hadakv_service.sessions.session import MAX_TTL_SECONDS
 
@@ -17,36 +19,36 @@ _HOST_NAME = re.compile(r"\*|[A-Za-z0-9._-]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]+")
 
 
-def _split(words: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    listed = [words] if isinstance(words, str) else words
-    return tuple(word.lower() for each in listed for word in each.replace(",", " ").split())
+def _split(value: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    parts = [value] if isinstance(value, str) else value
+    return tuple(item.lower() for part in parts for item in part.replace(",", " ").split())
 
 
-def _host_names(words: tuple[str, ...]) -> tuple[str, ...]:
-    for word in words:
-        if not _HOST_NAME.fullmatch(word):
-            raise ValueError(f"{word!r} is no name by itself, without scheme, port and path")
-    return words
+def _check_host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not _HOST_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a host name; leave out the scheme, port and path")
+    return names
 
 
-def _origins(words: tuple[str, ...]) -> tuple[str, ...]:
-    for word in words:
-        if not _ORIGIN.fullmatch(word):
-            raise ValueError(f"{word!r} is not like https://example.org or http://localhost:3000")
-    return words
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is not an origin such as https://example.org or http://localhost:3000")
+    return origins
 
 
-# Separated by commas, in a flag and in the environment alike.
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+# Comma-separated, in flags and in environment variables.
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
-def users_data_directory() -> Path:
-    """Where this user's programs keep their data."""
+def user_data_directory() -> Path:
+    """Return the platform's data directory of the current user for this service."""
     return user_data_path("hadakv", appauthor=False)
 
 
 class Settings(BaseSettings):
-    """Keep the KV caches of language models compressed, keyed by session, behind HTTP."""
+    """Local HTTP service that stores compressed KV caches of language models, keyed by session."""
 
     model_config = SettingsConfigDict(
         env_prefix="HADAKV_",
@@ -57,38 +59,50 @@ class Settings(BaseSettings):
         extra="forbid",
     )
 
-    host: str = Field("127.0.0.1", description="Address to bind. Anything but loopback needs a token file.")
-    port: Annotated[int, Field(ge=0, le=65535, description="Port to bind; 0 takes a free one.")] = 8765
-    uds: Path | None = Field(None, description="Unix domain socket to bind instead of host and port.")
-    uds_mode: Annotated[str, Field(pattern="^0?[0-7]{3}$", description="Who may connect to that, in octal.")] = "600"
-    tls_cert: Path | None = Field(None, description="Certificate chain in PEM; when given, the service speaks TLS.")
-    tls_key: Path | None = Field(None, description="The certificate's private key in PEM; default: in the same file.")
-    tls_key_password_file: Path | None = Field(None, description="File that has the private key's password.")
-    allowed_hosts: Annotated[Words, AfterValidator(_host_names)] = Field(
-        (), description="Names that requests may be for, besides addresses, localhost and --host; * is any."
+    host: str = Field(
+        "127.0.0.1", description="Address to bind. Addresses other than loopback need --token-file or --insecure."
     )
-    allowed_origins: Annotated[Words, AfterValidator(_origins)] = Field(
-        (), description="Origins of other sites whose pages may call, for example http://localhost:3000."
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to bind; 0 selects a free port.")] = 8765
+    uds: Path | None = Field(None, description="Path of a Unix domain socket to bind instead of --host and --port.")
+    uds_mode: Annotated[
+        str, Field(pattern="^0?[0-7]{3}$", description="Permissions of the Unix domain socket, in octal.")
+    ] = "600"
+    tls_cert: Path | None = Field(None, description="File with the TLS certificate chain, in PEM. Enables TLS.")
+    tls_key: Path | None = Field(
+        None, description="File with the private key of the certificate, in PEM; default: --tls-cert."
+    )
+    tls_key_password_file: Path | None = Field(None, description="File with the password of the private key.")
+    allowed_hosts: Annotated[CommaSeparated, AfterValidator(_check_host_names)] = Field(
+        (),
+        description="Host names to accept besides IP addresses, localhost and --host, comma-separated; * accepts any.",
+    )
+    allowed_origins: Annotated[CommaSeparated, AfterValidator(_check_origins)] = Field(
+        (),
+        description="Origins of web pages that may call the service (CORS), comma-separated, for example http://localhost:3000.",
     )
     backend: Literal["auto", "metal", "cuda", "cpu"] = Field(
-        "auto", description="Where the codec runs; auto is the first of the others that this machine has."
+        "auto", description="Backend that runs the codec; auto selects the first available of metal, cuda, cpu."
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Threads of the CPU backend; default: every processor."
+        None, description="Number of threads of the CPU backend; default: one per processor."
     )
     memory_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Bytes that sessions may take, for example 4GiB; default: half of what the device can hold."
+        None, description="Memory for sessions, for example 4GiB; default: half of the device's memory."
     )
-    max_body: ByteSize = Field(ByteSize(1 << 30), description="Largest request body or range read, for example 1GiB.")
-    max_queued_jobs: Annotated[int, Field(ge=1, description="Requests that may wait for the device.")] = 256
+    max_body: ByteSize = Field(
+        ByteSize(1 << 30), description="Maximum size of a request body or a response, for example 1GiB."
+    )
+    max_queued_jobs: Annotated[int, Field(ge=1, description="Maximum number of jobs queued for the device.")] = 256
     max_body_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Bytes of bodies that may be on their way in at once; default: two of the largest."
+        None, description="Memory for request bodies being received, for example 4GiB; default: twice --max-body."
     )
     max_head: Annotated[ByteSize, Field(ge=1024)] = Field(
         ByteSize(64 << 10), description="Largest request line and headers."
     )
-    max_requests: Annotated[int, Field(ge=1, description="Requests that may be under way at once.")] = 512
-    max_connections: Annotated[int, Field(ge=1, description="Connections; beyond, the longest idle one goes.")] = 1024
+    max_requests: Annotated[int, Field(ge=1, description="Maximum number of requests in progress.")] = 512
+    max_connections: Annotated[
+        int, Field(ge=1, description="Maximum number of connections. When exceeded, the longest idle one is closed.")
+    ] = 1024
     header_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS, description="Time a request's head may take.")] = (
         10
     )
@@ -99,63 +113,111 @@ class Settings(BaseSettings):
         ByteSize(256 << 10), description="Bytes a second that a body must come with, and an answer be taken."
     )
     ttl_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] | None = Field(
-        None, description="Forget sessions unused for so long, unless they say otherwise; default: never."
+        None,
+        description="Seconds without use until a session expires, unless it sets its own; default: never.",
     )
     data_dir: Path = Field(
-        users_data_directory(),  # no factory: of that --help would have nothing but the name
-        description="Directory for what has no room in memory and for what outlives the process.",
+        user_data_directory(),  # not a default factory: --help would show its name instead of the path
+        description="Directory for sessions on disk: evicted from memory, or kept across restarts.",
     )
     disk_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Bytes that sessions may take there; 0 keeps nothing on disk; default: half of what is free."
+        None,
+        description="Disk space for sessions, for example 40GiB; 0 disables the disk; default: half of the free space.",
     )
     durability: Literal["memory", "spill", "ack"] = Field(
         "spill",
-        description="What outlives the process of sessions that do not say: nothing; what had no room in memory, and "
-        "all after an orderly end; or all that was ever answered.",
+        description="Default durability of sessions. memory: lost at exit. spill: saved when evicted from memory and "
+        "at a clean shutdown. ack: saved before every response.",
     )
-    shutdown_timeout: Annotated[float, Field(gt=0, description="Seconds to end in when told to.")] = 30.0
+    shutdown_timeout: Annotated[float, Field(gt=0, description="Seconds allowed for a clean shutdown.")] = 30.0
     token_file: Path | None = Field(
-        None, description="Lines 'tenant:sha256 of token in hex'; when given, every call needs a token."
+        None,
+        description="File with lines 'tenant:SHA-256 of the token in hex'. Every request then needs a token.",
     )
     tenant_quota: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Bytes that a tenant's sessions may take, unless the token file says otherwise; default: any."
+        None, description="Size of all sessions of a tenant, unless the token file sets another; default: unlimited."
     )
     tenant_sessions: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Sessions a tenant may have, unless the token file says otherwise; default: any number."
+        None, description="Number of sessions of a tenant, unless the token file sets another; default: unlimited."
     )
-    insecure: bool = Field(False, description="Allow binding beyond loopback without tokens.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    insecure: bool = Field(False, description="Allow a --host other than loopback without --token-file.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level of log messages."
+    )
     log_format: Literal["json", "console"] | None = Field(
-        None, description="Form of the log on stderr; default: console at a terminal, json elsewhere."
+        None, description="Format of the log on stderr; default: console on a terminal, json otherwise."
     )
-    access_log: bool = Field(False, description="Log each request.")
+    access_log: bool = Field(False, description="Write one log line per request.")
 
     @model_validator(mode="after")
-    def _refuse_open_bind(self) -> Self:
+    def _check_bind(self) -> Self:
         if not (self.uds or self.token_file or self.insecure or is_loopback(self.host)):
             raise ValueError(
-                f"refusing to bind {self.host} without a token: give --token-file, or --insecure to let everyone in"
+                f"refusing to bind {self.host} without tokens: set --token-file, or --insecure to allow everyone"
             )
         return self
 
     @model_validator(mode="after")
-    def _refuse_what_does_not_go_together(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.tls_cert is None and (self.tls_key or self.tls_key_password_file):
             raise ValueError("--tls-key and --tls-key-password-file need --tls-cert")
         if self.max_body_memory is not None and self.max_body_memory < self.max_body:
-            raise ValueError("--max-body-memory must have room for a body of --max-body")
+            raise ValueError("--max-body-memory must be at least --max-body")
         if self.durability == "ack" and self.disk_budget == 0:
-            raise ValueError("durability ack needs a disk budget")
+            raise ValueError("--durability ack needs a --disk-budget above 0")
         return self
 
     @property
-    def log_form(self) -> Literal["json", "console"]:
-        """The form that was asked for, or the one that suits where stderr goes."""
+    def effective_log_format(self) -> Literal["json", "console"]:
+        """The log format that is set, or the default for stderr."""
         return self.log_format or ("console" if sys.stderr.isatty() else "json")
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Formatter of `--help` that writes types, sizes and missing defaults for people."""
+
+    _METAVARS: ClassVar[dict[str, str]] = {
+        "str": "TEXT",
+        "int": "NUMBER",
+        "float": "SECONDS",
+        "Path": "PATH",
+        "ByteSize": "SIZE",
+        "tuple[str,...]": "LIST",
+    }
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        metavar = action.metavar if isinstance(action.metavar, str) else default_metavar
+        action.metavar = self._METAVARS.get(metavar, action.metavar)
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = re.sub(r" \(default: (null|\(\))\)$", "", action.help or "")
+        if action.metavar != self._METAVARS["ByteSize"]:
+            return text
+        return re.sub(r"(?<=\(default: )\d+", lambda found: _human_size(int(found[0])), text)
+
+
+def _human_size(nbytes: int) -> str:
+    return ByteSize(nbytes).human_readable().replace(".0", "")
+
+
+def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
+    """Return the settings from command-line arguments and the environment.
+
+    Args:
+        arguments: command-line arguments; by default those of the process.
+
+    Raises:
+        ValidationError: a value is invalid.
+        SystemExit: after `--help`, or if a flag is unknown.
+    """
+    source: CliSettingsSource[Settings] = CliSettingsSource(Settings, formatter_class=HelpFormatter)
+    given = None if arguments is None else list(arguments)
+    return CliApp.run(Settings, cli_args=given, cli_settings_source=source)
+
+
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address."""
+    """Whether the address is reachable from this machine only."""
     if host in LOOPBACK_NAMES:
         return True
     try:

@@ -13,12 +13,12 @@ STOP_SECONDS = 20
 
 @dataclass(frozen=True, slots=True)
 class RunningService:
-    """A service in a process of its own.
+    """Service that runs in a child process.
 
     Attributes:
-        url: where it answers.
-        startup_line: what it said when it was ready.
-        process: the process.
+        url: base URL, without a trailing slash.
+        startup_line: line printed when the service was ready.
+        process: child process.
     """
 
     url: str
@@ -30,25 +30,28 @@ class RunningService:
 def running_service(
     *flags: str, program: Sequence[str] = ("-m", "hadakv_service"), log: IO[str] | int | None = None
 ) -> Iterator[RunningService]:
-    """Start the service on a free loopback port, and stop it at the end of the block.
+    """Start the service on a free loopback port, and stop it when the block ends.
 
     Args:
-        flags: further flags of `python -m hadakv_service`; without `--data-dir` it keeps nothing on disk.
-        program: what Python is to run with them.
-        log: where its log goes, if not where this process's goes.
+        flags: additional flags of `python -m hadakv_service`. Without `--data-dir` the disk is disabled.
+        program: arguments of the Python interpreter before the flags.
+        log: file for the log of the service; by default the stderr of this process.
+
+    Yields:
+        the running service.
 
     Raises:
-        RuntimeError: it did not start; what it said is in the message or on stderr.
+        RuntimeError: the service did not start. The reason is in the message or on stderr.
     """
-    nothing_on_disk = () if "--data-dir" in flags else ("--disk-budget", "0")
-    command = [sys.executable, *program, "--port", "0", *nothing_on_disk, *flags]
+    disk_flags = () if "--data-dir" in flags else ("--disk-budget", "0")
+    command = [sys.executable, *program, "--port", "0", *disk_flags, *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline().strip()
         address = re.search(r"https?://\S+?(?=,)", line)
         if address is None:
-            raise RuntimeError(f"the service did not start: {line or 'see its messages above'}")
+            raise RuntimeError(f"the service did not start: {line or 'see its log above'}")
         yield RunningService(address[0], line, process)
     finally:
         process.terminate()

@@ -97,5 +97,5 @@ class Service:
     def complaint(self) -> str:
         """A message of an error that nobody foresaw, if there is one."""
         text = self._log.read_text(errors="replace")
-        found = re.search(r"^.*(unforeseen error|Traceback|Exception in ASGI|Fatal Python).*$", text, re.MULTILINE)
+        found = re.search(r"^.*(unexpected error|Traceback|Exception in ASGI|Fatal Python).*$", text, re.MULTILINE)
         return found[0] if found else ""

@@ -255,4 +255,4 @@ def test_the_program_says_in_one_line_what_it_cannot_use_and_what_to_look_at(
 def test_tls_lets_nobody_in_beyond_loopback_without_a_token(files: Path) -> None:
     finished = run("--host", "0.0.0.0", "--tls-cert", str(files / "both"))
 
-    assert "refusing to bind 0.0.0.0 without a token" in finished.stderr
+    assert "refusing to bind 0.0.0.0 without tokens" in finished.stderr

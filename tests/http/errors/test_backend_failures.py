@@ -45,4 +45,4 @@ def test_a_connection_goes_on_after_a_failure(capfd: pytest.CaptureFixture[str],
 
     assert [answer["status"] for answer in answers] == [500] * failures + ["ok"]
     log = capfd.readouterr().err
-    assert (log.count("unforeseen error"), log.count("Traceback")) == (failures, failures), "each is logged, and once"
+    assert (log.count("unexpected error"), log.count("Traceback")) == (failures, failures), "each is logged, and once"

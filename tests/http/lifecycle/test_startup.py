@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from hadakv_kernels.backend import GPUS
-from hadakv_service.settings import Settings, is_loopback, users_data_directory
+from hadakv_service.settings import Settings, is_loopback, user_data_directory
 from hadakv_service.testing import running_service
 from support.backends import GPUS_HERE
 from support.contract import Caller
@@ -28,7 +28,7 @@ def test_help_tells_every_setting_and_its_default() -> None:
     assert {f"--{name.replace('_', '-')}" for name in Settings.model_fields} <= told
     assert "127.0.0.1" in finished.stdout
     assert "8765" in finished.stdout
-    assert f"(default: {users_data_directory()})" in finished.stdout
+    assert f"(default: {user_data_directory()})" in finished.stdout
     assert "factory" not in finished.stdout
 
 
@@ -43,7 +43,7 @@ def test_the_startup_line_tells_version_backend_address_and_budget() -> None:
         answer = httpx.get(f"{service.url}/readyz")
         ready = answer.json()
 
-    expected = rf"hadakv \S+: \w+ backend \(.+\), {re.escape(service.url)}, memory budget 3\.0GiB, nothing on disk"
+    expected = rf"hadakv \S+: \w+ backend \(.+\), {re.escape(service.url)}, memory budget 3\.0GiB, disk disabled"
     assert re.fullmatch(expected, service.startup_line)
     assert answer.status_code == 200
     assert ready["budget_nbytes"] == 3 << 30
@@ -111,7 +111,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     for flags, message in (
         (["--tls-key", "key.pem"], "need --tls-cert"),
         (["--tls-key-password-file", "password"], "need --tls-cert"),
-        (["--max-body", "2MiB", "--max-body-memory", "1MiB"], "room for a body of --max-body"),
+        (["--max-body", "2MiB", "--max-body-memory", "1MiB"], "at least --max-body"),
     ):
         with pytest.raises(ValidationError, match=message):
             CliApp.run(Settings, cli_args=flags)
@@ -130,7 +130,7 @@ def test_lists_are_separated_by_commas_in_flags_and_in_the_environment(monkeypat
 
 BAD_STARTS = {
     "a port that is no number": (("--port", "http"), r"hadakv: port: .*integer.*"),
-    "an address beyond loopback": (("--host", "0.0.0.0"), r"hadakv: .*refusing to bind 0\.0\.0\.0 without a token.*"),
+    "an address beyond loopback": (("--host", "0.0.0.0"), r"hadakv: .*refusing to bind 0\.0\.0\.0 without tokens.*"),
     "a token file that is not there": (("--token-file", "/nowhere/tokens"), r"hadakv: .*/nowhere/tokens.*"),
     **{
         f"{gpu} where there is none": (("--backend", gpu), f"hadakv: the {gpu} backend needs a GPU .*")

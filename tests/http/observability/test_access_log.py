@@ -169,7 +169,7 @@ def test_the_level_is_that_of_the_least_that_is_logged(
     log = entries(capfd.readouterr().err)
 
     assert [entry["status"] for entry in of_requests(log) if entry["status"] != 400] == statuses
-    assert [entry["message"] for entry in log if "exception" in entry] == ["unforeseen error"]
+    assert [entry["message"] for entry in log if "exception" in entry] == ["unexpected error"]
     assert not [entry for entry in log if entry["logger"].startswith("uvicorn")], "nonsense is no news"
 
 
@@ -185,7 +185,7 @@ def test_a_console_gets_lines_for_people(capfd: pytest.CaptureFixture[str]) -> N
     second, *traceback = (line for line in lines if "hadakv_service.requests" not in line)
 
     assert " info    hadakv_service.requests: POST /sessions/{id}/kv 201 request_id=first duration_seconds=" in first
-    assert " error   hadakv_service.problem_details: unforeseen error request_id=second" in second
+    assert " error   hadakv_service.problem_details: unexpected error request_id=second" in second
     assert traceback[0] == "Traceback (most recent call last):"
     assert traceback[-1] == "RuntimeError: out of order"
     assert " warning hadakv_service.requests: POST /sessions/{id}/kv 500 request_id=second" in third

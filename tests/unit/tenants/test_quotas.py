@@ -48,7 +48,7 @@ def test_a_client_is_told_what_it_would_take(resource: str) -> None:
     assert isinstance(error, QuotaExceeded)
     assert isinstance(error, InsufficientStorage)
     assert (error.resource, error.needed, error.quota) == (resource, 7, 5)
-    assert f"7 {resource}" in error.detail
+    assert f"7 more {resource}" in error.detail
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--tenant-quota", "-1"), ("--tenant-sessions", "-1")])
