@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from hadakv_kernels import Backend, open_backend
 from hadakv_service import __version__
@@ -29,8 +30,9 @@ from hadakv_service.maintenance import close_store, open_disk_store, run_periodi
 from hadakv_service.observability import tracing
 from hadakv_service.observability.access_log import AccessLog
 from hadakv_service.observability.counters import DeviceCounters, RequestCounters
-from hadakv_service.observability.prometheus import DiskTierGauges, MemoryTierGauges, Metrics, Service
+from hadakv_service.observability.prometheus import Metrics, MetricSources
 from hadakv_service.observability.request_record import RouteTemplates
+from hadakv_service.observability.tier_gauges import DiskTierGauges, MemoryTierGauges
 from hadakv_service.sessions.session import Session
 from hadakv_service.settings import Settings
 from hadakv_service.storage.session_store import SessionStore
@@ -90,7 +92,7 @@ def create_app(settings: Settings, backend: Backend | None = None, traces: "Trac
         redoc_url=None,
     )
     told = Metrics(
-        Service(
+        MetricSources(
             tally,
             work,
             device,
@@ -143,5 +145,14 @@ def _witnessed(
     log = (
         AccessLog(settings.effective_log_format, settings.log_level, sys.stderr.buffer) if settings.access_log else None
     )
-    traced = tracing.add_tracing(app.entrance, templates, traces)
+    traced = _add_tracing(app.entrance, templates, traces)
     return RequestLogMiddleware(traced, templates, tally, log, lambda: hasattr(app.state, "ends_at"))
+
+
+def _add_tracing(app: ASGIApp, templates: RouteTemplates, traces: "TracerProvider | None") -> ASGIApp:
+    """Wrap an app in the tracing middleware, if tracing is enabled. Import the middleware only then."""
+    if traces is None:
+        return app
+    from hadakv_service.http.middleware.tracing import TracingMiddleware
+
+    return TracingMiddleware(app, templates, traces.get_tracer(tracing.TRACER_NAME))

@@ -8,21 +8,16 @@ from typing import BinaryIO
 
 import msgspec
 
-from hadakv_service.observability.logging_config import (
-    LogFormat,
-    _console_time,
-    _encode,
-)
+from hadakv_service.observability.logging_config import LogFormat, console_time, encode_json
 from hadakv_service.observability.request_record import RequestRecord
 
 LOGGER_NAME = "hadakv_service.requests"
-
-
-DELAY_SECONDS = 0.05
+# Maximum time a line stays in the buffer.
+FLUSH_DELAY_SECONDS = 0.05
 
 
 class AccessLogRecord(msgspec.Struct, omit_defaults=True):
-    """What is logged of a request."""
+    """Fields of a line in the access log, in order."""
 
     time: datetime
     level: str
@@ -41,24 +36,30 @@ class AccessLogRecord(msgspec.Struct, omit_defaults=True):
 
 
 class AccessLog:
-    """One line a request, written past `logging`, whose records cost a multiple of it.
+    """Log with one line per request. It does not use `logging`, whose records cost several times as much.
 
-    Lines gather for a moment: whenever a thread writes it lets another have the interpreter, and then waits for it.
+    Lines are buffered for FLUSH_DELAY_SECONDS. Every write releases the interpreter lock and then waits to get it back.
 
     Args:
-        form: of the lines.
-        level: from which on there are any: a failure, a status from 500 on, is a warning, anything else info.
-        stream: where they go.
+        log_format: format of the lines.
+        level: minimum level. Requests with a status of 500 or more are logged as warnings, others as info.
+        stream: destination of the lines.
     """
 
-    def __init__(self, form: LogFormat, level: str, stream: BinaryIO) -> None:
-        self._text = _encode if form == "json" else _console
+    def __init__(self, log_format: LogFormat, level: str, stream: BinaryIO) -> None:
+        self._encode = encode_json if log_format == "json" else _console_line
         self._min_level = logging.getLevelNamesMapping()[level.upper()]
         self._stream = stream
         self._lines: list[bytes] = []
 
-    def write(self, exchange: RequestRecord, status: int, seconds: float) -> None:
-        """Log a request that is over."""
+    def write(self, record: RequestRecord, status: int, seconds: float) -> None:
+        """Log a completed request.
+
+        Args:
+            record: record of the request.
+            status: HTTP status to log.
+            seconds: duration of the request.
+        """
         failed = status >= 500
         if (logging.WARNING if failed else logging.INFO) < self._min_level:
             return
@@ -67,34 +68,34 @@ class AccessLog:
             "warning" if failed else "info",
             LOGGER_NAME,
             "request",
-            exchange.id.decode(),
-            exchange.tenant,
-            exchange.scope["method"],
-            exchange.route,
+            record.id.decode(),
+            record.tenant,
+            record.scope["method"],
+            record.route,
             status,
-            # Whole microseconds; `round` takes ten times as long.
+            # Truncate to microseconds. `round` takes ten times as long.
             int(seconds * 1e6) / 1e6,
-            exchange.received,
-            exchange.sent,
-            exchange.client,
-            exchange.trace_id,
+            record.received,
+            record.sent,
+            record.client,
+            record.trace_id,
         )
-        self._lines.append(self._text(line))
+        self._lines.append(self._encode(line))
         if len(self._lines) == 1:
-            asyncio.get_running_loop().call_later(DELAY_SECONDS, self.flush)
+            asyncio.get_running_loop().call_later(FLUSH_DELAY_SECONDS, self.flush)
 
     def flush(self) -> None:
-        """Write what there is."""
+        """Write the buffered lines."""
         lines, self._lines = self._lines, []
-        # A log that takes nothing any more is no reason to fail requests.
+        # A closed or broken log stream must not fail requests.
         with suppress(OSError, ValueError):
             self._stream.write(b"".join(line + b"\n" for line in lines))
             self._stream.flush()
 
 
-def _console(line: AccessLogRecord) -> bytes:
-    moment = _console_time(line.time.timestamp())
-    head = f"{moment} {line.level:7} {line.logger}: {line.method} {line.route} {line.status}"
-    rest = ("request_id", "tenant", "duration_seconds", "bytes_in", "bytes_out", "client", "trace_id")
-    told = (f" {name}={value}" for name in rest if (value := getattr(line, name)) not in (None, ""))
-    return (head + "".join(told)).encode()
+def _console_line(record: AccessLogRecord) -> bytes:
+    time = console_time(record.time.timestamp())
+    start = f"{time} {record.level:7} {record.logger}: {record.method} {record.route} {record.status}"
+    names = ("request_id", "tenant", "duration_seconds", "bytes_in", "bytes_out", "client", "trace_id")
+    values = (f" {name}={value}" for name in names if (value := getattr(record, name)) not in (None, ""))
+    return (start + "".join(values)).encode()

@@ -11,11 +11,11 @@ from hadakv_service.observability.device_timings import BatchTimings, DeviceObse
 
 
 class SpanObserver:
-    """An observer that makes spans of what another is told.
+    """Device observer that creates trace spans and passes each event on to another observer.
 
     Args:
-        observer: the other.
-        tracer: makes them.
+        observer: next observer.
+        tracer: tracer that creates the spans.
     """
 
     def __init__(self, observer: DeviceObserver, tracer: trace.Tracer) -> None:
@@ -23,23 +23,24 @@ class SpanObserver:
         self._tracer = tracer
 
     def on_enqueue(self) -> tuple[Any, trace.Span, float]:
-        """What the other notes, the span of the request that asks, and when."""
+        """Return the note of the next observer, the span of the current request, and the time."""
         return self._observer.on_enqueue(), trace.get_current_span(), perf_counter()
 
-    def on_batch_done(self, work: BatchTimings) -> None:
-        """Make the spans of every request whose trace is kept."""
-        notes, work.notes = work.notes, [note for note, _, _ in work.notes]
-        self._observer.on_batch_done(work)
-        encoded = work.encoded or work.begun
-        for _, span, asked in notes:
+    def on_batch_done(self, timings: BatchTimings) -> None:
+        """Create the spans of every job whose request is traced."""
+        notes, timings.notes = timings.notes, [note for note, _, _ in timings.notes]
+        self._observer.on_batch_done(timings)
+        encode_ended = timings.encode_ended or timings.started
+        for _, span, enqueued in notes:
             if span.is_recording():
                 parent = trace.set_span_in_context(span)
-                self._span("waiting", parent, asked, work.begun)
-                if work.streams:
-                    self._span("encoding", parent, work.encoding, work.encoded)
-                self._span("finishing", parent, encoded, work.ended)
+                self._add_span("waiting", parent, enqueued, timings.started)
+                if timings.streams:
+                    self._add_span("encoding", parent, timings.encode_started, timings.encode_ended)
+                self._add_span("finishing", parent, encode_ended, timings.ended)
 
-    def _span(self, name: str, parent: Context, start: float, end: float) -> None:
-        unix = time.time_ns() - time.perf_counter_ns()
-        span = self._tracer.start_span(name, parent, start_time=unix + int(start * 1e9))
-        span.end(unix + int(end * 1e9))
+    def _add_span(self, name: str, parent: Context, start: float, end: float) -> None:
+        """Create a span between two values of perf_counter. Spans need Unix time."""
+        offset = time.time_ns() - time.perf_counter_ns()
+        span = self._tracer.start_span(name, parent, start_time=offset + int(start * 1e9))
+        span.end(offset + int(end * 1e9))

@@ -1,4 +1,4 @@
-"""Who is told what the device does, and in what terms."""
+"""Observer interface and timing records of the device thread."""
 
 from collections.abc import Generator, Sequence
 from time import perf_counter
@@ -8,44 +8,57 @@ T = TypeVar("T")
 
 
 class BatchTimings:
-    """Jobs done in one go: a batch, or a long job by itself with all its steps. Moments are perf_counter's seconds.
+    """Times of one batch of jobs, or of one chunked job with all its chunks.
+
+    Points in time are seconds of perf_counter.
 
     Attributes:
-        notes: what the observer noted of each job when it was asked for.
-        begun: when the first job began, and none of them waited any longer.
-        encoding: when all had begun, and encoding did; 0 if it never came to that.
-        encoded: when everything was encoded; likewise.
-        ended: when the last was finished.
-        streams: how many were encoded.
-        encode_seconds: time taken by encoding; less than from `encoding` to `encoded` where others had their turn.
-        busy_seconds: time taken by everything, likewise.
+        notes: values that the observer returned when the jobs were enqueued, one per job.
+        started: time the first job started; all jobs of the batch stop waiting then.
+        encode_started: time the first encoding started; 0 if nothing was encoded.
+        encode_ended: time the last encoding ended; 0 if nothing was encoded.
+        ended: time the last job ended.
+        streams: number of encoded streams.
+        encode_seconds: time spent encoding. It excludes pauses between chunks, when other jobs run.
+        busy_seconds: time spent on the whole batch. It excludes pauses between chunks.
     """
 
-    encoding = encoded = ended = encode_seconds = busy_seconds = 0.0
+    encode_started = encode_ended = ended = encode_seconds = busy_seconds = 0.0
     streams = 0
 
     def __init__(self, notes: Sequence[Any]) -> None:
         self.notes = notes
-        self.begun = perf_counter()
+        self.started = perf_counter()
 
     def add_encoding(self, start: float, streams: int) -> None:
-        """Note that so many more were encoded just now, without a pause."""
-        self.encoding = self.encoding or start
-        self.encoded = perf_counter()
-        self.encode_seconds += self.encoded - start
+        """Add the time from `start` until now to the encoding time, and add the encoded streams."""
+        self.encode_started = self.encode_started or start
+        self.encode_ended = perf_counter()
+        self.encode_seconds += self.encode_ended - start
         self.streams += streams
 
     def add_busy(self, start: float) -> None:
-        """Note that there was work until now, without a pause."""
+        """Add the time from `start` until now to the busy time."""
         self.ended = perf_counter()
         self.busy_seconds += self.ended - start
 
-    def time_encoding(self, steps: Generator[None, None, T], streams: int) -> Generator[None, None, T]:
-        """Take the steps in which so many are encoded, noting the time that they take and pauses do not."""
+    def time_encoding(self, chunks: Generator[None, None, T], streams: int) -> Generator[None, None, T]:
+        """Run a chunked encoding and measure it, without the pauses between chunks.
+
+        Args:
+            chunks: generator that encodes one chunk per step.
+            streams: number of streams that it encodes.
+
+        Yields:
+            after each chunk, so that other jobs can run.
+
+        Returns:
+            the result of the generator.
+        """
         while True:
             start = perf_counter()
             try:
-                next(steps)
+                next(chunks)
             except StopIteration as end:
                 self.streams += streams
                 result: T = end.value
@@ -56,22 +69,22 @@ class BatchTimings:
 
 
 class DeviceObserver(Protocol):
-    """Is told what the device does. It must be quick, and must not raise."""
+    """Observer of the device's jobs. Its methods must be fast and must not raise."""
 
     def on_enqueue(self) -> Any:
-        """A job is asked for, by its caller's task: what is to be noted of it."""
+        """Return a note for a job that is being enqueued. Called in the task of the request."""
         ...
 
-    def on_batch_done(self, work: BatchTimings) -> None:
-        """Jobs are done but not answered yet. Called on the device's thread."""
+    def on_batch_done(self, timings: BatchTimings) -> None:
+        """Observe a finished batch. Called on the device thread, before any response is sent."""
         ...
 
 
 class NullObserver:
-    """Nobody."""
+    """Observer that ignores every event."""
 
     def on_enqueue(self) -> None:
-        """Nothing is noted."""
+        """Return no note."""
 
-    def on_batch_done(self, work: BatchTimings) -> None:
-        """Nothing is told."""
+    def on_batch_done(self, timings: BatchTimings) -> None:
+        """Ignore the batch."""

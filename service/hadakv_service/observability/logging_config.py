@@ -1,7 +1,7 @@
-"""How the service logs, to stderr: JSON for machines, or lines for people at a terminal.
+"""Logging to stderr, as JSON for machines or as lines for a console.
 
-Tokens, bodies, and what stands in paths and queries are never logged; a session's id only where the session is damaged
-or could not be kept, as somebody has to know which it is.
+Tokens, bodies, paths and queries are never logged. A session id is logged only if the session is corrupt or could not
+be stored, because the operator must know which session that is.
 """
 
 import logging
@@ -13,14 +13,14 @@ import msgspec
 from hadakv_service.observability.request_record import current_id
 
 LogFormat = Literal["json", "console"]
-_encode = msgspec.json.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
 
 
 class JsonFormatter(logging.Formatter):
-    """An event as an object in one line."""
+    """Formatter that writes each log record as a JSON object in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Encode an event; a traceback is a text in it."""
+        """Return the record as JSON. A traceback becomes the string `exception`."""
         event = {
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
@@ -31,36 +31,42 @@ class JsonFormatter(logging.Formatter):
             event["request_id"] = request_id
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return _encode(event).decode()
+        return encode_json(event).decode()
 
 
 class ConsoleFormatter(logging.Formatter):
-    """An event as people read it."""
+    """Formatter that writes each log record as a line of text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the lines of a traceback."""
-        moment = _console_time(record.created)
-        line = f"{moment} {record.levelname.lower():7} {record.name}: {record.getMessage().strip()}"
+        """Return the record as one line, followed by the lines of a traceback."""
+        time = console_time(record.created)
+        line = f"{time} {record.levelname.lower():7} {record.name}: {record.getMessage().strip()}"
         if request_id := _request_id(record):
             line += f" request_id={request_id}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def _request_id(record: logging.LogRecord) -> str:
-    """What the record says itself, or the request that is being worked on."""
-    said: str = getattr(record, "request_id", "")
-    return said or current_id()
+    """Return the record's own request id, or that of the current request."""
+    request_id: str = getattr(record, "request_id", "")
+    return request_id or current_id()
 
 
-def _console_time(unix_seconds: float) -> str:
+def console_time(unix_seconds: float) -> str:
+    """Return a time as local date and time with milliseconds."""
     return datetime.fromtimestamp(unix_seconds).isoformat(" ", "milliseconds")
 
 
-def configure(level: str, form: LogFormat) -> None:
-    """Log in that form, from that level on, whoever logs."""
+def configure(level: str, log_format: LogFormat) -> None:
+    """Configure the root logger and its handler on stderr, for this package and all libraries.
+
+    Args:
+        level: minimum level.
+        log_format: format of the lines.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
-    # A logger with a level of its own, as uvicorn's, passes records on whatever the root's level is.
+    handler.setFormatter(JsonFormatter() if log_format == "json" else ConsoleFormatter())
+    # Loggers with their own level, such as uvicorn's, ignore the level of the root logger. Filter in the handler, too.
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)

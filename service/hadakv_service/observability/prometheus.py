@@ -1,221 +1,174 @@
-"""What `/metrics` tells: the tallies, the store and the process, as Prometheus has them. Totals only, no names."""
+"""Collector of the Prometheus metrics of `/metrics`. They are totals only, without names of sessions or tenants."""
 
+import resource
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from hadakv_kernels import Backend
 from hadakv_service import __version__
-from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.observability.counters import DeviceCounters, Histogram, RequestCounters
-from hadakv_service.observability.process_metrics import process_collector
-from hadakv_service.storage.session_store import SessionStore
+from hadakv_service.observability.tier_gauges import Store, TierGauges
 
 
-class Tier(Protocol):
-    """Where sessions are kept. Read while the device's thread writes: each figure is a plain number, or some `len`."""
+class Device(Protocol):
+    """Figures of the device queue."""
 
     @property
-    def name(self) -> str:
-        """As metrics call it: "memory", "disk", ..."""
+    def backend(self) -> Backend:
+        """Backend that runs the codec."""
         ...
 
     @property
-    def budget(self) -> int:
-        """Bytes it may hold."""
+    def depth(self) -> int:
+        """Number of jobs queued or running."""
         ...
 
     @property
-    def used(self) -> int:
-        """Bytes it holds."""
+    def limit(self) -> int:
+        """Maximum number of jobs queued or running."""
         ...
-
-    @property
-    def sessions(self) -> int:
-        """How many it holds."""
-        ...
-
-    @property
-    def spills(self) -> int:
-        """Pages that left the tier above for it."""
-        ...
-
-    @property
-    def restores(self) -> int:
-        """Pages that were read back."""
-        ...
-
-    @property
-    def failures(self) -> int:
-        """What it was asked to do and could not."""
-        ...
-
-
-class MemoryTierGauges:
-    """The store as the uppermost tier: nothing is moved into it from above, and nothing fails in it."""
-
-    name = "memory"
-    spills = restores = failures = 0
-
-    def __init__(self, store: SessionStore) -> None:
-        self._store = store
-
-    @property
-    def budget(self) -> int:
-        """Bytes that sessions may take."""
-        return self._store.memory.limit
-
-    @property
-    def used(self) -> int:
-        """Bytes they take, without what is reserved."""
-        return self._store.memory.stored
-
-    @property
-    def sessions(self) -> int:
-        """How many there are, though their pages may be below."""
-        return self._store.in_memory
-
-
-class DiskTierGauges:
-    """What lies below memory."""
-
-    def __init__(self, store: SessionStore) -> None:
-        self._store = store
-        self.name = store.disk.name
-
-    @property
-    def budget(self) -> int:
-        """Bytes that sessions may take there."""
-        return self._store.disk.budget
-
-    @property
-    def used(self) -> int:
-        """Bytes they take."""
-        return self._store.disk.used
-
-    @property
-    def sessions(self) -> int:
-        """How many have a manifest there, whether they are in memory too or not."""
-        return self._store.disk.sessions
-
-    @property
-    def spills(self) -> int:
-        """Pages that left memory for it."""
-        return self._store.residence.spills
-
-    @property
-    def restores(self) -> int:
-        """Pages that were read back."""
-        return self._store.residence.restores
-
-    @property
-    def failures(self) -> int:
-        """Changes that could not be made, and reads that failed."""
-        return self._store.disk.failures
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """What the metrics look at when they are asked."""
+class MetricSources:
+    """Objects that the metrics are read from at each scrape.
+
+    Attributes:
+        requests: counters of the requests.
+        jobs: counters of the jobs on the device.
+        device: device queue.
+        store: session store.
+        tiers: gauges of memory and, if enabled, disk.
+    """
 
     requests: RequestCounters
-    work: DeviceCounters
-    device: DeviceExecutor
-    store: SessionStore
-    tiers: Sequence[Tier]
+    jobs: DeviceCounters
+    device: Device
+    store: Store
+    tiers: Sequence[TierGauges]
 
 
 class Metrics(Collector):
-    """A registry of our own, and what it has."""
+    """Collector of the service's metrics, with a registry of its own."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, sources: MetricSources) -> None:
+        self._sources = sources
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._registry.register(process_collector())
+        self._registry.register(_process_collector())
         PlatformCollector(self._registry)
         GCCollector(self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """All of it, and its content type: the text format or OpenMetrics, as an Accept header asks for."""
+        """Return all metrics and their content type: the text format or OpenMetrics, as the Accept header asks."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """The service's metrics."""
-        yield _info(self._service.device.backend)
-        yield from _requests(self._service.requests)
-        yield from _work(self._service.work)
-        yield from _queue(self._service.device)
-        yield from _store(self._service.store)
-        yield from _tiers(self._service.tiers)
+        """Yield the service's metrics."""
+        yield _info(self._sources.device.backend)
+        yield from _requests(self._sources.requests)
+        yield from _jobs(self._sources.jobs)
+        yield from _queue(self._sources.device)
+        yield from _store(self._sources.store)
+        yield from _tiers(self._sources.tiers)
 
 
 def _info(backend: Backend) -> Metric:
-    family = GaugeMetricFamily("hadakv_info", "Always 1.", labels=("version", "backend", "detail"))
+    labels = ("version", "backend", "detail")
+    family = GaugeMetricFamily("hadakv_info", "Version and backend of the service. Always 1.", labels=labels)
     family.add_metric((__version__, backend.name, backend.detail), 1)
     return family
 
 
-def _requests(tally: RequestCounters) -> Iterator[Metric]:
+def _requests(counters: RequestCounters) -> Iterator[Metric]:
     by = ("route", "method")
-    answered = CounterMetricFamily("hadakv_http_requests", "Requests that are over.", labels=(*by, "status"))
-    seconds = HistogramMetricFamily("hadakv_http_request_seconds", "From its head to the answer's end.", labels=by)
-    received = CounterMetricFamily("hadakv_http_received_bytes", "Bytes of bodies that were read.", labels=by)
-    sent = CounterMetricFamily("hadakv_http_sent_bytes", "Bytes of answers' bodies.", labels=by)
-    for labels, calls in tally.calls.items():
+    completed = CounterMetricFamily("hadakv_http_requests", "Completed requests.", labels=(*by, "status"))
+    seconds = HistogramMetricFamily(
+        "hadakv_http_request_seconds", "Time from the request headers to the end of the response.", labels=by
+    )
+    received = CounterMetricFamily("hadakv_http_received_bytes", "Bytes of request bodies received.", labels=by)
+    sent = CounterMetricFamily("hadakv_http_sent_bytes", "Bytes of response bodies sent.", labels=by)
+    for labels, calls in counters.calls.items():
         for status, count in calls.statuses.items():
-            answered.add_metric((*labels, str(status)), count)
+            completed.add_metric((*labels, str(status)), count)
         seconds.add_metric(labels, list(calls.seconds.buckets()), calls.seconds.sum)
         received.add_metric(labels, calls.received)
         sent.add_metric(labels, calls.sent)
-    yield from (answered, seconds, received, sent)
-    yield GaugeMetricFamily("hadakv_http_requests_in_flight", "Requests under way, this one too.", tally.in_flight)
-    yield CounterMetricFamily("hadakv_appended_tokens", "Tokens that appends stored.", tally.appended)
-    yield CounterMetricFamily("hadakv_read_tokens", "Tokens that reads answered.", tally.read)
+    yield from (completed, seconds, received, sent)
+    yield GaugeMetricFamily(
+        "hadakv_http_requests_in_flight", "Requests in progress, including this one.", counters.in_flight
+    )
+    yield CounterMetricFamily("hadakv_appended_tokens", "Tokens stored by appends.", counters.appended)
+    yield CounterMetricFamily("hadakv_read_tokens", "Tokens returned by reads.", counters.read)
 
 
-def _work(tally: DeviceCounters) -> Iterator[Metric]:
-    yield _histogram("hadakv_device_wait_seconds", "From asking for a job to its beginning.", tally.wait)
-    yield _histogram("hadakv_device_batch_jobs", "Jobs that were done in one go.", tally.batches)
-    yield _histogram("hadakv_device_encode_seconds", "Encoding of what a batch has to encode.", tally.encode)
-    yield _histogram("hadakv_device_job_seconds", "From the beginning of a job's batch to its end.", tally.job)
-    yield CounterMetricFamily("hadakv_device_busy_seconds", "Time in which the device's thread worked.", tally.busy)
+def _jobs(counters: DeviceCounters) -> Iterator[Metric]:
+    yield _histogram("hadakv_device_wait_seconds", "Time a job waited in the queue.", counters.wait)
+    yield _histogram("hadakv_device_batch_jobs", "Jobs in a batch.", counters.batches)
+    yield _histogram("hadakv_device_encode_seconds", "Time a batch spent encoding.", counters.encode)
+    yield _histogram("hadakv_device_job_seconds", "Time from the start to the end of a job's batch.", counters.job)
+    yield CounterMetricFamily("hadakv_device_busy_seconds", "Time the device thread worked.", counters.busy)
 
 
-def _histogram(name: str, documentation: str, tally: Histogram) -> Metric:
-    return HistogramMetricFamily(name, documentation, buckets=list(tally.buckets()), sum_value=tally.sum)
+def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name, documentation, buckets=list(histogram.buckets()), sum_value=histogram.sum)
 
 
-def _queue(device: DeviceExecutor) -> Iterator[Metric]:
-    yield GaugeMetricFamily("hadakv_device_queue_jobs", "Jobs that wait for the device or run on it.", device.depth)
-    yield GaugeMetricFamily("hadakv_device_queue_limit_jobs", "So many may; more are refused (503).", device.limit)
+def _queue(device: Device) -> Iterator[Metric]:
+    yield GaugeMetricFamily("hadakv_device_queue_jobs", "Jobs queued or running on the device.", device.depth)
+    yield GaugeMetricFamily(
+        "hadakv_device_queue_limit_jobs", "Maximum number of queued jobs. Further requests get 503.", device.limit
+    )
 
 
-def _store(store: SessionStore) -> Iterator[Metric]:
-    reserved = store.memory.reserved
-    yield GaugeMetricFamily("hadakv_reserved_bytes", "Bytes of memory that appends under way will store.", reserved)
-    yield CounterMetricFamily("hadakv_evictions", "Sessions that were ended to make room.", store.evictions)
+def _store(store: Store) -> Iterator[Metric]:
+    yield GaugeMetricFamily("hadakv_reserved_bytes", "Memory reserved for appends in progress.", store.memory.reserved)
+    yield CounterMetricFamily("hadakv_evictions", "Sessions deleted to free space.", store.evictions)
 
 
-_OF_A_TIER: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, str], ...] = (
-    (GaugeMetricFamily, "budget_bytes", "Bytes that may be stored.", "budget"),
-    (GaugeMetricFamily, "stored_bytes", "Bytes that are stored.", "used"),
-    (GaugeMetricFamily, "sessions", "Sessions that are stored.", "sessions"),
-    (CounterMetricFamily, "spills", "Pages that left the tier above for it.", "spills"),
-    (CounterMetricFamily, "restores", "Pages that were read back.", "restores"),
-    (CounterMetricFamily, "failures", "What it was asked to do and could not.", "failures"),
+_TIER_METRICS: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, str], ...] = (
+    (GaugeMetricFamily, "budget_bytes", "Maximum size of the stored sessions.", "budget"),
+    (GaugeMetricFamily, "stored_bytes", "Size of the stored sessions.", "used"),
+    (GaugeMetricFamily, "sessions", "Number of stored sessions.", "sessions"),
+    (CounterMetricFamily, "spills", "Pages evicted from the tier above to this one.", "spills"),
+    (CounterMetricFamily, "restores", "Pages loaded from this tier.", "restores"),
+    (CounterMetricFamily, "failures", "Reads and writes that failed.", "failures"),
 )
 
 
-def _tiers(tiers: Sequence[Tier]) -> Iterator[Metric]:
-    for kind, name, documentation, figure in _OF_A_TIER:
+def _tiers(tiers: Sequence[TierGauges]) -> Iterator[Metric]:
+    for kind, name, documentation, attribute in _TIER_METRICS:
         family = kind(f"hadakv_tier_{name}", documentation, labels=("tier",))
         for tier in tiers:
-            family.add_metric((tier.name,), getattr(tier, figure))
+            family.add_metric((tier.name,), getattr(tier, attribute))
         yield family
+
+
+def _process_collector() -> Collector:
+    """Return prometheus_client's collector, which reads `/proc`, or RusageCollector without `/proc` (macOS)."""
+    return ProcessCollector(registry=None) if Path("/proc/self/stat").exists() else RusageCollector()
+
+
+class RusageCollector(Collector):
+    """Collector of the main process metrics, with the names of prometheus_client. Memory is the peak only."""
+
+    def __init__(self) -> None:
+        self._started = time.time()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield CPU time, start time and peak memory."""
+        # ru_maxrss is in bytes on macOS, in KiB on Linux.
+        peak_nbytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        yield CounterMetricFamily("process_cpu_seconds", "Total user and system CPU time.", time.process_time())
+        yield GaugeMetricFamily("process_start_time_seconds", "Start time in Unix seconds.", self._started)
+        yield GaugeMetricFamily("process_resident_memory_peak_bytes", "Peak resident memory.", peak_nbytes)

@@ -1,4 +1,4 @@
-"""A request on its way to its answer, and the id by which logs, traces, headers and problem documents name it."""
+"""Record of one request: id, bytes, status and outcome. The id appears in logs, traces, headers and problems."""
 
 import os
 import re
@@ -12,34 +12,34 @@ from starlette.types import Message, Scope, Send
 from hadakv_service.asgi_extensions import is_disconnected
 
 HEADER = b"x-request-id"
-# Where a scope has its exchange.
-SCOPE_KEY = "hadakv.exchange"
-# What nginx calls a request whose client did not wait for the answer.
+# Key of the RequestRecord in the ASGI scope.
+SCOPE_KEY = "hadakv.request_record"
+# Status that nginx logs when the client disconnects before the response is complete.
 CLIENT_CLOSED_REQUEST = 499
 
-_GIVEN = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-# Chance tells processes apart, and a number the requests of one.
+_CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# An id consists of a random prefix for each process and a number for each request.
 _PREFIX = os.urandom(8).hex().encode()
 _numbers = count(1)
 
-current: "ContextVar[RequestRecord | None]" = ContextVar("exchange", default=None)
+current: "ContextVar[RequestRecord | None]" = ContextVar("request_record", default=None)
 
 
 class RequestRecord:
-    """What becomes known of a request.
+    """Record of a request and its response, updated while the request is processed.
 
     Attributes:
-        scope: its ASGI scope.
-        id: what the client calls it, or a name of our own.
-        started: perf_counter's seconds.
-        status: of the answer; 0 before there is one.
-        received: bytes of its body that were read.
-        sent: bytes of the answer's body that were handed to the connection.
-        route: template of its path, `""` while nobody has looked.
-        trace_id: of the trace it belongs to, in hex, where there is one.
-        whole: whether the answer is known to have been handed over as a whole.
-        lost: whether the client was seen to have left while it was answered.
-        unfinished: whether its body is known not to have come as a whole, though waited for.
+        scope: ASGI scope of the request.
+        id: request id, from the client or generated.
+        started: start time, in seconds of perf_counter.
+        status: HTTP status of the response; 0 until the response starts.
+        received: bytes of the request body that were read.
+        sent: bytes of the response body that were passed to the connection.
+        route: route template of the path; empty until it is matched.
+        trace_id: trace id in hex; empty if tracing is disabled.
+        response_complete: whether the whole response was passed to the connection.
+        client_disconnected: whether the client disconnected during the response.
+        body_incomplete: whether the service stopped waiting for the rest of the request body.
     """
 
     __slots__ = (
@@ -67,11 +67,11 @@ class RequestRecord:
         self._send = send
 
     async def send(self, message: Message) -> None:
-        """Send part of the answer, and its id with the head."""
+        """Send a message of the response. Add the request id to the headers."""
         if message["type"] == "http.response.start":
             self.status = self.status or message["status"]
             message = {**message, "headers": [*message.get("headers", ()), (HEADER, self.id)]}
-        # Once the last of the answer has been handed over it can no longer be told from one that arrived.
+        # After the last message, a lost response looks like a complete one. Check before and after sending.
         self.client_disconnected = self.client_disconnected or self._is_disconnected()
         await self._send(message)
         self.client_disconnected = self.client_disconnected or self._is_disconnected()
@@ -79,7 +79,7 @@ class RequestRecord:
             self.sent += len(message.get("body", b""))
 
     def record_response(self, route: str, status: int, nbytes: int) -> None:
-        """Note an answer that was sent as a whole, past `send`."""
+        """Record a complete response that did not go through `send`."""
         self.response_complete = True
         self.route = route
         self.status = status
@@ -90,66 +90,65 @@ class RequestRecord:
 
     @property
     def outcome(self) -> int:
-        """The status, or that of a client that is gone."""
-        arrived = self.response_complete or (self.status and not (self.client_disconnected or self._is_disconnected()))
-        return self.status if arrived else CLIENT_CLOSED_REQUEST
+        """HTTP status of the response, or CLIENT_CLOSED_REQUEST if the client did not receive it."""
+        sent = self.response_complete or (self.status and not (self.client_disconnected or self._is_disconnected()))
+        return self.status if sent else CLIENT_CLOSED_REQUEST
 
     @property
     def tenant(self) -> str | None:
-        """Whose request it is, where tokens are used."""
+        """Name of the authenticated tenant; None without tokens."""
         tenant: str | None = self.scope.get("state", {}).get("tenant")
         return tenant
 
     @property
     def client(self) -> str | None:
-        """The other end's address; none has one who comes through a Unix domain socket."""
-        return address(self.scope.get("client"))
+        """Address of the client; None for a Unix domain socket."""
+        return format_address(self.scope.get("client"))
 
 
 def request_id(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The `X-Request-Id` of a request, or a new one if it has none or a bad one."""
+    """Return the `X-Request-Id` header, or a new id if the header is missing or invalid."""
     for name, value in headers:
-        if name == HEADER and _GIVEN.fullmatch(value):
+        if name == HEADER and _CLIENT_ID.fullmatch(value):
             return value
     return b"%b-%x" % (_PREFIX, next(_numbers))
 
 
 def current_id() -> str:
-    """The id of the request that is being worked on, `""` if none is."""
-    exchange = current.get()
-    return exchange.id.decode() if exchange else ""
+    """Return the id of the current request, or an empty string if there is none."""
+    record = current.get()
+    return record.id.decode() if record else ""
 
 
 def note_received(nbytes: int) -> None:
-    """Count bytes of the body of the request that is being worked on."""
-    exchange = current.get()
-    if exchange is not None:
-        exchange.received += nbytes
+    """Add bytes of the request body to the current request's record."""
+    record = current.get()
+    if record is not None:
+        record.received += nbytes
 
 
 def note_body_incomplete() -> None:
-    """Note that the body of the request that is being worked on was waited for, and is no longer."""
-    exchange = current.get()
-    if exchange is not None:
-        exchange.body_incomplete = True
+    """Record that the service stopped waiting for the current request's body."""
+    record = current.get()
+    if record is not None:
+        record.body_incomplete = True
 
 
-def address(client: tuple[str, int] | None) -> str | None:
-    """An address as people write it."""
+def format_address(client: tuple[str, int] | None) -> str | None:
+    """Return `host:port`, with an IPv6 host in brackets, or None without a client address."""
     if not client:
         return None
     host, port = client
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+# Label of unknown routes and methods.
 OTHER = "other"
-
-
 _PARAMETER = re.compile(r"\\{\w+\\}")
 
 
 class RouteTemplates:
-    """The templates of an app's paths, `/sessions/{id}/kv` say."""
+    """Route templates of an app, for example `/sessions/{id}/kv`."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = [OTHER, *dict.fromkeys(paths)]
@@ -157,6 +156,6 @@ class RouteTemplates:
         self._pattern = re.compile("|".join(f"({pattern})" for pattern in patterns))
 
     def match(self, path: str) -> str:
-        """The template that fits a path; "other" if none does, so that there are never more."""
+        """Return the template that matches a path, or OTHER, so that the number of labels is bounded."""
         match = self._pattern.fullmatch(path)
         return self._paths[match.lastindex or 0] if match else OTHER

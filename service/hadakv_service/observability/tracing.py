@@ -1,7 +1,7 @@
-"""Whether there are traces: only with `hadakv[otel]` installed and a collector named in the environment.
+"""OpenTelemetry tracing, enabled if `hadakv[otel]` is installed and the environment names a collector.
 
-Otherwise neither OpenTelemetry's SDK nor its exporter is imported. What else the environment says of traces, their
-sampling for example, OpenTelemetry reads itself.
+Otherwise neither OpenTelemetry's SDK nor its exporter is imported. OpenTelemetry itself reads its other environment
+variables, for example those of sampling.
 """
 
 import asyncio
@@ -10,24 +10,21 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp
-
 from hadakv_service import __version__
 from hadakv_service.observability.device_timings import DeviceObserver
-from hadakv_service.observability.request_record import RouteTemplates
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_NAME = "hadakv"
-# How long a collector that does not answer may keep the process from ending.
+TRACER_NAME = "hadakv"
+# Maximum time that a collector without a response delays the shutdown.
 CLOSE_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
 def provider_from_environment() -> "TracerProvider | None":
-    """What makes spans and sends them to the collector that the environment names, if it names one."""
+    """Return a provider that exports spans to the collector named in the environment, or None if there is none."""
     named = [name for name in ENDPOINTS if os.environ.get(name)]
     if not named:
         return None
@@ -37,7 +34,7 @@ def provider_from_environment() -> "TracerProvider | None":
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("There are no traces, though %s is set: hadakv[otel] is not installed.", named[0])
+        log.warning("tracing disabled: %s is set but hadakv[otel] is not installed", named[0])
         return None
     name = os.environ.get("OTEL_SERVICE_NAME", "hadakv")
     resource = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__})
@@ -47,25 +44,16 @@ def provider_from_environment() -> "TracerProvider | None":
 
 
 async def close(traces: "TracerProvider") -> None:
-    """Send what spans there still are, unless that takes too long."""
-    sending = threading.Thread(target=traces.shutdown, daemon=True)
-    sending.start()
-    await asyncio.to_thread(sending.join, CLOSE_SECONDS)
+    """Export the remaining spans, for at most CLOSE_SECONDS."""
+    exporting = threading.Thread(target=traces.shutdown, daemon=True)
+    exporting.start()
+    await asyncio.to_thread(exporting.join, CLOSE_SECONDS)
 
 
 def observe_device(observer: DeviceObserver, traces: "TracerProvider | None") -> DeviceObserver:
-    """An observer that makes spans beside what another does, if there are traces."""
+    """Wrap a device observer so that it also creates spans, if tracing is enabled."""
     if traces is None:
         return observer
     from hadakv_service.observability.device_spans import SpanObserver
 
-    return SpanObserver(observer, traces.get_tracer(_NAME))
-
-
-def add_tracing(app: ASGIApp, templates: RouteTemplates, traces: "TracerProvider | None") -> ASGIApp:
-    """An app whose requests are spans, if there are traces."""
-    if traces is None:
-        return app
-    from hadakv_service.http.middleware.tracing import TracingMiddleware
-
-    return TracingMiddleware(app, templates, traces.get_tracer(_NAME))
+    return SpanObserver(observer, traces.get_tracer(TRACER_NAME))

@@ -1,4 +1,4 @@
-"""What each tenant may have."""
+"""Quotas of tenants, and their current usage."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from hadakv_service.errors import QuotaExceeded
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a tenant's sessions may take together.
+    """Limits on all sessions of a tenant together.
 
     Attributes:
-        nbytes: packed bytes, as each session tells them; what several share counts for each. None is no limit.
-        sessions: how many there may be; None is any number.
+        nbytes: maximum packed size in bytes; None is unlimited. Pages shared by several sessions count for each.
+        sessions: maximum number of sessions; None is unlimited.
     """
 
     nbytes: int | None = None
@@ -24,54 +24,59 @@ NO_QUOTA = Quota()
 
 
 class QuotaTable:
-    """Every tenant's quota as it is now. May be asked in one thread and replaced in another.
+    """Current quotas of all tenants. One thread may read them while another replaces them.
 
     Args:
-        default: of tenants that have none of their own.
+        default: quota of tenants that are not in the table.
     """
 
     def __init__(self, default: Quota = NO_QUOTA) -> None:
         self.default = default
-        self._own: Mapping[str, Quota] = {}
+        self._by_tenant: Mapping[str, Quota] = {}
 
-    def quota(self, owner: str) -> Quota:
-        """What a tenant may have from now on, whatever it has."""
-        return self._own.get(owner, self.default)
+    def quota(self, tenant: str) -> Quota:
+        """Return a tenant's quota. Its usage may exceed a quota that was lowered."""
+        return self._by_tenant.get(tenant, self.default)
 
-    def replace(self, own: Mapping[str, Quota]) -> None:
-        """Let these tenants have quotas of their own, and no others."""
-        self._own = dict(own)
+    def replace(self, by_tenant: Mapping[str, Quota]) -> None:
+        """Replace the whole table. Tenants that are not in it get the default."""
+        self._by_tenant = dict(by_tenant)
 
 
 class TenantUsage:
-    """What each tenant has, in memory and below.
+    """Size and number of each tenant's sessions, in memory and on disk.
 
     Args:
-        quotas: what each may have.
-        found: what each has at the beginning: packed bytes, and sessions.
+        quotas: quotas to check against.
+        initial: packed bytes and number of sessions of each tenant at startup.
     """
 
-    def __init__(self, quotas: QuotaTable, found: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, quotas: QuotaTable, initial: Mapping[str, tuple[int, int]]) -> None:
         self._quotas = quotas
-        self._nbytes = Counter({owner: nbytes for owner, (nbytes, _) in found.items()})
-        self._sessions = Counter({owner: sessions for owner, (_, sessions) in found.items()})
+        self._nbytes = Counter({tenant: nbytes for tenant, (nbytes, _) in initial.items()})
+        self._sessions = Counter({tenant: sessions for tenant, (_, sessions) in initial.items()})
 
-    def check(self, owner: str, nbytes: int, sessions: int) -> None:
-        """Whether a tenant may have so much more.
+    def check(self, tenant: str, nbytes: int, sessions: int) -> None:
+        """Check that a tenant may store additional bytes and sessions. Negative amounts always pass.
+
+        Args:
+            tenant: name of the tenant.
+            nbytes: additional packed bytes.
+            sessions: additional sessions.
 
         Raises:
-            QuotaExceeded: it may not.
+            QuotaExceeded: the usage would exceed the quota.
         """
-        quota = self._quotas.quota(owner)
-        if sessions > 0 and quota.sessions is not None and self._sessions[owner] + sessions > quota.sessions:
+        quota = self._quotas.quota(tenant)
+        if sessions > 0 and quota.sessions is not None and self._sessions[tenant] + sessions > quota.sessions:
             raise QuotaExceeded("sessions", sessions, quota.sessions)
-        if nbytes > 0 and quota.nbytes is not None and self._nbytes[owner] + nbytes > quota.nbytes:
+        if nbytes > 0 and quota.nbytes is not None and self._nbytes[tenant] + nbytes > quota.nbytes:
             raise QuotaExceeded("bytes", nbytes, quota.nbytes)
 
-    def add(self, owner: str, nbytes: int, sessions: int) -> None:
-        """Note that a tenant has so much more, or less."""
-        self._nbytes[owner] += nbytes
-        self._sessions[owner] += sessions
-        if not self._sessions[owner]:
-            # Or names that come and go would be kept for ever.
-            del self._nbytes[owner], self._sessions[owner]
+    def add(self, tenant: str, nbytes: int, sessions: int) -> None:
+        """Add to a tenant's usage; negative amounts reduce it."""
+        self._nbytes[tenant] += nbytes
+        self._sessions[tenant] += sessions
+        if not self._sessions[tenant]:
+            # Otherwise the counters of former tenants would remain forever.
+            del self._nbytes[tenant], self._sessions[tenant]

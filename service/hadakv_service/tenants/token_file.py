@@ -1,4 +1,4 @@
-"""Who calls: bearer tokens from a file, stored hashed, each naming a tenant, and what that tenant may have."""
+"""Token file: hashes of bearer tokens, the tenant of each token, and quotas of tenants."""
 
 import hashlib
 import hmac
@@ -15,22 +15,24 @@ from hadakv_service.tenants.quotas import Quota, QuotaTable
 
 log = logging.getLogger(__name__)
 
-_LINE = re.compile(r"(?P<tenant>[A-Za-z0-9_.-]{1,64}):(?P<digest>[0-9a-fA-F]{64})(?P<words>(?:\s+\S+)*)")
-_LINE_RULE = "expected 'tenant:sha256 of the token in hex', then 'quota=SIZE' or 'sessions=NUMBER' if need be"
+_LINE = re.compile(r"(?P<tenant>[A-Za-z0-9_.-]{1,64}):(?P<digest>[0-9a-fA-F]{64})(?P<quotas>(?:\s+\S+)*)")
+_LINE_RULE = "expected 'tenant:SHA-256 of the token in hex', optionally followed by 'quota=SIZE' and 'sessions=NUMBER'"
 _SIZE = TypeAdapter(ByteSize)
 
 
 class TokenFile:
-    """Lines `tenant:sha256 of the token in hex [quota=4GiB] [sessions=1000]`; blank ones and those with # are skipped.
+    """Bearer tokens and quotas from a file, which can be reloaded.
 
-    A tenant may have several lines, one for each of its tokens; what one of them says of its quota holds for all.
+    Lines have the form `tenant:SHA-256 of the token in hex [quota=4GiB] [sessions=1000]`. Empty lines and lines that
+    start with # are ignored. A tenant may have several lines, one per token. A quota on one line applies to all tokens
+    of the tenant.
 
     Args:
-        path: of the file.
-        quotas: takes on what the file says, each time it is read.
+        path: path of the file.
+        quotas: table to update each time the file is read.
 
     Raises:
-        ValueError: a line is unclear or contradicts another, or there is no token at all.
+        ValueError: a line is malformed or contradicts another, or the file has no token.
         OSError: the file cannot be read.
     """
 
@@ -41,43 +43,43 @@ class TokenFile:
         self._read()
 
     def _read(self) -> None:
-        tenants, own = _parse(self._path, self._quotas.default)
-        # Whoever is asking meanwhile sees all of the old file or all of the new one.
+        tenants, quotas = _parse(self._path, self._quotas.default)
+        # Each assignment is atomic, so concurrent requests see either the old tokens or the new ones.
         self._tenants = tenants
-        self._quotas.replace(own)
+        self._quotas.replace(quotas)
         if stat.S_IMODE(self._path.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
-            log.warning("%s is open to other users of this machine; chmod 600 it", self._path)
+            log.warning("token file %s is accessible to other users: run chmod 600", self._path)
 
     def reload(self) -> None:
-        """Read the file again; if it cannot be used, the tokens from before stay in force."""
+        """Read the file again. If that fails, log the error and keep the previous tokens."""
         try:
             self._read()
         except (ValueError, OSError) as error:
-            log.error("the token file was not taken on, the tokens from before stay in force: %s", error)
+            log.error("token file not reloaded, previous tokens still in use: %s", error)
         else:
-            log.info("%s was read again, it has %d tokens", self._path, len(self._tenants))
+            log.info("token file %s reloaded: %d tokens", self._path, len(self._tenants))
 
     def tenant(self, authorization: str) -> str:
-        """The tenant an Authorization header names.
+        """Return the tenant of an Authorization header.
 
         Raises:
             Unauthorized: the header is missing, or its token is not in the file.
         """
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise Unauthorized("Send the header 'Authorization: Bearer <token>'.")
+            raise Unauthorized("Send one header 'Authorization: Bearer <token>'.")
         digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
-        # Every digest is compared, so that the time tells nothing about which one matched.
+        # Compare every digest. Otherwise the response time would show which one matched.
         matches = [tenant for known, tenant in self._tenants if hmac.compare_digest(known, digest)]
         if not matches:
-            raise Unauthorized("The token is not known.")
+            raise Unauthorized("The token is unknown.")
         return matches[0]
 
 
 def _parse(path: Path, default: Quota) -> tuple[list[tuple[bytes, str]], dict[str, Quota]]:
-    """Each token's digest with its tenant, and the quotas of tenants that have their own."""
+    """Return the tenant of each token digest, and the quotas of tenants that set their own."""
     tenants: dict[bytes, str] = {}
-    said: dict[str, dict[str, int | None]] = {}
+    limits: dict[str, dict[str, int | None]] = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -86,22 +88,21 @@ def _parse(path: Path, default: Quota) -> tuple[list[tuple[bytes, str]], dict[st
             raise ValueError(f"{path}:{number}: {_LINE_RULE}")
         tenant = match["tenant"]
         if tenants.setdefault(bytes.fromhex(match["digest"]), tenant) != tenant:
-            raise ValueError(f"{path}:{number}: the token is another tenant's already")
-        for word in match["words"].split():
-            name, value = _quota_word(word, f"{path}:{number}")
-            if said.setdefault(tenant, {}).setdefault(name, value) != value:
-                raise ValueError(f"{path}:{number}: {tenant} has another {word.partition('=')[0]} already")
+            raise ValueError(f"{path}:{number}: the token already belongs to another tenant")
+        for assignment in match["quotas"].split():
+            field, limit = _parse_limit(assignment, f"{path}:{number}")
+            if limits.setdefault(tenant, {}).setdefault(field, limit) != limit:
+                raise ValueError(f"{path}:{number}: {tenant} already has another {assignment.partition('=')[0]}")
     if not tenants:
-        raise ValueError(f"{path}: has no token")
-    own = {tenant: replace(default, **words) for tenant, words in said.items()}
-    return list(tenants.items()), own
+        raise ValueError(f"{path}: the file has no token")
+    return list(tenants.items()), {tenant: replace(default, **own) for tenant, own in limits.items()}
 
 
-def _quota_word(word: str, where: str) -> tuple[str, int | None]:
-    """A field of `Quota` and its value; `none` takes a default away."""
-    name, _, value = word.partition("=")
+def _parse_limit(assignment: str, where: str) -> tuple[str, int | None]:
+    """Return a field of `Quota` and its value. `none` means unlimited, whatever the default."""
+    name, _, value = assignment.partition("=")
     if name not in ("quota", "sessions"):
-        raise ValueError(f"{where}: {_LINE_RULE}, not {word!r}")
+        raise ValueError(f"{where}: {_LINE_RULE}, not {assignment!r}")
     field = "nbytes" if name == "quota" else name
     if value == "none":
         return field, None
@@ -110,5 +111,5 @@ def _quota_word(word: str, where: str) -> tuple[str, int | None]:
     except (ValidationError, ValueError):
         number = -1
     if number < 0:
-        raise ValueError(f"{where}: {name} must be {'a size, 4GiB say' if name == 'quota' else 'a number'}, or none")
+        raise ValueError(f"{where}: {name} must be {'a size such as 4GiB' if name == 'quota' else 'a number'}, or none")
     return field, number

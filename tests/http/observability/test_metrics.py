@@ -22,8 +22,8 @@ from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.http.routes import docs
 from hadakv_service.observability.counters import DeviceCounters, RequestCounters
-from hadakv_service.observability.process_metrics import RusageCollector
-from hadakv_service.observability.prometheus import MemoryTierGauges, Metrics, Service
+from hadakv_service.observability.prometheus import Metrics, MetricSources, RusageCollector
+from hadakv_service.observability.tier_gauges import MemoryTierGauges
 from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V
@@ -55,7 +55,7 @@ def test_every_tier_is_told() -> None:
     device, store = DeviceExecutor(CpuBackend(1), 1), SessionStore(1 << 20)
 
     page, _ = Metrics(
-        Service(RequestCounters(), DeviceCounters(), device, store, [MemoryTierGauges(store), disk])
+        MetricSources(RequestCounters(), DeviceCounters(), device, store, [MemoryTierGauges(store), disk])
     ).render("")
     found = samples(page.decode())
 

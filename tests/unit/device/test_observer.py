@@ -76,8 +76,8 @@ def observed(*jobs: Any) -> list[BatchTimings]:
 
 
 def assert_in_order(work: BatchTimings) -> None:
-    assert 0 < work.begun <= work.encoding <= work.encoded <= work.ended
-    assert 0 <= work.encode_seconds <= work.busy_seconds <= work.ended - work.begun + 1e-6
+    assert 0 < work.started <= work.encode_started <= work.encode_ended <= work.ended
+    assert 0 <= work.encode_seconds <= work.busy_seconds <= work.ended - work.started + 1e-6
 
 
 def test_a_batch_is_told_once_with_all_its_jobs() -> None:
@@ -93,7 +93,7 @@ def test_jobs_of_one_key_are_told_one_after_another() -> None:
     told = observed(*(Noted(f"{n}", [], key="a") for n in range(3)))
 
     assert [work.notes for work in told] == [[1], [2], [3]]
-    assert [before.ended <= after.begun for before, after in pairwise(told)] == [True] * 2
+    assert [before.ended <= after.started for before, after in pairwise(told)] == [True] * 2
 
 
 def test_a_job_that_fails_is_told_all_the_same() -> None:
@@ -123,8 +123,8 @@ def test_a_long_job_is_told_once_by_itself(steps: int) -> None:
 def test_a_long_job_that_is_refused_is_told_without_encoding() -> None:
     (work,) = observed(Long(3, fails=True))
 
-    assert (work.notes, work.streams, work.encoded) == ([1], 0, 0)
-    assert work.begun < work.ended
+    assert (work.notes, work.streams, work.encode_ended) == ([1], 0, 0)
+    assert work.started < work.ended
 
 
 def test_batches_are_counted_by_their_size() -> None:

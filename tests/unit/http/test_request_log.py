@@ -11,7 +11,7 @@ from hadakv_service.errors import SessionCorrupt
 from hadakv_service.http.middleware.request_log import RequestLogMiddleware
 from hadakv_service.http.request_body import read_small
 from hadakv_service.observability.counters import RequestCounters
-from hadakv_service.observability.request_record import OTHER, RequestRecord, RouteTemplates, address, current_id
+from hadakv_service.observability.request_record import OTHER, RequestRecord, RouteTemplates, current_id, format_address
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_a_request_without_an_answer_is_counted_as_gone() -> None:
 
 @pytest.mark.parametrize(("client", "told"), [(("127.0.0.1", 5), "127.0.0.1:5"), (("::1", 5), "[::1]:5"), (None, None)])
 def test_an_address_is_told_as_people_write_it(client: tuple[str, int] | None, told: str | None) -> None:
-    assert address(client) == told
+    assert format_address(client) == told

@@ -189,12 +189,12 @@ def test_hanging_up_reads_the_file_again_and_disturbs_nobody(path: Path, tmp_pat
         under_way.sendall(f"{head}Content-Length: {len(PACKED)}\r\n\r\n".encode() + PACKED[:100])
         before = [ann.get("/sessions").status, bob.get("/sessions").status]
         path.write_text(line("bob", "two"), "utf-8")
-        hang_up(service, log, "was read again")
+        hang_up(service, log, "reloaded: ")
         after = [ann.get("/sessions").status, bob.get("/sessions").status]
         under_way.sendall(PACKED[100:])
         answered = status_line(under_way)
         path.write_text("nonsense", "utf-8")
-        hang_up(service, log, "stay in force")
+        hang_up(service, log, "still in use")
         still = [ann.get("/sessions").status, bob.append("b", K, V).status]
 
     assert before == [200, 401]
