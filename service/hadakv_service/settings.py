@@ -92,14 +92,18 @@ class Settings(BaseSettings):
     max_body: ByteSize = Field(
         ByteSize(1 << 30), description="Maximum size of a request body or a response, for example 1GiB."
     )
-    max_queued_jobs: Annotated[int, Field(ge=1, description="Maximum number of jobs queued for the device.")] = 256
+    max_queued_jobs: Annotated[
+        int, Field(ge=1, description="Maximum number of jobs queued for the device. Further requests get 503.")
+    ] = 256
     max_body_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
         None, description="Memory for request bodies being received, for example 4GiB; default: twice --max-body."
     )
     max_head: Annotated[ByteSize, Field(ge=1024)] = Field(
         ByteSize(64 << 10), description="Largest request line and headers."
     )
-    max_requests: Annotated[int, Field(ge=1, description="Maximum number of requests in progress.")] = 512
+    max_requests: Annotated[
+        int, Field(ge=1, description="Maximum number of requests in progress. Further requests get 503.")
+    ] = 512
     max_connections: Annotated[
         int, Field(ge=1, description="Maximum number of connections. When exceeded, the longest idle one is closed.")
     ] = 1024
@@ -135,10 +139,12 @@ class Settings(BaseSettings):
         description="File with lines 'tenant:SHA-256 of the token in hex'. Every request then needs a token.",
     )
     tenant_quota: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Size of all sessions of a tenant, unless the token file sets another; default: unlimited."
+        None,
+        description="Maximum total size of a tenant's sessions, unless the token file sets another; default: unlimited.",
     )
     tenant_sessions: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Number of sessions of a tenant, unless the token file sets another; default: unlimited."
+        None,
+        description="Maximum number of a tenant's sessions, unless the token file sets another; default: unlimited.",
     )
     insecure: bool = Field(False, description="Allow a --host other than loopback without --token-file.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

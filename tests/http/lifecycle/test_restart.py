@@ -1,4 +1,4 @@
-"""What outlives the process: sessions on disk, over HTTP, through ends of every kind."""
+"""Durability: sessions on disk after a clean shutdown and after a kill."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from support.contract import Caller, stream
 from support.restarted_service import CODEC, K, V, holds, service
 
 
-def test_after_an_orderly_end_sessions_are_back_as_they_were(tmp_path: Path) -> None:
+def test_clean_shutdown_keeps_sessions(tmp_path: Path) -> None:
     with service(tmp_path) as caller:
         caller.put("/sessions/a", {"window": 5, "ttl_seconds": 3600.0})
         caller.append("a", K, V)
@@ -23,13 +23,13 @@ def test_after_an_orderly_end_sessions_are_back_as_they_were(tmp_path: Path) -> 
         assert {**caller.snapshot("a")[0], "tier": None} == {**before[0], "tier": None}
 
 
-def test_a_session_that_came_back_goes_on(tmp_path: Path) -> None:
+def test_restored_session_can_be_changed(tmp_path: Path) -> None:
     with service(tmp_path) as caller:
         caller.append("a", K[:, :, :299], V[:, :, :299])
 
     with service(tmp_path) as caller:
-        answer = caller.append("a", K[:, :, 299:], V[:, :, 299:], position=299)
-        assert (answer.status, answer.body["length"]) == (200, 300)
+        response = caller.append("a", K[:, :, 299:], V[:, :, 299:], position=299)
+        assert (response.status, response.body["length"]) == (200, 300)
         assert holds(caller, "a")
         assert caller.post("/sessions/a/fork", {"id": "b", "length": 7}).status == 201
         assert caller.post("/sessions/a/truncate", {"length": 10}).status == 200
@@ -46,9 +46,7 @@ def test_a_session_that_came_back_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("durability", "tokens"), [("ack", 300), ("spill", None), ("memory", None)])
-def test_what_was_answered_outlives_a_kill_if_that_was_asked_for(
-    tmp_path: Path, durability: str, tokens: int | None
-) -> None:
+def test_kill_keeps_only_ack_sessions(tmp_path: Path, durability: str, tokens: int | None) -> None:
     with service(tmp_path, kill=True) as caller:
         assert caller.put("/sessions/a", {"durability": durability}).body["durability"] == durability
         for start in (0, 1, 255, 256):
@@ -62,13 +60,13 @@ def test_what_was_answered_outlives_a_kill_if_that_was_asked_for(
             assert holds(caller, "a", tokens)
 
 
-def test_a_bulk_append_is_acknowledged_as_a_whole(tmp_path: Path) -> None:
+def test_kill_keeps_a_whole_bulk_append(tmp_path: Path) -> None:
     k, v = pair(8, 8, 1200, 128)
     with service(tmp_path, "--durability", "ack", kill=True) as caller:
         assert caller.append("a", k, v).status == 201
-        spoiled = v.copy()
-        spoiled[7, 7, 1199, 0] = np.nan
-        caller.append("b", k, spoiled).problem(422, "non-finite")
+        invalid = v.copy()
+        invalid[7, 7, 1199, 0] = np.nan
+        caller.append("b", k, invalid).problem(422, "non-finite")
         assert caller.append("a", k[:, :, :7], v[:, :, :7]).body["length"] == 1207
         used = caller.get("/readyz").body["disk_used_nbytes"]
         nbytes = caller.info("a")["nbytes"]
@@ -80,7 +78,7 @@ def test_a_bulk_append_is_acknowledged_as_a_whole(tmp_path: Path) -> None:
         assert caller.info("a")["length"] == 1207
 
 
-def test_an_acknowledged_change_of_any_kind_outlives_a_kill(tmp_path: Path) -> None:
+def test_kill_keeps_every_kind_of_acknowledged_change(tmp_path: Path) -> None:
     with service(tmp_path, "--durability", "ack", kill=True) as caller:
         for name in "abc":
             caller.append(name, K, V)
@@ -97,7 +95,7 @@ def test_an_acknowledged_change_of_any_kind_outlives_a_kill(tmp_path: Path) -> N
         assert caller.info("e")["declared_layers"] == 7
 
 
-def test_a_session_cut_short_never_comes_back_with_what_was_cut(tmp_path: Path) -> None:
+def test_kill_after_truncate_never_restores_deleted_tokens(tmp_path: Path) -> None:
     with service(tmp_path) as caller:
         caller.append("a", K, V)
 
@@ -109,15 +107,15 @@ def test_a_session_cut_short_never_comes_back_with_what_was_cut(tmp_path: Path) 
         caller.get("/sessions/a").problem(404, "session-not-found")
 
 
-def test_sessions_larger_than_memory_are_whole(tmp_path: Path) -> None:
+def test_sessions_larger_than_memory_are_complete(tmp_path: Path) -> None:
     k, v = pair(4, 4, 2000)
 
     with service(tmp_path, "--memory-budget", "1MiB") as caller:
         for start in range(0, 2000, 100):
             for name in ("a", "b"):
                 cut = slice(start, start + 100)
-                answer = caller.append(name, k[:, :, cut], v[:, :, cut], position=start)
-                assert answer.status in (200, 201), answer
+                response = caller.append(name, k[:, :, cut], v[:, :, cut], position=start)
+                assert response.status in (200, 201), response
         info = caller.info("a")
         body = caller.read("a")
         used = caller.used_nbytes()
@@ -128,7 +126,7 @@ def test_sessions_larger_than_memory_are_whole(tmp_path: Path) -> None:
     assert used <= 1 << 20
 
 
-def test_without_a_disk_budget_nothing_is_written(tmp_path: Path) -> None:
+def test_disk_budget_of_zero_writes_nothing(tmp_path: Path) -> None:
     flags = ("--data-dir", str(tmp_path / "data"), "--disk-budget", "0")
     with running_service(*flags) as running, Caller(running.url) as caller:
         assert caller.append("a", K, V).status == 201
@@ -138,7 +136,7 @@ def test_without_a_disk_budget_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_a_session_that_says_memory_is_never_written(tmp_path: Path) -> None:
+def test_memory_session_is_never_written_to_disk(tmp_path: Path) -> None:
     marked = np.full((1, 1, 300, 64), 1.0, np.float16)
     with service(tmp_path, "--memory-budget", "200KiB") as caller:
         caller.put("/sessions/secret", {"durability": "memory", "codec": {"kind": "float16"}})
@@ -152,7 +150,7 @@ def test_a_session_that_says_memory_is_never_written(tmp_path: Path) -> None:
     assert b"secret" not in content
 
 
-def test_who_has_expired_while_nobody_was_there_is_gone(tmp_path: Path) -> None:
+def test_session_expires_while_the_service_is_down(tmp_path: Path) -> None:
     with service(tmp_path) as caller:
         caller.put("/sessions/a", {"ttl_seconds": 0.2})
         caller.put("/sessions/b", {"ttl_seconds": 3600.0})
@@ -164,7 +162,7 @@ def test_who_has_expired_while_nobody_was_there_is_gone(tmp_path: Path) -> None:
         assert holds(caller, "a")
 
 
-def test_the_list_is_one_whole_wherever_sessions_are(tmp_path: Path) -> None:
+def test_list_merges_sessions_of_memory_and_disk(tmp_path: Path) -> None:
     names = [f"s{i:02}" for i in range(30)]
     with service(tmp_path) as caller:
         for name in names[::2]:

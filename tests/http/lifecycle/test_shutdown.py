@@ -1,4 +1,4 @@
-"""How the program ends: by a signal or two, with requests under way, and what is kept of them."""
+"""Shutdown by one or two signals, with requests in progress, and the sessions that are kept."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from support.contract import MSGPACK, Caller, append_body, connect, stream
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
 
 
-def test_a_request_under_way_is_answered_before_the_program_ends() -> None:
+def test_shutdown_completes_requests_in_progress() -> None:
     k = np.random.default_rng(5).standard_normal((1, 1, 2, 64)).astype(np.float16)
     body = msgpack.packb(append_body(k, k))
     lines = ["POST /sessions/last/kv HTTP/1.1", "Host: localhost", f"Content-Type: {MSGPACK}"]
@@ -27,33 +27,33 @@ def test_a_request_under_way_is_answered_before_the_program_ends() -> None:
 
     with running_service() as service, connect(service.url) as connection:
         connection.sendall(head.encode() + body[:100])
-        assert httpx.get(f"{service.url}/healthz").status_code == 200, "what was sent before has arrived"
+        assert httpx.get(f"{service.url}/healthz").status_code == 200, "the earlier bytes were received"
         service.process.send_signal(signal.SIGTERM)
-        refused = wait_until_nobody_listens(service.url)
+        closed = wait_until_closed(service.url)
         connection.sendall(body[100:])
-        with connection.makefile("rb") as answer:
-            status, _, content = answer.read().partition(b"\r\n\r\n")
+        with connection.makefile("rb") as response:
+            status, _, content = response.read().partition(b"\r\n\r\n")
         code = service.process.wait(30)
 
-    assert refused
+    assert closed
     assert status.startswith(b"HTTP/1.1 201 ")
     assert msgpack.unpackb(content)["k"] == stream(k, Codec())
     assert code == 0
 
 
-def wait_until_nobody_listens(url: str) -> bool:
-    """Connect until that is refused: then the service has noticed that it is to end."""
+def wait_until_closed(url: str) -> bool:
+    """Connect until the connection is refused: the service has started to shut down then."""
     for _ in range(100_000):
         try:
             connect(url).close()
         except ConnectionRefusedError:
             return True
         except ConnectionResetError:
-            continue  # it stopped listening with this connection in its backlog
+            continue  # this connection was in the backlog when the socket was closed
     return False
 
 
-def test_a_signal_ends_the_program_in_order_though_a_connection_is_open() -> None:
+def test_sigterm_exits_cleanly_with_an_open_connection() -> None:
     with running_service() as service, Caller(service.url) as caller:
         caller.get("/healthz")
 
@@ -64,9 +64,15 @@ def test_a_signal_ends_the_program_in_order_though_a_connection_is_open() -> Non
 
 
 def interrupted(directory: Path, times: int, *, ignoring: bool = False) -> tuple[int, str, int]:
-    """Ctrl-C so many times at a program that has a session: its exit code, what it says, and what is kept.
+    """Send SIGINT to a service that has a session.
 
-    It may have been started so that it ignores that, as shells do with what runs in the background.
+    Args:
+        directory: data directory.
+        times: number of signals.
+        ignoring: whether to start the service with SIGINT ignored, as shells do with background processes.
+
+    Returns:
+        exit status, stderr, and the number of sessions after a restart.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignoring else signal.default_int_handler)
     k = np.ones((1, 1, 2, 64), np.float16)
@@ -80,37 +86,37 @@ def interrupted(directory: Path, times: int, *, ignoring: bool = False) -> tuple
         for _ in range(times):
             process.send_signal(signal.SIGINT)
             time.sleep(0.05)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     with running_service("--disk-budget", "1GiB", "--data-dir", str(directory)) as service:
         kept = len(httpx.get(f"{service.url}/sessions").json()["sessions"])
-    return process.returncode, said, kept
+    return process.returncode, stderr, kept
 
 
-@pytest.mark.parametrize("ignoring", [False, True], ids=["in front", "in the background"])
-def test_ctrl_c_ends_the_program_in_order(tmp_path: Path, ignoring: bool) -> None:
+@pytest.mark.parametrize("ignoring", [False, True], ids=["foreground", "background"])
+def test_sigint_exits_cleanly(tmp_path: Path, ignoring: bool) -> None:
     assert interrupted(tmp_path, 1, ignoring=ignoring) == (130, "", 1)
 
 
-def test_a_second_ctrl_c_ends_it_at_once_and_says_what_that_costs(tmp_path: Path) -> None:
-    """Unless it has ended before the second."""
-    code, said, _ = interrupted(tmp_path, 2)
+def test_second_sigint_exits_at_once_with_a_warning(tmp_path: Path) -> None:
+    """The service may exit before the second signal."""
+    code, stderr, _ = interrupted(tmp_path, 2)
 
     assert code == 130
-    assert "Traceback" not in said
-    assert said == "" or "asked to end twice" in said
+    assert "Traceback" not in stderr
+    assert stderr == "" or "asked to end twice" in stderr
 
 
-def test_a_sender_that_is_not_done_when_the_time_is_up_is_told_so(tmp_path: Path) -> None:
-    about = f"Content-Type: {MSGPACK}\r\nContent-Length: 9000000"
-    head = f"POST /sessions/a/kv HTTP/1.1\r\nHost: localhost\r\n{about}\r\n\r\n"
+def test_shutdown_timeout_rejects_an_incomplete_body_with_503(tmp_path: Path) -> None:
+    headers = f"Content-Type: {MSGPACK}\r\nContent-Length: 9000000"
+    head = f"POST /sessions/a/kv HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n"
     with (tmp_path / "log").open("w+") as log:
         with running_service("--shutdown-timeout", "2", "--log-format", "json", "--access-log", log=log) as service:
             with connect(service.url) as connection:
                 connection.sendall(head.encode() + bytes(1 << 20))
-                assert httpx.get(f"{service.url}/healthz").status_code == 200, "what was sent before has arrived"
+                assert httpx.get(f"{service.url}/healthz").status_code == 200, "the earlier bytes were received"
                 service.process.send_signal(signal.SIGTERM)
-                with connection.makefile("rb") as answer:
-                    status, _, rest = answer.read().partition(b"\r\n")
+                with connection.makefile("rb") as response:
+                    status, _, rest = response.read().partition(b"\r\n")
             code = service.process.wait(30)
         log.seek(0)
         text = log.read()

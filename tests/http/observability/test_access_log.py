@@ -1,4 +1,4 @@
-"""What the service logs, to stderr: one line a request where that is asked for, failures always, and no secrets."""
+"""Log on stderr: one line per request if enabled, failures always, and no secrets."""
 
 import hashlib
 import json
@@ -22,45 +22,45 @@ KV = "/sessions/{id}/kv"
 FIELDS = ["time", "level", "logger", "message", "request_id", "tenant", "method", "route", "status"]
 FIELDS += ["duration_seconds", "bytes_in", "bytes_out", "client"]
 
-Entry = dict[str, Any]
+Line = dict[str, Any]
 
 
-def entries(text: str) -> list[Entry]:
-    """A log in JSON: an object a line, and nothing else."""
+def parse(text: str) -> list[Line]:
+    """Parse a log with one JSON object per line."""
     return [json.loads(line) for line in text.splitlines()]
 
 
-def of_requests(log: list[Entry]) -> list[Entry]:
-    return [entry for entry in log if entry["logger"] == "hadakv_service.requests"]
+def access_lines(log: list[Line]) -> list[Line]:
+    return [line for line in log if line["logger"] == "hadakv_service.requests"]
 
 
-def test_each_request_is_logged_once_with_all_there_is_to_know(capfd: pytest.CaptureFixture[str]) -> None:
+def test_request_is_logged_once_with_all_fields(capfd: pytest.CaptureFixture[str]) -> None:
     before = datetime.now(UTC)
     with running_service("--access-log") as service, Caller(service.url) as caller:
-        answer = caller.send("POST", "/sessions/a/kv", PACKED, **{"x-request-id": "first"})
+        response = caller.send("POST", "/sessions/a/kv", PACKED, **{"x-request-id": "first"})
         client = caller.http._transport._pool.connections[0]._connection._network_stream  # type: ignore[attr-defined]
         address = client.get_extra_info("client_addr")
-    (entry,) = entries(capfd.readouterr().err)
+    (line,) = parse(capfd.readouterr().err)
 
-    assert list(entry) == FIELDS
-    assert before <= datetime.fromisoformat(entry["time"]) <= datetime.now(UTC)
-    assert (entry["level"], entry["request_id"], entry["tenant"]) == ("info", "first", None)
-    assert (entry["method"], entry["route"], entry["status"]) == ("POST", KV, 201)
-    assert (entry["bytes_in"], entry["bytes_out"]) == (len(PACKED), len(answer.content))
-    assert 0 < entry["duration_seconds"] < 60
-    assert entry["client"] == "{}:{}".format(*address)
+    assert list(line) == FIELDS
+    assert before <= datetime.fromisoformat(line["time"]) <= datetime.now(UTC)
+    assert (line["level"], line["request_id"], line["tenant"]) == ("info", "first", None)
+    assert (line["method"], line["route"], line["status"]) == ("POST", KV, 201)
+    assert (line["bytes_in"], line["bytes_out"]) == (len(PACKED), len(response.content))
+    assert 0 < line["duration_seconds"] < 60
+    assert line["client"] == "{}:{}".format(*address)
 
 
-def test_requests_of_every_outcome_have_a_line_each(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_outcome_is_logged_once(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"ann:{hashlib.sha256(b'secret').hexdigest()}", "utf-8")
     k = np.ones((1, 1, 13, 64), np.float16)
     flags = ("--access-log", "--backend", "cpu", "--token-file", str(tokens), "--max-body", "1MiB")
-    gone = ("hadakv_http_requests_total", f"method=POST route={KV} status=499")
+    disconnected = ("hadakv_http_requests_total", f"method=POST route={KV} status=499")
 
     with running_service(*flags, program=FAILING) as service:
         with Caller(service.url, "secret") as ann, Caller(service.url) as stranger:
-            answers = [
+            responses = [
                 ann.append("a", K, V),
                 ann.append("f", k, k),
                 ann.append("a", K, V, position=1),
@@ -85,13 +85,13 @@ def test_requests_of_every_outcome_have_a_line_each(capfd: pytest.CaptureFixture
         with connect(service.url) as connection:
             connection.sendall(b"nonsense\r\n\r\n")
             status_line(connection)
-        eventually(lambda: scrape(service.url, "secret").get(gone) == 2)
-    log = entries(capfd.readouterr().err)
-    lines = [entry for entry in of_requests(log) if entry["route"] != "/metrics"]
+        eventually(lambda: scrape(service.url, "secret").get(disconnected) == 2)
+    log = parse(capfd.readouterr().err)
+    lines = [line for line in access_lines(log) if line["route"] != "/metrics"]
 
-    seen = [(entry["request_id"], entry["status"], entry["bytes_out"]) for entry in lines]
-    expected = [(answer.headers["x-request-id"], answer.status, len(answer.content)) for answer in answers]
-    assert seen[: len(answers)] == expected
+    seen = [(line["request_id"], line["status"], line["bytes_out"]) for line in lines]
+    expected = [(response.headers["x-request-id"], response.status, len(response.content)) for response in responses]
+    assert seen[: len(responses)] == expected
     assert [status for _, status, _ in expected] == [
         201,
         500,
@@ -108,21 +108,19 @@ def test_requests_of_every_outcome_have_a_line_each(capfd: pytest.CaptureFixture
         401,
         200,
     ]
-    assert sorted((entry["route"], entry["status"]) for entry in lines[len(answers) :]) == [
+    assert sorted((line["route"], line["status"]) for line in lines[len(responses) :]) == [
         (KV, 499),
         (KV, 499),
         ("unreadable", 400),
     ]
-    assert [entry["tenant"] for entry in lines[: len(answers)]] == ["ann"] * 12 + [None] * 2
-    assert {entry["level"] for entry in lines if entry["status"] >= 500} == {"warning"}
-    failures = [entry for entry in log if "exception" in entry]
-    assert [entry["request_id"] for entry in failures] == [lines[1]["request_id"], lines[7]["request_id"]]
-    assert all("RuntimeError: out of order" in entry["exception"] for entry in failures)
+    assert [line["tenant"] for line in lines[: len(responses)]] == ["ann"] * 12 + [None] * 2
+    assert {line["level"] for line in lines if line["status"] >= 500} == {"warning"}
+    failures = [line for line in log if "exception" in line]
+    assert [line["request_id"] for line in failures] == [lines[1]["request_id"], lines[7]["request_id"]]
+    assert all("RuntimeError: out of order" in line["exception"] for line in failures)
 
 
-def test_neither_tokens_nor_bodies_nor_ids_nor_queries_are_logged(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_log_has_no_tokens_bodies_ids_or_queries(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"ann:{hashlib.sha256(b'my-secret').hexdigest()}", "utf-8")
     k = np.ones((1, 1, 13, 64), np.float16)
@@ -141,11 +139,11 @@ def test_neither_tokens_nor_bodies_nor_ids_nor_queries_are_logged(
             status_line(connection)
     log = capfd.readouterr().err
 
-    assert len(of_requests(entries(log))) == 7
+    assert len(access_lines(parse(log))) == 7
     assert "secret" not in log
 
 
-def test_a_service_that_is_not_asked_to_logs_no_request(capfd: pytest.CaptureFixture[str]) -> None:
+def test_access_log_is_off_by_default(capfd: pytest.CaptureFixture[str]) -> None:
     with running_service() as service, Caller(service.url) as caller:
         caller.append("a", K, V)
         caller.get("/nowhere")
@@ -154,9 +152,7 @@ def test_a_service_that_is_not_asked_to_logs_no_request(capfd: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("level", "statuses"), [("info", [201, 500]), ("warning", [500]), ("error", [])])
-def test_the_level_is_that_of_the_least_that_is_logged(
-    capfd: pytest.CaptureFixture[str], level: str, statuses: list[int]
-) -> None:
+def test_log_level_filters_the_access_log(capfd: pytest.CaptureFixture[str], level: str, statuses: list[int]) -> None:
     k = np.ones((1, 1, 13, 64), np.float16)
     flags = ("--access-log", "--backend", "cpu", "--log-level", level)
 
@@ -166,14 +162,14 @@ def test_the_level_is_that_of_the_least_that_is_logged(
         with connect(service.url) as connection:
             connection.sendall(b"nonsense\r\n\r\n")
             status_line(connection)
-    log = entries(capfd.readouterr().err)
+    log = parse(capfd.readouterr().err)
 
-    assert [entry["status"] for entry in of_requests(log) if entry["status"] != 400] == statuses
-    assert [entry["message"] for entry in log if "exception" in entry] == ["unexpected error"]
-    assert not [entry for entry in log if entry["logger"].startswith("uvicorn")], "nonsense is no news"
+    assert [line["status"] for line in access_lines(log) if line["status"] != 400] == statuses
+    assert [line["message"] for line in log if "exception" in line] == ["unexpected error"]
+    assert not [line for line in log if line["logger"].startswith("uvicorn")], "uvicorn logs no malformed request"
 
 
-def test_a_console_gets_lines_for_people(capfd: pytest.CaptureFixture[str]) -> None:
+def test_console_format_writes_lines_of_text(capfd: pytest.CaptureFixture[str]) -> None:
     k = np.ones((1, 1, 13, 64), np.float16)
     flags = ("--access-log", "--backend", "cpu", "--log-format", "console")
 
@@ -191,24 +187,24 @@ def test_a_console_gets_lines_for_people(capfd: pytest.CaptureFixture[str]) -> N
     assert " warning hadakv_service.requests: POST /sessions/{id}/kv 500 request_id=second" in third
 
 
-def test_the_form_is_that_of_a_console_at_a_terminal() -> None:
-    ours, theirs = os.openpty()
+def test_default_format_on_a_terminal_is_console() -> None:
+    reader, writer = os.openpty()
 
-    with running_service("--access-log", log=theirs) as service, Caller(service.url) as caller:
+    with running_service("--access-log", log=writer) as service, Caller(service.url) as caller:
         caller.get("/healthz")
-        seen = os.read(ours, 10_000).decode()
-    os.close(theirs)
-    os.close(ours)
+        text = os.read(reader, 10_000).decode()
+    os.close(writer)
+    os.close(reader)
 
-    assert "hadakv_service.requests: GET /healthz 200 " in seen
+    assert "hadakv_service.requests: GET /healthz 200 " in text
 
 
-def test_a_log_that_nobody_reads_any_more_is_no_failure() -> None:
-    ours, theirs = os.pipe()
+def test_closed_log_does_not_fail_requests() -> None:
+    reader, writer = os.pipe()
 
-    with running_service("--access-log", log=theirs) as service, Caller(service.url) as caller:
-        os.close(theirs)
-        os.close(ours)
+    with running_service("--access-log", log=writer) as service, Caller(service.url) as caller:
+        os.close(writer)
+        os.close(reader)
         statuses = [caller.append("a", K, V).status for _ in range(3)]
 
     assert statuses == [201, 200, 200]

@@ -1,4 +1,4 @@
-"""What the device does is counted exactly, once for each job, and told while it works."""
+"""Device metrics: each job is counted exactly once, and metrics can be read while jobs run."""
 
 import os
 from collections.abc import Callable
@@ -34,9 +34,9 @@ def of_device(found: Samples) -> dict[str, float]:
         (lambda asking, _: asking.get("/healthz"), 0, 0),
         (lambda asking, session: asking.append(session, K, V[:, :1]), 0, 0),
     ],
-    ids=["an append", "an encoding", "a look", "several", "a creation", "nothing for it", "refused before"],
+    ids=["append", "encode", "get", "several appends", "create", "no job", "rejected before the device"],
 )
-def test_the_device_counts_each_job_once(
+def test_device_counts_each_job_once(
     watched: RunningService,
     asking: Caller,
     session: str,
@@ -51,7 +51,7 @@ def test_the_device_counts_each_job_once(
     assert of_device(found) == {name: value for name, value in expected.items() if value}
 
 
-def test_a_job_that_goes_in_steps_counts_once(watched: RunningService, asking: Caller, session: str) -> None:
+def test_chunked_job_counts_once(watched: RunningService, asking: Caller, session: str) -> None:
     long = np.ones((8, 8, 1024, 64), np.float16)
 
     found = moved(watched.url, lambda: asking.post(f"/sessions/{session}/kv", append_body(long, long)))
@@ -64,7 +64,7 @@ def test_a_job_that_goes_in_steps_counts_once(watched: RunningService, asking: C
     assert 0 < encode < busy <= job * 1.001
 
 
-def test_what_waits_for_the_device_is_told_while_it_works(tmp_path: Path) -> None:
+def test_queue_gauge_counts_waiting_jobs(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     queued = ("hadakv_device_queue_jobs", "")
@@ -80,7 +80,7 @@ def test_what_waits_for_the_device_is_told_while_it_works(tmp_path: Path) -> Non
         eventually(lambda: scrape(service.url)[queued] == 1)
         others = [pool.submit(append, f"{n}") for n in range(3)]
         eventually(lambda: scrape(service.url)[queued] == 4)
-        refused = append("late")
+        rejected = append("late")
         held = scrape(service.url)
         gate.write_bytes(b"go on")
         statuses = [first.result()]
@@ -88,12 +88,12 @@ def test_what_waits_for_the_device_is_told_while_it_works(tmp_path: Path) -> Non
         statuses += [future.result() for future in others]
         found = scrape(service.url)
 
-    assert (refused, statuses) == (503, [201] * 4)
+    assert (rejected, statuses) == (503, [201] * 4)
     assert held["hadakv_device_queue_limit_jobs", ""] == 4
     assert held["hadakv_device_wait_seconds_count", ""] == 0
     assert held["hadakv_http_requests_total", "method=POST route=/sessions/{id}/kv status=503"] == 1
     assert found[queued] == 0
     assert found["hadakv_device_batch_jobs_count", ""] == 2
     assert found["hadakv_device_batch_jobs_sum", ""] == 4
-    assert found["hadakv_device_batch_jobs_bucket", "le=2.0"] == 1, "three waited together"
+    assert found["hadakv_device_batch_jobs_bucket", "le=2.0"] == 1, "three jobs were one batch"
     assert found["hadakv_device_wait_seconds_count", ""] == 4

@@ -1,9 +1,10 @@
-"""`/metrics` as a whole: what is stored, who may see it, in which form, and never more labels than there are routes."""
+"""`/metrics`: gauges of stored sessions, access, formats, and a bounded number of labels."""
 
 import hashlib
 import os
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families as text_metr
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.http.routes import docs
+from hadakv_service.maintenance import MAINTENANCE_SECONDS
 from hadakv_service.observability.counters import DeviceCounters, RequestCounters
 from hadakv_service.observability.prometheus import Metrics, MetricSources, RusageCollector
 from hadakv_service.observability.tier_gauges import MemoryTierGauges
@@ -34,10 +36,10 @@ from support.prometheus import METHODS, Samples, eventually, label_values, moved
 KV = "/sessions/{id}/kv"
 TABLE = Path(__file__).parents[3] / "docs" / "OPERATIONS.md"
 
-# What is stored
+# Stored sessions
 
 
-def test_the_ledger_is_told_as_it_is(asking: Caller, watched: RunningService, session: str) -> None:
+def test_memory_gauges_match_readyz(asking: Caller, watched: RunningService, session: str) -> None:
     asking.append(session, K, V)
     ready, found = asking.get("/readyz").body, scrape(watched.url)
 
@@ -49,7 +51,7 @@ def test_the_ledger_is_told_as_it_is(asking: Caller, watched: RunningService, se
         assert found[f"hadakv_tier_{name}_total", "tier=memory"] == 0
 
 
-def test_every_tier_is_told() -> None:
+def test_every_tier_has_gauges() -> None:
     figures = {"budget": 1 << 40, "used": 77, "sessions": 5, "spills": 9, "restores": 4, "failures": 1}
     disk = SimpleNamespace(name="disk", **figures)
     device, store = DeviceExecutor(CpuBackend(1), 1), SessionStore(1 << 20)
@@ -59,14 +61,14 @@ def test_every_tier_is_told() -> None:
     ).render("")
     found = samples(page.decode())
 
-    told = {"budget": "budget_bytes", "used": "stored_bytes", "sessions": "sessions"}
-    told |= {name: f"{name}_total" for name in ("spills", "restores", "failures")}
+    names = {"budget": "budget_bytes", "used": "stored_bytes", "sessions": "sessions"}
+    names |= {name: f"{name}_total" for name in ("spills", "restores", "failures")}
     for figure, value in figures.items():
-        assert found[f"hadakv_tier_{told[figure]}", "tier=disk"] == value
+        assert found[f"hadakv_tier_{names[figure]}", "tier=disk"] == value
     assert found["hadakv_tier_budget_bytes", "tier=memory"] == 1 << 20
 
 
-def test_whoever_has_to_make_room_is_counted() -> None:
+def test_evicted_sessions_are_counted() -> None:
     with running_service("--memory-budget", "64KiB") as service, Caller(service.url) as caller:
         for n in range(30):
             assert caller.append(f"{n}", K, V).status == 201
@@ -78,7 +80,7 @@ def test_whoever_has_to_make_room_is_counted() -> None:
     assert found["hadakv_tier_stored_bytes", "tier=memory"] <= 64 << 10
 
 
-def test_what_is_reserved_is_told_while_an_append_is_under_way(tmp_path: Path) -> None:
+def test_reserved_gauge_is_set_during_an_append(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
 
@@ -96,19 +98,19 @@ def test_what_is_reserved_is_told_while_an_append_is_under_way(tmp_path: Path) -
     assert found["hadakv_tier_stored_bytes", "tier=memory"] == held["hadakv_reserved_bytes", ""]
 
 
-# Who may see it, and how
+# Access and formats
 
 
-def test_the_backend_and_the_process_are_told(watched: RunningService, asking: Caller) -> None:
+def test_backend_and_process_have_metrics(watched: RunningService, asking: Caller) -> None:
     ready, found = asking.get("/readyz").body, scrape(watched.url)
 
-    told = f"backend={ready['backend']} detail={ready['detail']} version={ready['version']}"
-    assert found["hadakv_info", told] == 1
+    labels = f"backend={ready['backend']} detail={ready['detail']} version={ready['version']}"
+    assert found["hadakv_info", labels] == 1
     assert found["process_cpu_seconds_total", ""] > 0
     assert any(name == "python_info" for name, _ in found)
 
 
-def test_a_system_without_proc_tells_what_it_can() -> None:
+def test_process_metrics_without_proc() -> None:
     registry = CollectorRegistry()
     registry.register(RusageCollector())
 
@@ -119,18 +121,18 @@ def test_a_system_without_proc_tells_what_it_can() -> None:
     assert found["process_start_time_seconds", ""] > 1.7e9
 
 
-def test_openmetrics_is_spoken_where_it_is_asked_for(watched: RunningService) -> None:
+def test_accept_header_selects_openmetrics(watched: RunningService) -> None:
     accept = "application/openmetrics-text; version=1.0.0"
 
-    answer = httpx.get(f"{watched.url}/metrics", headers={"accept": accept})
+    response = httpx.get(f"{watched.url}/metrics", headers={"accept": accept})
     plain = httpx.get(f"{watched.url}/metrics")
 
-    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    assert "hadakv_http_requests" in {family.name for family in open_metrics(answer.text)}
+    assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert "hadakv_http_requests" in {family.name for family in open_metrics(response.text)}
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
-def test_metrics_need_a_token_where_tokens_are_used_and_name_nobody(tmp_path: Path, session: str) -> None:
+def test_metrics_need_a_token_and_name_no_tenant_or_session(tmp_path: Path, session: str) -> None:
     path = tmp_path / "tokens"
     digests = [f"{name}:{hashlib.sha256(f'token-of-{name}'.encode()).hexdigest()}" for name in ("ann", "prometheus")]
     path.write_text("\n".join(digests), "utf-8")
@@ -154,27 +156,27 @@ def test_metrics_need_a_token_where_tokens_are_used_and_name_nobody(tmp_path: Pa
     st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S"), exclude_characters="#?"), max_size=30),
     st.sampled_from(["GET", "POST", "DELETE", "PURGE", "M-SEARCH", "LOCK"]),
 )
-def test_random_paths_and_methods_make_no_new_labels(asking: Caller, path: str, method: str) -> None:
+def test_random_paths_and_methods_add_no_labels(asking: Caller, path: str, method: str) -> None:
     for prefix in ("/", "/sessions/", "/sessions/a/"):
         asking.send(method, prefix + path)
 
 
-def test_the_table_of_metrics_has_each_with_its_type_and_labels(asking: Caller, watched: RunningService) -> None:
+def test_documented_metrics_match_types_and_labels(asking: Caller, watched: RunningService) -> None:
     asking.append(uuid4().hex, K, V)
     families = text_metrics(httpx.get(f"{watched.url}/metrics").text)
-    told = {
+    documented = {
         name.removesuffix("_total"): (kind, set(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels in re.findall(r"^\| `(hadakv_\w+)` \| (\w+) \|(.*?)\|", TABLE.read_text("utf-8"), re.M)
     }
 
-    assert told == {
+    assert documented == {
         family.name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
         for family in families
         if family.name.startswith("hadakv_")
     }
 
 
-def test_labels_are_those_of_the_routes(asking: Caller, watched: RunningService) -> None:
+def test_labels_are_limited_to_the_routes(asking: Caller, watched: RunningService) -> None:
     for _ in range(100):
         asking.send("GET", f"/{uuid4()}")
         asking.send("DELETE", f"/sessions/{uuid4()}")
@@ -188,8 +190,8 @@ def test_labels_are_those_of_the_routes(asking: Caller, watched: RunningService)
     assert all(re.fullmatch(r"[1-5]\d\d", status) for status in label_values(found, "status"))
 
 
-def test_scrapes_at_once_each_see_a_whole_and_nothing_goes_back(watched: RunningService) -> None:
-    def look(_: int) -> list[Samples]:
+def test_concurrent_scrapes_never_see_a_counter_decrease(watched: RunningService) -> None:
+    def scrape_repeatedly(_: int) -> list[Samples]:
         return [scrape(watched.url) for _ in range(10)]
 
     def append(name: str) -> None:
@@ -200,19 +202,22 @@ def test_scrapes_at_once_each_see_a_whole_and_nothing_goes_back(watched: Running
     def act() -> list[list[Samples]]:
         with ThreadPoolExecutor(8) as pool:
             appending = [pool.submit(append, uuid4().hex) for _ in range(3)]
-            seen = list(pool.map(look, range(5)))
+            seen = list(pool.map(scrape_repeatedly, range(5)))
             for each in appending:
                 each.result()
         return seen
 
     seen: list[list[Samples]] = []
+    start = time.monotonic()
     found = moved(watched.url, lambda: seen.extend(act()))
+    # Periodic maintenance also runs on the device.
+    maintenance_jobs = 1 + (time.monotonic() - start) // MAINTENANCE_SECONDS
 
     assert found["hadakv_http_request_seconds_count", f"method=POST route={KV}"] == 150
-    assert found["hadakv_device_job_seconds_count", ""] == 150
+    assert 150 <= found["hadakv_device_job_seconds_count", ""] <= 150 + maintenance_jobs
     for mine in seen:
         for before, after in pairwise(mine):
-            gone_back = [
+            decreased = [
                 key for key, value in before.items() if key[0].endswith(("_total", "_count")) and after[key] < value
             ]
-            assert gone_back == []
+            assert decreased == []

@@ -1,4 +1,4 @@
-"""Every answer has a request id: the client's own if it is a good one, in the header and in the problem document."""
+"""Request ids: every response has one, from the client if valid, in the header and in the problem document."""
 
 import hashlib
 import os
@@ -42,20 +42,20 @@ HEADER = "x-request-id"
     ],
 )
 @pytest.mark.parametrize("given", ["me.1", "A-Z_0-9.", "x" * 128])
-def test_an_answer_has_the_id_that_the_client_gave(
+def test_response_has_the_request_id_of_the_client(
     caller: Caller, session: str, method: str, path: str, body: bytes, given: str
 ) -> None:
-    answer = caller.send(method, path.format(session), body, **{HEADER: given})
+    response = caller.send(method, path.format(session), body, **{HEADER: given})
 
-    assert answer.headers.get_list(HEADER) == [given]
-    if answer.status >= 400 and answer.content:
-        assert answer.body["request_id"] == given
+    assert response.headers.get_list(HEADER) == [given]
+    if response.status >= 400 and response.content:
+        assert response.body["request_id"] == given
 
 
 @pytest.mark.parametrize(
     "given", ["", " ", "x" * 129, "a b", "a/b", "a:b", "ä".encode().decode("latin-1"), "a\tb", "{}"]
 )
-def test_a_bad_id_is_replaced(server: RunningService, session: str, given: str) -> None:
+def test_invalid_request_id_is_replaced(server: RunningService, session: str, given: str) -> None:
     with connect(server.url) as connection, connection.makefile("rb") as stream:
         connection.sendall(
             f"GET /sessions/{session} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {given}\r\n\r\n".encode("latin-1")
@@ -69,18 +69,18 @@ def test_a_bad_id_is_replaced(server: RunningService, session: str, given: str) 
     assert ids[0].replace(b"-", b"").isalnum()
 
 
-def test_no_two_requests_get_one_id(caller: Caller, session: str) -> None:
-    answers = [caller.append(session, K, V) for _ in range(50)] + [
+def test_generated_request_ids_are_unique(caller: Caller, session: str) -> None:
+    responses = [caller.append(session, K, V) for _ in range(50)] + [
         caller.get(f"/sessions/{session}") for _ in range(50)
     ]
 
-    ids = {answer.headers[HEADER] for answer in answers}
+    ids = {response.headers[HEADER] for response in responses}
 
     assert len(ids) == 100
     assert all(len(each) <= 128 for each in ids)
 
 
-def test_requests_sent_one_behind_another_keep_their_ids_apart(server: RunningService, session: str) -> None:
+def test_pipelined_requests_keep_their_ids(server: RunningService, session: str) -> None:
     requests = [
         f"GET /sessions/{session}-{n} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: id-{n}\r\n\r\n" for n in range(5)
     ]
@@ -88,26 +88,26 @@ def test_requests_sent_one_behind_another_keep_their_ids_apart(server: RunningSe
     with connect(server.url) as connection:
         connection.sendall("".join(requests).encode().removesuffix(b"\r\n") + b"Connection: close\r\n\r\n")
         with connection.makefile("rb") as stream:
-            everything = stream.read()
+            received = stream.read()
 
     for n in range(5):
-        assert everything.count(b"x-request-id: id-%d\r\n" % n) == 1
-        assert everything.count(b'"request_id":"id-%d"' % n) == 1
+        assert received.count(b"x-request-id: id-%d\r\n" % n) == 1
+        assert received.count(b'"request_id":"id-%d"' % n) == 1
 
 
-# Refusals of every kind: `Answer.problem` compares the document's id with the header's
+# Rejections of every kind. `Answer.problem` compares the id of the document with that of the header.
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service that wants a token, has little room and takes only small bodies."""
+    """A service with tokens, a small memory budget and a small body limit."""
     tokens = tmp_path_factory.mktemp("narrow") / "tokens"
     tokens.write_text(f"ann:{hashlib.sha256(b'secret').hexdigest()}", "utf-8")
     with running_service("--token-file", str(tokens), "--max-body", "200KiB", "--memory-budget", "8KiB") as service:
         yield service
 
 
-def test_refusals_name_the_request(narrow: RunningService, session: str) -> None:
+def test_rejection_has_the_request_id(narrow: RunningService, session: str) -> None:
     large = np.ones((1, 1, 300, 64), np.float16)
     with Caller(narrow.url) as stranger, Caller(narrow.url, "secret") as ann:
         stranger.append(session, K, V).problem(401, "unauthorized")
@@ -117,7 +117,7 @@ def test_refusals_name_the_request(narrow: RunningService, session: str) -> None
         ann.get(f"/sessions/{session}").problem(404, "session-not-found")
 
 
-def test_a_failure_names_the_request() -> None:
+def test_internal_error_has_the_request_id() -> None:
     k = np.ones((1, 1, 13, 64), np.float16)
 
     with running_service("--backend", "cpu", program=FAILING) as service, Caller(service.url) as caller:
@@ -126,7 +126,7 @@ def test_a_failure_names_the_request() -> None:
         caller.get("/sessions/a/kv", form="float32").problem(500, "internal-error")
 
 
-def test_a_full_queue_names_the_request(tmp_path: Path) -> None:
+def test_full_queue_rejection_has_the_request_id(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
 
@@ -146,17 +146,17 @@ def test_a_full_queue_names_the_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"CONNECT x:80 HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_what_is_no_request_is_named_all_the_same(server: RunningService, sent: bytes) -> None:
+def test_unparsable_request_gets_a_request_id(server: RunningService, sent: bytes) -> None:
     with connect(server.url) as connection:
         connection.sendall(sent)
         with connection.makefile("rb") as stream:
-            everything = stream.read()
+            received = stream.read()
 
-    assert everything.startswith(b"HTTP/1.1 400 ")
-    assert everything.count(b"x-request-id: ") == 1
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"x-request-id: ") == 1
 
 
-def test_a_body_that_breaks_its_chunks_is_refused_by_the_requests_own_id(server: RunningService, session: str) -> None:
+def test_malformed_chunk_rejection_has_the_request_id(server: RunningService, session: str) -> None:
     start = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\n"
     head = f"{start}Content-Type: {MSGPACK}\r\nX-Request-Id: broken.chunks\r\n"
 
@@ -164,17 +164,17 @@ def test_a_body_that_breaks_its_chunks_is_refused_by_the_requests_own_id(server:
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n".encode())
         with connect(server.url) as other:
             other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert other.recv(1000).startswith(b"HTTP/1.1 200 "), "by now the request has begun"
+            assert other.recv(1000).startswith(b"HTTP/1.1 200 "), "the request has started by now"
         connection.sendall(b"not a length\r\n")
         with connection.makefile("rb") as stream:
-            everything = stream.read()
+            received = stream.read()
 
-    assert everything.startswith(b"HTTP/1.1 400 ")
-    assert everything.count(b"HTTP/1.1 ") == 1
-    assert b"x-request-id: broken.chunks\r\n" in everything
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"x-request-id: broken.chunks\r\n" in received
 
 
-def test_a_large_append_and_its_read_are_named(caller: Caller, session: str) -> None:
+def test_large_append_and_read_have_the_request_id(caller: Caller, session: str) -> None:
     x = np.ones((2, 4, 300, 128), np.float16)
     body = msgpack.packb(append_body(x, x))
 

@@ -1,4 +1,4 @@
-"""Requests are counted exactly: by route, method and status, with bytes, times and tokens, and those that fail."""
+"""Request metrics: exact counts by route, method and status, with bytes, durations and tokens."""
 
 from collections.abc import Callable
 
@@ -14,65 +14,65 @@ from support.prometheus import METHODS, a_call, counts, eventually, moved, of_ht
 KV = "/sessions/{id}/kv"
 
 CALLS = {
-    "a small append": ("POST", "/sessions/{}/kv", PACKED, KV, 201),
-    "an append that is refused": ("POST", "/sessions/{}/kv", b"\x80", KV, 422),
-    "an append that cannot be parsed": ("POST", "/sessions/{}/kv", b"\xc1", KV, 400),
-    "an encoding": ("POST", "/encode", b"\x80", "/encode", 422),
-    "a creation": ("PUT", "/sessions/{}", b"\x80", "/sessions/{id}", 201),
-    "a description": ("GET", "/sessions/{}", b"", "/sessions/{id}", 404),
-    "a bad id": ("GET", "/sessions/{}%20", b"", "/sessions/{id}", 422),
-    "an id with a slash": ("GET", "/sessions/{}%2Fx", b"", "other", 422),
-    "a read": ("GET", "/sessions/{}/kv", b"", KV, 404),
-    "a deletion": ("DELETE", "/sessions/{}", b"", "/sessions/{id}", 404),
-    "a fork": ("POST", "/sessions/{}/fork", msgpack.packb({"id": "x"}), "/sessions/{id}/fork", 404),
-    "a list": ("GET", "/sessions?prefix={}", b"", "/sessions", 200),
-    "a probe": ("GET", "/healthz", b"", "/healthz", 200),
-    "a document": ("GET", "/openapi.json", b"", "/openapi.json", 200),
-    "a method there is not": ("PATCH", "/sessions/{}", b"", "/sessions/{id}", 405),
-    "a method nobody knows": ("PURGE", "/sessions/{}", b"", "/sessions/{id}", 405),
-    "a path there is not": ("GET", "/{}", b"", "other", 404),
-    "a longer path there is not": ("POST", "/sessions/{}/kv/more", b"", "other", 404),
+    "small append": ("POST", "/sessions/{}/kv", PACKED, KV, 201),
+    "rejected append": ("POST", "/sessions/{}/kv", b"\x80", KV, 422),
+    "malformed append": ("POST", "/sessions/{}/kv", b"\xc1", KV, 400),
+    "encode": ("POST", "/encode", b"\x80", "/encode", 422),
+    "create": ("PUT", "/sessions/{}", b"\x80", "/sessions/{id}", 201),
+    "get": ("GET", "/sessions/{}", b"", "/sessions/{id}", 404),
+    "invalid id": ("GET", "/sessions/{}%20", b"", "/sessions/{id}", 422),
+    "id with a slash": ("GET", "/sessions/{}%2Fx", b"", "other", 422),
+    "read": ("GET", "/sessions/{}/kv", b"", KV, 404),
+    "delete": ("DELETE", "/sessions/{}", b"", "/sessions/{id}", 404),
+    "fork": ("POST", "/sessions/{}/fork", msgpack.packb({"id": "x"}), "/sessions/{id}/fork", 404),
+    "list": ("GET", "/sessions?prefix={}", b"", "/sessions", 200),
+    "probe": ("GET", "/healthz", b"", "/healthz", 200),
+    "document": ("GET", "/openapi.json", b"", "/openapi.json", 200),
+    "unsupported method": ("PATCH", "/sessions/{}", b"", "/sessions/{id}", 405),
+    "unknown method": ("PURGE", "/sessions/{}", b"", "/sessions/{id}", 405),
+    "unknown path": ("GET", "/{}", b"", "other", 404),
+    "longer unknown path": ("POST", "/sessions/{}/kv/more", b"", "other", 404),
 }
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_a_request_is_counted_once_by_its_route(
+def test_request_is_counted_once_by_its_route(
     watched: RunningService, asking: Caller, session: str, call: tuple[str, str, bytes, str, int]
 ) -> None:
     method, path, body, route, status = call
-    answers: list[Answer] = []
+    responses: list[Answer] = []
 
-    found = moved(watched.url, lambda: answers.append(asking.send(method, path.format(session), body)))
+    found = moved(watched.url, lambda: responses.append(asking.send(method, path.format(session), body)))
 
-    assert answers[0].status == status
+    assert responses[0].status == status
     label = method if method in METHODS else "other"
-    expected = a_call(route, label, status, received=len(body), sent=len(answers[0].content))
+    expected = a_call(route, label, status, received=len(body), sent=len(responses[0].content))
     assert counts(of_http(found)) == expected
 
 
-@pytest.mark.parametrize("tokens", [1, 20, 3000], ids=["on the short way", "small", "straight into a buffer"])
+@pytest.mark.parametrize("tokens", [1, 20, 3000], ids=["tiny", "small", "received into a buffer"])
 @pytest.mark.parametrize("prefer", ["", "return=minimal"])
-def test_bytes_of_bodies_are_counted_exactly(
+def test_body_bytes_are_counted_exactly(
     watched: RunningService, asking: Caller, session: str, tokens: int, prefer: str
 ) -> None:
     x = np.ones((1, 2, tokens, 64), np.float16)
     body = msgpack.packb(append_body(x, x))
     headers = {"prefer": prefer} if prefer else {}
-    answers: list[Answer] = []
+    responses: list[Answer] = []
 
     def act() -> None:
-        answers.append(asking.send("POST", f"/sessions/{session}/kv", body, **headers))
-        answers.append(asking.get(f"/sessions/{session}/kv", form="float32"))
+        responses.append(asking.send("POST", f"/sessions/{session}/kv", body, **headers))
+        responses.append(asking.get(f"/sessions/{session}/kv", form="float32"))
 
     found = of_http(moved(watched.url, act))
 
-    appended, read = (len(answer.content) for answer in answers)
+    appended, read = (len(response.content) for response in responses)
     assert counts(found) == a_call(KV, "POST", 201, received=len(body), sent=appended) | a_call(
         KV, "GET", 200, sent=read
     )
 
 
-def test_a_body_in_chunks_counts_without_its_chunks(watched: RunningService, asking: Caller, session: str) -> None:
+def test_chunked_body_counts_without_chunk_headers(watched: RunningService, asking: Caller, session: str) -> None:
     def act() -> None:
         parts = (PACKED[start : start + 100] for start in range(0, len(PACKED), 100))
         asking.http.post(f"/sessions/{session}/kv", content=parts, headers={"content-type": MSGPACK})
@@ -82,13 +82,13 @@ def test_a_body_in_chunks_counts_without_its_chunks(watched: RunningService, ask
     assert found["hadakv_http_received_bytes_total", f"method=POST route={KV}"] == len(PACKED)
 
 
-def test_the_head_of_an_answer_is_sent_without_a_body(watched: RunningService, asking: Caller) -> None:
+def test_head_response_counts_no_body(watched: RunningService, asking: Caller) -> None:
     found = moved(watched.url, lambda: asking.http.head("/sessions/a"))
 
     assert counts(of_http(found)) == a_call("/sessions/{id}", "HEAD", 405)
 
 
-def test_times_fall_into_every_bucket_that_is_long_enough(watched: RunningService, asking: Caller) -> None:
+def test_duration_buckets_are_cumulative(watched: RunningService, asking: Caller) -> None:
     def act() -> None:
         for _ in range(20):
             asking.get("/healthz")
@@ -105,7 +105,7 @@ def test_times_fall_into_every_bucket_that_is_long_enough(watched: RunningServic
 @pytest.mark.parametrize(
     "sent", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"]
 )
-def test_what_is_no_request_is_counted_too(watched: RunningService, sent: bytes) -> None:
+def test_unparsable_request_is_counted(watched: RunningService, sent: bytes) -> None:
     def act() -> None:
         with connect(watched.url) as connection:
             connection.sendall(sent)
@@ -116,7 +116,7 @@ def test_what_is_no_request_is_counted_too(watched: RunningService, sent: bytes)
     assert counts(of_http(found)) == a_call("unreadable", "other", 400)
 
 
-def test_a_request_under_way_is_in_flight_until_it_is_answered(watched: RunningService, session: str) -> None:
+def test_in_flight_gauge_counts_unfinished_requests(watched: RunningService, session: str) -> None:
     in_flight = ("hadakv_http_requests_in_flight", "")
     head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\n"
 
@@ -131,9 +131,7 @@ def test_a_request_under_way_is_in_flight_until_it_is_answered(watched: RunningS
     assert afterwards == 1, "the scrape itself"
 
 
-def test_tokens_are_counted_when_they_are_stored_and_read(
-    watched: RunningService, asking: Caller, session: str
-) -> None:
+def test_stored_and_read_tokens_are_counted(watched: RunningService, asking: Caller, session: str) -> None:
     appended, read = ("hadakv_appended_tokens_total", ""), ("hadakv_read_tokens_total", "")
     path = f"/sessions/{session}/kv"
 
@@ -142,8 +140,8 @@ def test_tokens_are_counted_when_they_are_stored_and_read(
         return found.get(appended, 0), found.get(read, 0)
 
     assert tokens(lambda: asking.append(session, K, V, position=0)) == (5, 0)
-    assert tokens(lambda: asking.append(session, K, V, position=0)) == (0, 0), "a repetition stores nothing"
-    assert tokens(lambda: asking.append(session, K, V, position=3)) == (0, 0), "nor does what is refused"
+    assert tokens(lambda: asking.append(session, K, V, position=0)) == (0, 0), "a repeated append stores nothing"
+    assert tokens(lambda: asking.append(session, K, V, position=3)) == (0, 0), "a rejected append stores nothing"
     assert tokens(lambda: asking.post(path, append_body(K, V), prefer="return=minimal")) == (5, 0)
     assert tokens(lambda: asking.get(path)) == (0, 10)
     assert tokens(lambda: asking.get(path, start=2, stop=5, form="float32")) == (0, 3)

@@ -1,4 +1,4 @@
-"""The spans of requests, from the real service on its real connection."""
+"""Spans of requests, from the real service over real connections."""
 
 import socket
 import threading
@@ -26,12 +26,12 @@ from support.prometheus import moved
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 KV = "/sessions/{id}/kv"
-# Goes in steps.
+# Large enough for a chunked job.
 LONG = np.ones((8, 8, 1024, 64), np.float16)
 
 
 class Failing(CpuBackend):
-    """Decodes nothing."""
+    """Backend that fails to decode."""
 
     def decode(self, *_: object, **__: object) -> object:
         raise RuntimeError("out of order")
@@ -39,18 +39,18 @@ class Failing(CpuBackend):
 
 @dataclass
 class Traced:
-    """A service in this process.
+    """Service in this process, with tracing.
 
     Attributes:
-        url: its address.
-        exporter: has the spans that ended.
+        url: base URL.
+        exporter: exporter that collects the ended spans.
     """
 
     url: str
     exporter: InMemorySpanExporter
 
     def spans(self) -> list[tuple[ReadableSpan, dict[str, ReadableSpan]]]:
-        """Each request's span with those within it by name, all that ended since this was last asked."""
+        """Return each request's span with its child spans by name, for requests since the last call."""
         ended = self.exporter.get_finished_spans()
         self.exporter.clear()
         inner = {
@@ -61,7 +61,7 @@ class Traced:
 
 @contextmanager
 def served(provider: TracerProvider) -> Iterator[str]:
-    """The service on a free port of this process, and its address."""
+    """Run the service on a free port in this process, and yield its URL."""
     app = create_app(Settings(memory_budget=1 << 28), Failing(2), provider)
     config = uvicorn.Config(app, http=WholeProtocol, loop="uvloop", log_config=None, lifespan="on")
     server = uvicorn.Server(config)
@@ -90,27 +90,25 @@ def tracing(traced: Traced) -> Iterator[Caller]:
         yield caller
 
 
-def test_an_append_is_a_span_with_its_waiting_encoding_and_finishing(
-    traced: Traced, tracing: Caller, session: str
-) -> None:
-    answer = tracing.send("POST", f"/sessions/{session}/kv", PACKED)
+def test_append_span_has_waiting_encoding_and_finishing(traced: Traced, tracing: Caller, session: str) -> None:
+    response = tracing.send("POST", f"/sessions/{session}/kv", PACKED)
     ((span, inner),) = traced.spans()
 
     assert (span.name, span.kind, span.parent) == (f"POST {KV}", SpanKind.SERVER, None)
     assert dict(span.attributes or {}) == {
         "http.request.method": "POST",
         "http.route": KV,
-        "hadakv.request_id": answer.headers["x-request-id"],
+        "hadakv.request_id": response.headers["x-request-id"],
         "http.response.status_code": 201,
         "http.request.body.size": len(PACKED),
-        "http.response.body.size": len(answer.content),
+        "http.response.body.size": len(response.content),
     }
     assert set(inner) == {"waiting", "encoding", "finishing"}
     assert_in_order([inner[name] for name in ("waiting", "encoding", "finishing")])
 
 
 def assert_in_order(spans: list[ReadableSpan]) -> None:
-    """Each begins no sooner than the one before it ends, but for what rounding to nanoseconds does."""
+    """Check that each span starts after the one before it ended, except for rounding errors."""
     for span in spans:
         assert (span.start_time or 0) <= (span.end_time or 0)
     for before, after in pairwise(spans):
@@ -128,9 +126,9 @@ def assert_in_order(spans: list[ReadableSpan]) -> None:
         (lambda c, s: c.get(f"/{s}"), ("other", 404, set())),
         (lambda c, s: c.append(s, LONG, LONG), (KV, 201, {"waiting", "encoding", "finishing"})),
     ],
-    ids=["a read", "a refusal", "a creation", "an encoding", "a probe", "nothing", "a long append"],
+    ids=["read", "rejected", "create", "encode", "probe", "unknown path", "long append"],
 )
-def test_a_span_is_named_by_its_route_and_has_what_the_device_did(
+def test_span_has_its_route_and_device_spans(
     traced: Traced,
     tracing: Caller,
     session: str,
@@ -149,7 +147,7 @@ def test_a_span_is_named_by_its_route_and_has_what_the_device_did(
     assert session not in span.to_json()
 
 
-def test_a_failure_is_one_in_the_trace_too(traced: Traced, tracing: Caller, session: str) -> None:
+def test_internal_error_sets_the_span_status(traced: Traced, tracing: Caller, session: str) -> None:
     tracing.append(session, K, V)
     traced.spans()
 
@@ -159,8 +157,8 @@ def test_a_failure_is_one_in_the_trace_too(traced: Traced, tracing: Caller, sess
     assert span.status.status_code is StatusCode.ERROR
 
 
-@pytest.mark.parametrize("state", [(), ("a=1",), ("a=1", "b=2")], ids=["", "a state", "a state in two headers"])
-def test_a_request_joins_the_trace_that_it_names(
+@pytest.mark.parametrize("state", [(), ("a=1",), ("a=1", "b=2")], ids=["", "one tracestate", "two tracestate headers"])
+def test_request_joins_the_trace_of_its_traceparent(
     traced: Traced, tracing: Caller, session: str, state: tuple[str, ...]
 ) -> None:
     headers = [("traceparent", f"00-{TRACE}-{SPAN}-01"), *(("tracestate", each) for each in state)]
@@ -175,21 +173,21 @@ def test_a_request_joins_the_trace_that_it_names(
 
 
 @pytest.mark.parametrize("parent", ["nonsense", f"00-{'0' * 32}-{SPAN}-01", f"ff-{TRACE}-{SPAN}-01"])
-def test_a_trace_that_is_none_is_not_joined(traced: Traced, tracing: Caller, parent: str) -> None:
+def test_invalid_traceparent_is_ignored(traced: Traced, tracing: Caller, parent: str) -> None:
     tracing.http.get("/healthz", headers={"traceparent": parent})
     ((span, _),) = traced.spans()
 
     assert span.parent is None
 
 
-def test_what_the_caller_does_not_keep_is_not_kept_here(traced: Traced, tracing: Caller, session: str) -> None:
-    answer = tracing.send("POST", f"/sessions/{session}/kv", PACKED, traceparent=f"00-{TRACE}-{SPAN}-00")
+def test_unsampled_trace_has_no_spans(traced: Traced, tracing: Caller, session: str) -> None:
+    response = tracing.send("POST", f"/sessions/{session}/kv", PACKED, traceparent=f"00-{TRACE}-{SPAN}-00")
 
-    assert answer.status == 201
+    assert response.status == 201
     assert traced.spans() == []
 
 
-def test_requests_at_once_do_not_mix_their_spans(traced: Traced, tracing: Caller, session: str) -> None:  # noqa: ARG001 - clears
+def test_concurrent_requests_keep_their_spans(traced: Traced, tracing: Caller, session: str) -> None:  # noqa: ARG001 - clears
     def append(n: int) -> None:
         with Caller(traced.url) as caller:
             for _ in range(10):
@@ -209,7 +207,7 @@ def test_requests_at_once_do_not_mix_their_spans(traced: Traced, tracing: Caller
         assert {each.context.trace_id for each in inner.values()} == {span.context.trace_id}
 
 
-def test_metrics_are_as_exact_with_traces(traced: Traced, tracing: Caller, session: str) -> None:
+def test_metrics_are_exact_with_tracing(traced: Traced, tracing: Caller, session: str) -> None:
     found = moved(traced.url, lambda: [tracing.append(session, K, V) for _ in range(3)])
 
     assert found["hadakv_device_job_seconds_count", ""] == 3

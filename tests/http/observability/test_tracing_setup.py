@@ -1,4 +1,4 @@
-"""Where spans are sent: to the collector that the environment names, with the extra; and else nowhere, at no cost."""
+"""Export of spans: to the collector named in the environment, if the extra is installed, and otherwise not at all."""
 
 import json
 import socket
@@ -18,21 +18,21 @@ KV = "/sessions/{id}/kv"
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Takes in what is exported."""
+    """Collector that keeps the exported spans."""
 
-    taken: ClassVar[list[ExportTraceServiceRequest]] = []
+    requests: ClassVar[list[ExportTraceServiceRequest]] = []
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        self.taken.append(ExportTraceServiceRequest.FromString(body))
+        self.requests.append(ExportTraceServiceRequest.FromString(body))
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def test_spans_are_sent_to_the_collector_that_the_environment_names(
+def test_spans_are_exported_to_the_collector(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with HTTPServer(("127.0.0.1", 0), Collector) as collector:
@@ -45,7 +45,7 @@ def test_spans_are_sent_to_the_collector_that_the_environment_names(
         collector.shutdown()
     line = json.loads(capfd.readouterr().err)
 
-    (sent,) = [spans for request in Collector.taken for spans in request.resource_spans]
+    (sent,) = [spans for request in Collector.requests for spans in request.resource_spans]
     resource = {each.key: each.value.string_value for each in sent.resource.attributes}
     (scope,) = sent.scope_spans
     assert resource["service.name"] == "hadakv"
@@ -53,7 +53,7 @@ def test_spans_are_sent_to_the_collector_that_the_environment_names(
     assert {span.trace_id.hex() for span in scope.spans} == {line["trace_id"]}
 
 
-def test_a_collector_that_is_not_there_holds_nothing_up(
+def test_unreachable_collector_does_not_delay_requests(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -70,39 +70,39 @@ def test_a_collector_that_is_not_there_holds_nothing_up(
     assert "Transient error" in json.loads(capfd.readouterr().err.splitlines()[0])["message"]
 
 
-# Writes on stderr, at the end, what was imported for the sake of traces; the API alone comes with FastAPI.
-TELLING = """
+# Print the modules that were imported for tracing on stderr at exit. The API alone comes with FastAPI.
+PRINT_IMPORTS = """
 import atexit, sys
 from hadakv_service.__main__ import main
-FOR_TRACES = ("opentelemetry.sdk", "opentelemetry.exporter", "hadakv_service.http.middleware.tracing")
-atexit.register(lambda: print([name for name in sys.modules if name.startswith(FOR_TRACES)], file=sys.stderr))
+TRACING_MODULES = ("opentelemetry.sdk", "opentelemetry.exporter", "hadakv_service.http.middleware.tracing")
+atexit.register(lambda: print([name for name in sys.modules if name.startswith(TRACING_MODULES)], file=sys.stderr))
 main()
 """
 
 
-def test_without_a_collector_nothing_is_imported_for_traces(
+def test_without_a_collector_no_sdk_is_imported(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
 
-    with running_service(program=("-c", TELLING)) as service, Caller(service.url) as caller:
+    with running_service(program=("-c", PRINT_IMPORTS)) as service, Caller(service.url) as caller:
         status = caller.append("a", K, V).status
 
     assert status == 201
     assert capfd.readouterr().err == "[]\n"
 
 
-# As if the extra were not installed.
-WITHOUT = "import sys; sys.modules['opentelemetry.sdk'] = None; from hadakv_service.__main__ import main; main()"
+# Start the service as if the extra were not installed.
+WITHOUT_EXTRA = "import sys; sys.modules['opentelemetry.sdk'] = None; from hadakv_service.__main__ import main; main()"
 
 
-def test_a_collector_is_no_use_without_the_extra_and_no_harm(
+def test_collector_without_the_extra_logs_a_warning(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
 
-    with running_service(program=("-c", WITHOUT)) as service, Caller(service.url) as caller:
+    with running_service(program=("-c", WITHOUT_EXTRA)) as service, Caller(service.url) as caller:
         status = caller.append("a", K, V).status
 
     assert status == 201

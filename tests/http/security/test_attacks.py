@@ -1,4 +1,4 @@
-"""The attacks: none succeeds, and one that did would be seen."""
+"""Attacks on the service. None succeeds, and a successful one would be detected."""
 
 import re
 import subprocess
@@ -35,26 +35,26 @@ OPEN = ["no token", "wrong token", "another tenant's session: read", "another te
 PAGES = ["rebinding Host"]
 
 
-def test_attacks_on_a_service_that_lets_everyone_in_succeed(attacks: dict[str, Attack], tmp_path: Path) -> None:
+def test_attacks_succeed_on_an_unprotected_service(attacks: dict[str, Attack], tmp_path: Path) -> None:
     (tmp_path / "log").touch()
     with running_service("--allowed-hosts", "*") as service:
-        unguarded = Target(service, tmp_path / "log")
+        unprotected = Target(service, tmp_path / "log")
 
-        succeeded = table(unguarded, {name: attacks[name] for name in OPEN + PAGES})
+        succeeded = table(unprotected, {name: attacks[name] for name in OPEN + PAGES})
 
     assert succeeded == OPEN + PAGES
 
 
-def test_a_slow_attack_on_a_service_that_waits_succeeds(attacks: dict[str, Attack]) -> None:
-    with target("--header-seconds", "1000", "--max-head", "1GiB") as patient:
-        assert not attacks["endless head"](patient).held
+def test_slow_attack_succeeds_without_a_timeout(attacks: dict[str, Attack]) -> None:
+    with target("--header-seconds", "1000", "--max-head", "1GiB") as attacked:
+        assert not attacks["endless head"](attacked).held
 
 
-def test_an_attack_that_leaves_the_service_harmed_has_succeeded(attacks: dict[str, Attack]) -> None:
+def test_attack_that_changes_a_session_counts_as_success(attacks: dict[str, Attack]) -> None:
     def deletes(attacked: Target) -> Outcome:
         with attacked.caller("alice") as alice:
             alice.delete("/sessions/secret")
-        return Outcome("", "nothing to see", held=True)
+        return Outcome("", "no visible effect", held=True)
 
     with target() as attacked:
         assert tried(attacked, attacks["no token"]).held

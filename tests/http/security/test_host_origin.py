@@ -1,4 +1,4 @@
-"""What browsers send for pages of other sites is refused, and what programs send is not."""
+"""Host, Origin and Sec-Fetch-Site checks: requests of other sites' pages are rejected, those of programs are not."""
 
 from collections.abc import Iterator
 
@@ -36,20 +36,20 @@ UNKNOWN += ["a@localhost", "localhost/", "localhost localhost", "box.evil.exampl
 
 
 @pytest.mark.parametrize(("host", "known"), [(host, True) for host in KNOWN] + [(host, False) for host in UNKNOWN])
-def test_only_addresses_and_own_names_are_known(host: str, known: bool) -> None:
+def test_known_hosts_are_addresses_and_own_names(host: str, known: bool) -> None:
     assert is_known(host.encode("latin-1"), {"localhost", "box"}) == known
 
 
 @pytest.fixture(scope="module")
 def named() -> Iterator[RunningService]:
-    """A service that goes by a name, and that pages of one other site may call."""
+    """A service with additional Host names and one allowed origin."""
     flags = ("--allowed-hosts", "box.example,other.example", "--allowed-origins", "http://app.example:3000")
     with running_service(*flags) as service:
         yield service
 
 
 def raw(service: RunningService, *lines: str, version: str = "1.1") -> bytes:
-    """The status line that a GET of all sessions with these headers is answered."""
+    """Return the status line of the response to `GET /sessions` with these headers."""
     with connect(service.url) as connection:
         connection.sendall("\r\n".join([f"GET /sessions HTTP/{version}", *lines, "", ""]).encode())
         return status_line(connection)
@@ -60,38 +60,38 @@ def raw(service: RunningService, *lines: str, version: str = "1.1") -> bytes:
 
 @pytest.mark.parametrize("host", ["evil.example", "box.example.evil.example", "evil.example:8765"])
 @pytest.mark.parametrize("path", ["/sessions", "/healthz", "/docs", "/nowhere"])
-def test_a_request_for_another_name_is_refused(named: RunningService, host: str, path: str) -> None:
+def test_request_for_an_unknown_host_is_rejected(named: RunningService, host: str, path: str) -> None:
     with Caller(named.url) as caller:
-        answer = caller.send("GET", path, host=host)
+        response = caller.send("GET", path, host=host)
 
-    assert answer.problem(421, "unknown-host")["host"] == host
+    assert response.problem(421, "unknown-host")["host"] == host
 
 
-def test_so_is_an_append_and_nothing_is_stored(server: RunningService, session: str) -> None:
+def test_append_for_an_unknown_host_stores_nothing(server: RunningService, session: str) -> None:
     with Caller(server.url) as caller:
-        refused = (
+        responses = (
             caller.append(session, K, V),
             caller.send("POST", f"/sessions/{session}/kv", PACKED, host="evil.example"),
         )
 
-        assert refused[0].status == 201
-        refused[1].problem(421, "unknown-host")
+        assert responses[0].status == 201
+        responses[1].problem(421, "unknown-host")
         assert caller.info(session)["length"] == K.shape[2]
 
 
 @pytest.mark.parametrize("host", ["box.example", "Other.Example:99", "localhost", "192.168.7.7:8765", "[fe80::1]"])
-def test_a_request_for_an_allowed_name_or_an_address_is_answered(named: RunningService, host: str) -> None:
+def test_request_for_an_allowed_host_is_accepted(named: RunningService, host: str) -> None:
     assert raw(named, f"Host: {host}") == b"HTTP/1.1 200 OK"
 
 
-def test_a_request_has_one_host(server: RunningService) -> None:
+def test_missing_or_repeated_host_is_rejected(server: RunningService) -> None:
     assert raw(server).startswith(b"HTTP/1.1 421 ")
     assert raw(server, version="1.0").startswith(b"HTTP/1.1 421 ")
     assert raw(server, "Host: localhost", "Host: evil.example").startswith(b"HTTP/1.1 400 ")
     assert raw(server, "Host: localhost", "Host: localhost").startswith(b"HTTP/1.1 400 ")
 
 
-def test_any_name_can_be_allowed() -> None:
+def test_wildcard_allows_any_host() -> None:
     with running_service("--allowed-hosts", "*") as service:
         assert raw(service, "Host: whatever.example") == b"HTTP/1.1 200 OK"
         assert raw(service, "Host: whatever.example", "Origin: http://evil.example").startswith(b"HTTP/1.1 403 ")
@@ -99,19 +99,26 @@ def test_any_name_can_be_allowed() -> None:
 
 # Origin
 
-OTHERS = ["http://evil.example", "null", "https://localhost", "http://localhost:1", "http://app.example", "file://"]
+OTHER_ORIGINS = [
+    "http://evil.example",
+    "null",
+    "https://localhost",
+    "http://localhost:1",
+    "http://app.example",
+    "file://",
+]
 
 
-@pytest.mark.parametrize("origin", OTHERS)
-def test_a_request_of_another_origin_is_refused(named: RunningService, origin: str, session: str) -> None:
+@pytest.mark.parametrize("origin", OTHER_ORIGINS)
+def test_request_of_another_origin_is_rejected(named: RunningService, origin: str, session: str) -> None:
     with Caller(named.url) as caller:
-        answer = caller.send("POST", f"/sessions/{session}/kv", PACKED, origin=origin)
+        response = caller.send("POST", f"/sessions/{session}/kv", PACKED, origin=origin)
 
-        answer.problem(403, "forbidden-origin")
+        response.problem(403, "forbidden-origin")
         assert caller.get(f"/sessions/{session}").status == 404
 
 
-def test_the_services_own_pages_may_call(server: RunningService, session: str) -> None:
+def test_same_origin_request_is_accepted(server: RunningService, session: str) -> None:
     with Caller(server.url) as caller:
         headers = {"origin": server.url, "sec-fetch-site": "same-origin"}
 
@@ -123,19 +130,17 @@ def test_the_services_own_pages_may_call(server: RunningService, session: str) -
 @pytest.mark.parametrize(
     ("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]
 )
-def test_a_request_without_origin_is_judged_by_where_its_page_is_from(
-    server: RunningService, site: str, status: int
-) -> None:
+def test_request_without_origin_is_checked_by_fetch_site(server: RunningService, site: str, status: int) -> None:
     with Caller(server.url) as caller:
-        answers = [
+        responses = [
             caller.http.get(path, headers={"sec-fetch-site": site}) for path in ("/docs", "/sessions", "/openapi.json")
         ]
 
-    assert [answer.status_code for answer in answers] == [status] * 3
+    assert [response.status_code for response in responses] == [status] * 3
 
 
-def test_the_documentation_works_in_a_browser(server: RunningService, session: str) -> None:
-    """As it loads them: the page, typed in; its script and the document, fetched by the page; a call tried there."""
+def test_documentation_works_in_a_browser(server: RunningService, session: str) -> None:
+    """Send the requests of a browser: the page, its script, the OpenAPI document, and a call from the page."""
     with httpx.Client(base_url=server.url) as browser:
         page = browser.get("/docs", headers={"sec-fetch-site": "none", "sec-fetch-mode": "navigate"})
         script = browser.get("/docs/start.js", headers={"sec-fetch-site": "same-origin"})
@@ -150,15 +155,18 @@ def test_the_documentation_works_in_a_browser(server: RunningService, session: s
     assert "openapi.json" in script.text
 
 
-# Pages of an allowed site
+# Allowed origins
 
 ALLOWED = {"origin": "http://app.example:3000", "sec-fetch-site": "cross-site"}
 
 
-def test_pages_of_an_allowed_site_may_ask_and_read(named: RunningService, session: str) -> None:
-    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+def test_allowed_origin_passes_preflight_and_reads_responses(named: RunningService, session: str) -> None:
+    wanted = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
     with httpx.Client(base_url=named.url, headers=ALLOWED) as page:
-        preflight = page.options(f"/sessions/{session}/kv", headers=asked)
+        preflight = page.options(f"/sessions/{session}/kv", headers=wanted)
         append = page.post(f"/sessions/{session}/kv", content=PACKED, headers={"content-type": MSGPACK})
         read = page.get(f"/sessions/{session}/kv")
         missing = page.get("/sessions/none")
@@ -167,9 +175,9 @@ def test_pages_of_an_allowed_site_may_ask_and_read(named: RunningService, sessio
     assert "POST" in preflight.headers["access-control-allow-methods"]
     assert "authorization" in preflight.headers["access-control-allow-headers"]
     assert [append.status_code, read.status_code, missing.status_code] == [201, 200, 404]
-    for answer in (preflight, append, read, missing):
-        assert answer.headers["access-control-allow-origin"] == ALLOWED["origin"]
+    for response in (preflight, append, read, missing):
+        assert response.headers["access-control-allow-origin"] == ALLOWED["origin"]
 
 
-def test_an_image_of_another_site_is_not_taken_for_one_of_an_allowed_site(named: RunningService) -> None:
+def test_cross_site_request_without_origin_is_rejected(named: RunningService) -> None:
     assert httpx.get(f"{named.url}/sessions", headers={"sec-fetch-site": "cross-site"}).status_code == 403

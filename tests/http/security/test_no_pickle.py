@@ -1,4 +1,4 @@
-"""Nothing that comes from outside is ever unpickled: no module that could is imported, no such switch is thrown."""
+"""Input is never unpickled or executed: no module imports or calls anything that could."""
 
 import ast
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("hadakv_client", "hadakv_kernels", "hadakv_service")
-# They make objects, and so run code, from bytes.
+# Modules that create objects from bytes, and so can run code.
 UNSAFE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 CALLS = {"eval", "exec", "compile", "__import__"}
 
@@ -23,8 +23,8 @@ def modules() -> list[Path]:
     return found
 
 
-def faults(source: str) -> list[str]:
-    """What in a module's source could run what it reads."""
+def unsafe_uses(source: str) -> list[str]:
+    """Return the imports and calls in a module's source that could execute input."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -34,7 +34,7 @@ def faults(source: str) -> list[str]:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             pickles = [key for key in node.keywords if key.arg == "allow_pickle" and ast.unparse(key.value) != "False"]
-            # What `numpy.load` does by default depends on its version.
+            # The default of `numpy.load` depends on its version.
             unclear = name in ("np.load", "numpy.load") and not any(key.arg == "allow_pickle" for key in node.keywords)
             if pickles or unclear or name in CALLS:
                 found.append(ast.unparse(node))
@@ -42,8 +42,8 @@ def faults(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: f"{path.parent.name}.{path.stem}")
-def test_no_module_can_run_what_it_reads(path: Path) -> None:
-    assert faults(path.read_text("utf-8")) == []
+def test_module_cannot_execute_input(path: Path) -> None:
+    assert unsafe_uses(path.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_no_module_can_run_what_it_reads(path: Path) -> None:
         "def f():\n    import pickle",
     ],
 )
-def test_what_could_is_seen(source: str) -> None:
-    assert len(faults(source)) == 1
+def test_unsafe_code_is_found(source: str) -> None:
+    assert len(unsafe_uses(source)) == 1
 
 
-def test_what_cannot_is_not() -> None:
-    assert faults("import re\nnp.load(path, allow_pickle=False)\nre.compile('a')\nself.load(path)") == []
+def test_safe_code_is_not_reported() -> None:
+    assert unsafe_uses("import re\nnp.load(path, allow_pickle=False)\nre.compile('a')\nself.load(path)") == []
 
 
-def test_an_array_of_objects_is_no_tensor() -> None:
-    """Arrays come from `frombuffer` with dtypes of a fixed list, of which `object` is none."""
+def test_tensor_of_objects_is_rejected() -> None:
+    """Arrays are created by `frombuffer` with dtypes of a fixed list, which does not contain `object`."""
     from hadakv_service.errors import InvalidRequest
     from hadakv_service.wire.messages import Tensor
 

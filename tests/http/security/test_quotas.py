@@ -1,4 +1,4 @@
-"""What a tenant may have: bytes and sessions, in memory and on disk."""
+"""Quotas of tenants: bytes and sessions, in memory and on disk."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ NBYTES = 10 * 2 * row_nbytes(Codec(), 64)
 
 
 def token_file(folder: Path, quota: str) -> str:
-    """Ann has that quota, Bob has none of his own."""
+    """Write a token file with a quota for Ann and none for Bob, and return its path."""
     digests = {name: hashlib.sha256(token.encode()).hexdigest() for name, token in TOKENS.items()}
     path = folder / "tokens"
     path.write_text(f"ann:{digests['ann']} {quota}\nbob:{digests['bob']}\n")
@@ -28,7 +28,7 @@ def token_file(folder: Path, quota: str) -> str:
 
 @contextmanager
 def tenants(folder: Path, quota: str, *flags: str) -> Iterator[tuple[Caller, Caller]]:
-    """Ann and Bob, at a service of their own."""
+    """Start a service, and yield the clients of Ann and Bob."""
     with (
         running_service("--token-file", token_file(folder, quota), *flags) as service,
         Caller(service.url, TOKENS["ann"]) as ann,
@@ -37,12 +37,12 @@ def tenants(folder: Path, quota: str, *flags: str) -> Iterator[tuple[Caller, Cal
         yield ann, bob
 
 
-def test_a_tenant_has_no_more_sessions_than_it_may(tmp_path: Path) -> None:
+def test_sessions_above_the_quota_are_rejected(tmp_path: Path) -> None:
     with tenants(tmp_path, "sessions=2") as (ann, bob):
         assert ann.append("1", K, V).status == 201
         assert ann.put("/sessions/2", {}).status == 201
-        for answer in (ann.append("3", K, V), ann.put("/sessions/3", {}), ann.post("/sessions/1/fork", {"id": "3"})):
-            problem = answer.problem(507, "quota-exceeded")
+        for response in (ann.append("3", K, V), ann.put("/sessions/3", {}), ann.post("/sessions/1/fork", {"id": "3"})):
+            problem = response.problem(507, "quota-exceeded")
             assert (problem["resource"], problem["quota"]) == ("sessions", 2)
         assert ann.append("1", K, V).status == 200
         assert [bob.append(str(i), K, V).status for i in range(4)] == [201] * 4
@@ -50,7 +50,7 @@ def test_a_tenant_has_no_more_sessions_than_it_may(tmp_path: Path) -> None:
         assert ann.append("3", K, V).status == 201
 
 
-def test_a_tenant_has_no_more_bytes_than_it_may(tmp_path: Path) -> None:
+def test_bytes_above_the_quota_are_rejected(tmp_path: Path) -> None:
     with tenants(tmp_path, f"quota={2 * NBYTES}") as (ann, _):
         assert ann.append("1", K, V).status == 201
         assert ann.append("2", K, V).status == 201
@@ -62,7 +62,7 @@ def test_a_tenant_has_no_more_bytes_than_it_may(tmp_path: Path) -> None:
         ann.append("1", K[:, :, :1], V[:, :, :1]).problem(507, "quota-exceeded")
 
 
-def test_what_is_on_disk_counts_too(tmp_path: Path) -> None:
+def test_sessions_on_disk_count_towards_the_quota(tmp_path: Path) -> None:
     quota = f"quota={2 * NBYTES} sessions=2"
     disk = ("--data-dir", str(tmp_path / "data"), "--disk-budget", "1GiB")
     with tenants(tmp_path, quota, *disk) as (ann, _):
@@ -76,7 +76,7 @@ def test_what_is_on_disk_counts_too(tmp_path: Path) -> None:
         assert ann.put("/sessions/3", {}).status == 201
 
 
-def test_who_has_no_quota_of_its_own_has_the_ordinary_one(tmp_path: Path) -> None:
+def test_default_quota_applies_without_an_own_quota(tmp_path: Path) -> None:
     with tenants(tmp_path, "sessions=5", "--tenant-sessions", "1") as (ann, bob):
         assert bob.append("1", K, V).status == 201
         bob.append("2", K, V).problem(507, "quota-exceeded")

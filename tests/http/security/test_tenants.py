@@ -1,4 +1,4 @@
-"""Who may call, and that a tenant sees only sessions of its own."""
+"""Bearer tokens, and the separation of tenants."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from support.session_files import exported, imported
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service with two tenants, whose tokens are `token of ann` and `token of bob`."""
+    """URL of a service with two tenants, with the tokens `token-of-ann` and `token-of-bob`."""
     path: Path = tmp_path_factory.mktemp("tokens") / "tokens"
     digests = [f"{name}:{hashlib.sha256(f'token-of-{name}'.encode()).hexdigest()}" for name in ("ann", "bob")]
-    path.write_text("\n".join(["# who may call", "", *digests, ""]), "utf-8")
+    path.write_text("\n".join(["# tokens", "", *digests, ""]), "utf-8")
     with running_service("--token-file", str(path)) as service:
         yield service.url
 
@@ -42,21 +42,21 @@ CREDENTIALS = ["", "Bearer", "Bearer wrong", "Basic token-of-ann", "token-of-ann
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-def test_nobody_gets_in_without_a_valid_token(guarded: str, method: str, path: str) -> None:
+def test_request_without_a_valid_token_is_rejected(guarded: str, method: str, path: str) -> None:
     with Caller(guarded, "token-of-ann") as ann, Caller(guarded) as stranger:
         ann.append("hers", K, V, position=0)
         before = ann.snapshot("hers")
 
-        answers = [stranger.send(method, path, PACKED, authorization=credentials) for credentials in CREDENTIALS]
-        answers.append(stranger.send(method, path, PACKED))
+        responses = [stranger.send(method, path, PACKED, authorization=credentials) for credentials in CREDENTIALS]
+        responses.append(stranger.send(method, path, PACKED))
 
-        for answer in answers:
-            answer.problem(401, "unauthorized")
-            assert answer.headers["www-authenticate"] == "Bearer"
+        for response in responses:
+            response.problem(401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
         assert ann.snapshot("hers") == before
 
 
-def test_a_token_is_checked_before_the_body_is_read(guarded: str) -> None:
+def test_token_is_checked_before_the_body_is_read(guarded: str) -> None:
     head = f"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: 1000000\r\n\r\n"
 
     with connect(guarded) as connection:
@@ -68,41 +68,41 @@ def test_a_token_is_checked_before_the_body_is_read(guarded: str) -> None:
 
 def test_probes_need_no_token(guarded: str) -> None:
     with Caller(guarded) as stranger:
-        answers = [stranger.get("/healthz"), stranger.get("/readyz")]
+        responses = [stranger.get("/healthz"), stranger.get("/readyz")]
 
-    assert [answer.status for answer in answers] == [200, 200]
+    assert [response.status for response in responses] == [200, 200]
 
 
-def test_a_session_of_another_tenant_does_not_exist(guarded: str) -> None:
+def test_session_of_another_tenant_is_not_found(guarded: str) -> None:
     with Caller(guarded, "token-of-ann") as ann, Caller(guarded, "token-of-bob") as bob:
         ann.append("secret", K, V)
         before = ann.snapshot("secret")
 
-        answers = [bob.get("/sessions/secret"), bob.get("/sessions/secret/kv"), bob.delete("/sessions/secret")]
-        made = bob.append("secret", V, K)
+        responses = [bob.get("/sessions/secret"), bob.get("/sessions/secret/kv"), bob.delete("/sessions/secret")]
+        created = bob.append("secret", V, K)
 
-        for answer in answers:
-            answer.problem(404, "session-not-found")
-        assert made.status == 201, "the same name is free for another tenant"
-        assert made.body["k"] == stream(V, Codec())
+        for response in responses:
+            response.problem(404, "session-not-found")
+        assert created.status == 201, "the same name is free for another tenant"
+        assert created.body["k"] == stream(V, Codec())
         assert ann.snapshot("secret") == before
 
 
-def test_a_file_is_a_session_of_whoever_brings_it(guarded: str) -> None:
+def test_imported_session_belongs_to_the_importing_tenant(guarded: str) -> None:
     with Caller(guarded, "token-of-ann") as ann, Caller(guarded, "token-of-bob") as bob:
         ann.append("filed", K, V)
         before = ann.snapshot("filed")
         file = exported(ann, "filed")
 
         bob.get("/sessions/filed/export").problem(404, "session-not-found")
-        made = imported(bob, "filed", file)
+        created = imported(bob, "filed", file)
         bob.append("filed", V, K)
 
-        assert made.status == 201, "the same name is free for another tenant"
+        assert created.status == 201, "the same name is free for another tenant"
         assert ann.snapshot("filed") == before
 
 
-def test_a_list_shows_only_ones_own_sessions(guarded: str) -> None:
+def test_list_has_only_sessions_of_the_tenant(guarded: str) -> None:
     with Caller(guarded, "token-of-ann") as ann, Caller(guarded, "token-of-bob") as bob:
         ann.append("list-of-ann", K, V)
         bob.append("list-of-bob", K, V)

@@ -1,4 +1,4 @@
-"""The token file: whose token it is, what its tenant may have, and reading it again while the service runs."""
+"""Token file: tenants of tokens, quotas, and reloading while the service runs."""
 
 import hashlib
 import logging
@@ -17,44 +17,44 @@ from support.assertions import PACKED, K, V
 from support.contract import MSGPACK, Caller, connect, status_line
 
 
-def line(tenant: str, token: str, *words: str) -> str:
-    return " ".join([f"{tenant}:{hashlib.sha256(token.encode()).hexdigest()}", *words]) + "\n"
+def line(tenant: str, token: str, *limits: str) -> str:
+    return " ".join([f"{tenant}:{hashlib.sha256(token.encode()).hexdigest()}", *limits]) + "\n"
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A token file that only its owner may read."""
+    """An empty token file that only its owner can read."""
     path = tmp_path / "tokens"
     path.touch(0o600)
     return path
 
 
-UNCLEAR = {
-    "nothing": "",
-    "only comments": "# nobody\n  # either\n",
+MALFORMED = {
+    "empty file": "",
+    "only comments": "# one\n  # two\n",
     "no digest": "ann\n",
-    "a token that is not hashed": "ann:secret\n",
-    "half a digest": f"ann:{'0' * 63}\n",
-    "a tenant with a blank": f"ann smith:{'0' * 64}\n",
-    "words that are no quota": line("ann", "one", "colour=red"),
-    "words by themselves": line("ann", "one", "quota"),
-    "a quota of no size": line("ann", "one", "quota=much"),
-    "a negative quota": line("ann", "one", "quota=-1"),
-    "a fraction of a session": line("ann", "one", "sessions=1.5"),
+    "token without a hash": "ann:secret\n",
+    "short digest": f"ann:{'0' * 63}\n",
+    "tenant with a space": f"ann smith:{'0' * 64}\n",
+    "unknown limit": line("ann", "one", "colour=red"),
+    "limit without a value": line("ann", "one", "quota"),
+    "quota that is not a size": line("ann", "one", "quota=much"),
+    "negative quota": line("ann", "one", "quota=-1"),
+    "fraction of a session": line("ann", "one", "sessions=1.5"),
     "two quotas": line("ann", "one", "quota=1GiB") + line("ann", "two", "quota=2GiB"),
     "one token for two tenants": line("ann", "one") + line("bob", "one"),
 }
 
 
-@pytest.mark.parametrize("content", UNCLEAR.values(), ids=UNCLEAR)
-def test_a_file_that_is_empty_or_unclear_is_refused(path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_file_is_rejected(path: Path, content: str) -> None:
     path.write_text(content, "utf-8")
 
     with pytest.raises(ValueError, match=re.escape(str(path))):
         TokenFile(path)
 
 
-def test_a_token_is_its_tenants(path: Path) -> None:
+def test_token_identifies_its_tenant(path: Path) -> None:
     path.write_text(
         "# comment\n\n" + line("ann", "one") + "  " + line("bob", "two").upper().replace("BOB", "bob"), "utf-8"
     )
@@ -67,7 +67,7 @@ def test_a_token_is_its_tenants(path: Path) -> None:
             tokens.tenant(header)
 
 
-def test_a_tenant_may_have_several_tokens(path: Path) -> None:
+def test_tenant_may_have_several_tokens(path: Path) -> None:
     path.write_text(line("ann", "one") + line("bob", "two") + line("ann", "three"), "utf-8")
 
     tokens = TokenFile(path)
@@ -78,16 +78,16 @@ def test_a_tenant_may_have_several_tokens(path: Path) -> None:
 # Quotas
 
 
-def test_without_a_word_about_it_a_tenant_has_the_default_quota(path: Path) -> None:
+def test_line_without_quota_gets_the_default(path: Path) -> None:
     path.write_text(line("ann", "one"), "utf-8")
     quotas = QuotaTable(Quota(1000, 10))
 
     TokenFile(path, quotas)
 
-    assert quotas.quota("ann") == quotas.quota("nobody") == quotas.quota("") == Quota(1000, 10)
+    assert quotas.quota("ann") == quotas.quota("unknown") == quotas.quota("") == Quota(1000, 10)
 
 
-def test_a_tenants_quota_is_what_its_lines_say_and_else_the_default(path: Path) -> None:
+def test_quota_of_a_line_overrides_the_default(path: Path) -> None:
     path.write_text(
         line("ann", "one", "quota=4GiB", "sessions=1000")
         + line("bob", "two", "sessions=0")
@@ -107,10 +107,10 @@ def test_a_tenants_quota_is_what_its_lines_say_and_else_the_default(path: Path) 
     assert quotas.quota("dan") == Quota(1 << 20, 5)
 
 
-# Reading it again
+# Reload
 
 
-def test_reading_again_takes_on_new_tokens_and_quotas_and_forgets_old_ones(path: Path) -> None:
+def test_reload_replaces_tokens_and_quotas(path: Path) -> None:
     path.write_text(line("ann", "one", "quota=1") + line("bob", "two", "quota=2"), "utf-8")
     quotas = QuotaTable()
     tokens = TokenFile(path, quotas)
@@ -125,7 +125,7 @@ def test_reading_again_takes_on_new_tokens_and_quotas_and_forgets_old_ones(path:
 
 
 @pytest.mark.parametrize("content", ["", "ann:nonsense\n", line("ann", "new") + "bob\n", None])
-def test_a_file_that_cannot_be_used_is_refused_and_the_old_tokens_stay(
+def test_failed_reload_keeps_the_previous_tokens(
     path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.write_text(line("ann", "one", "sessions=1"), "utf-8")
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_used_is_refused_and_the_old_tokens_stay(
 @pytest.mark.parametrize(
     ("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o602, True)]
 )
-def test_a_file_open_to_others_is_warned_of(
+def test_file_accessible_to_others_logs_a_warning(
     path: Path, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.write_text(line("ann", "one"), "utf-8")
@@ -158,21 +158,21 @@ def test_a_file_open_to_others_is_warned_of(
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * warned
 
 
-# The signal
+# SIGHUP
 
 
-def hang_up(service: RunningService, log: Path, word: str) -> None:
-    """Send the signal, and wait until the log has that word once more than before."""
-    before = log.read_text("utf-8").count(word)
+def reload(service: RunningService, log: Path, message: str) -> None:
+    """Send SIGHUP and wait until the log has another occurrence of the message."""
+    before = log.read_text("utf-8").count(message)
     service.process.send_signal(signal.SIGHUP)
     for _ in range(100_000):
-        if log.read_text("utf-8").count(word) > before:
+        if log.read_text("utf-8").count(message) > before:
             return
         os.sched_yield()
-    raise AssertionError(f"the log never said {word!r}")
+    raise AssertionError(f"the log never had {message!r}")
 
 
-def test_hanging_up_reads_the_file_again_and_disturbs_nobody(path: Path, tmp_path: Path) -> None:
+def test_sighup_reloads_without_failing_requests(path: Path, tmp_path: Path) -> None:
     path.write_text(line("ann", "one"), "utf-8")
     log = tmp_path / "log"
     head = (
@@ -180,25 +180,25 @@ def test_hanging_up_reads_the_file_again_and_disturbs_nobody(path: Path, tmp_pat
     )
 
     with (
-        log.open("w") as into,
-        running_service("--token-file", str(path), log=into) as service,
-        connect(service.url) as under_way,
+        log.open("w") as stderr,
+        running_service("--token-file", str(path), log=stderr) as service,
+        connect(service.url) as in_progress,
         Caller(service.url, "one") as ann,
         Caller(service.url, "two") as bob,
     ):
-        under_way.sendall(f"{head}Content-Length: {len(PACKED)}\r\n\r\n".encode() + PACKED[:100])
+        in_progress.sendall(f"{head}Content-Length: {len(PACKED)}\r\n\r\n".encode() + PACKED[:100])
         before = [ann.get("/sessions").status, bob.get("/sessions").status]
         path.write_text(line("bob", "two"), "utf-8")
-        hang_up(service, log, "reloaded: ")
+        reload(service, log, "reloaded: ")
         after = [ann.get("/sessions").status, bob.get("/sessions").status]
-        under_way.sendall(PACKED[100:])
-        answered = status_line(under_way)
+        in_progress.sendall(PACKED[100:])
+        response_line = status_line(in_progress)
         path.write_text("nonsense", "utf-8")
-        hang_up(service, log, "still in use")
-        still = [ann.get("/sessions").status, bob.append("b", K, V).status]
+        reload(service, log, "still in use")
+        after_failure = [ann.get("/sessions").status, bob.append("b", K, V).status]
 
     assert before == [200, 401]
     assert after == [401, 200]
-    assert answered == b"HTTP/1.1 201 Created"
-    assert still == [401, 201]
+    assert response_line == b"HTTP/1.1 201 Created"
+    assert after_failure == [401, 201]
     assert service.process.returncode == 0
