@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     )
     tenant_quota: Annotated[ByteSize, Field(ge=0)] | None = Field(
         None,
-        description="Maximum total size of a tenant's sessions, unless the token file sets another; default: unlimited.",
+        description="Total size of a tenant's sessions, unless the token file sets another; default: unlimited.",
     )
     tenant_sessions: Annotated[int, Field(ge=0)] | None = Field(
         None,
