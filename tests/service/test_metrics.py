@@ -32,7 +32,7 @@ from service.refusals import K, V
 from service.scraping import METHODS, Samples, eventually, label_values, moved, samples, scrape
 
 KV = "/sessions/{id}/kv"
-TABLE = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
+TABLE = Path(__file__).parents[2] / "docs" / "running.md"
 
 # What is stored
 
