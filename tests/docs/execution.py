@@ -50,26 +50,23 @@ class Runner:
         self._port = str(_free_port())
         self._namespace: dict[str, Any] = {"__name__": "__main__"}
         self._service: subprocess.Popen[str] | None = None
-        self._command = ""
         self._in_process = False
 
-    def run(self, blocks: Sequence[Block], *, again: bool = False) -> None:
-        """Execute the blocks in order.
+    def run(self, blocks: Sequence[Block]) -> None:
+        """Execute the blocks in order. A second call finds the files and sessions of the first one.
 
         Args:
             blocks: all blocks of the page.
-            again: whether this is the second run. A service that still runs with the same command is then kept.
 
         Raises:
             ExampleFailed: a block fails, or its output is not the one shown.
         """
-        if not any(block.marker == "background" for block in blocks) and any(block.is_executed for block in blocks):
+        if self._service is None and not any(block.marker == "background" for block in blocks):
             self._start("hadakv-service")
-        output, keep = None, again
+        output = None
         for block in blocks:
             if block.is_executed:
-                output = self._execute(block, keep)
-                keep = keep and block.marker != "background"
+                output = self._execute(block)
                 self.executed.append(block.line)
             else:
                 if output is not None and block.language == "text" and not block.marker:
@@ -94,10 +91,11 @@ class Runner:
             "TZ": "UTC",
         }
 
-    def _execute(self, block: Block, keep: bool) -> str:
+    def _execute(self, block: Block) -> str:
         text = self._text(block)
         if block.marker == "background":
-            return self._restart(text, keep)
+            self.close()
+            return self._start(text)
         if block.language == "console":
             self._console(block, text)
             return ""
@@ -170,17 +168,8 @@ class Runner:
             os.environ.clear()
             os.environ.update(outside)
 
-    def _restart(self, command: str, keep: bool) -> str:
-        if keep and command == self._command and self._service is not None and self._service.poll() is None:
-            return self._startup_line
-        self.close()
-        return self._start(command)
-
     def _start(self, command: str) -> str:
         """Start a service and return the line it prints when it is ready."""
-        if self._service is not None and command == self._command:
-            return self._startup_line
-        self._command = command
         self._service = subprocess.Popen(
             [*_SHELL, command],
             cwd=self._directory,
@@ -190,11 +179,11 @@ class Runner:
             start_new_session=True,
         )
         assert self._service.stdout is not None
-        self._startup_line = self._service.stdout.readline()
-        if not self._startup_line:
+        line = self._service.stdout.readline()
+        if not line:
             self.close()
             raise ExampleFailed(f"{self._page.name}: the service did not start: {command}")
-        return self._startup_line
+        return line
 
     def _compare(self, block: Block, expected: str, got: str) -> None:
         if not matches(expected, got):

@@ -108,7 +108,10 @@ def anchors(text: str) -> set[str]:
 
 
 def links(text: str) -> Iterator[tuple[int, str]]:
-    """Yield line number and target of each link."""
-    for number, line in prose(text):
-        for target in _LINK.findall(_CODE.sub("", line)):
-            yield number, target
+    """Yield line number and target of each link; a link may go on in the next line."""
+    lines = dict(prose(text))
+    joined = "\n".join(lines.get(number, "") for number in range(1, max(lines, default=0) + 1))
+    # Code is blanked rather than removed, so that the numbers of lines stay.
+    joined = _CODE.sub(lambda code: re.sub(r"[^\n]", " ", code[0]), joined)
+    for link in _LINK.finditer(joined):
+        yield joined.count("\n", 0, link.start(1)) + 1, link[1]

@@ -21,7 +21,7 @@ def test_examples_work_twice(page: Path, tmp_path: Path) -> None:
 
     try:
         runner.run(listed)
-        runner.run(listed, again=True)
+        runner.run(listed)
     finally:
         runner.close()
 

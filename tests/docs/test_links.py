@@ -37,4 +37,4 @@ def test_named_files_exist(page: Path) -> None:
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = {target.partition("#")[0] for _, target in links(PAGES[0].read_text("utf-8"))}
 
-    assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= linked
+    assert {f"docs/{page.name}" for page in PAGES if page.parent == ROOT / "docs"} <= linked

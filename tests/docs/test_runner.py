@@ -95,7 +95,7 @@ def test_anchors_are_those_of_github() -> None:
 
 
 def test_links_are_found() -> None:
-    assert list(links("[a](b.md#c) and `[d](e)`\n\n[f](g)")) == [(1, "b.md#c"), (3, "g")]
+    assert list(links("[a](b.md#c) and `[d](e)`\n\n[f\nf](g)")) == [(1, "b.md#c"), (4, "g")]
 
 
 @pytest.mark.parametrize(
