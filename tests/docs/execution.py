@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Runner:
         return printed.getvalue()
 
     @contextlib.contextmanager
-    def _process_state(self) -> Any:
+    def _process_state(self) -> Iterator[io.StringIO]:
         """Give this process the directory, environment and output of a command."""
         outside, printed = dict(os.environ), io.StringIO()
         os.environ.clear()

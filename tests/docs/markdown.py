@@ -65,7 +65,8 @@ def blocks(text: str) -> Iterator[Block]:
     Raises:
         ValueError: a fence is not closed.
     """
-    marker, opened, language, lines = "", 0, "", []
+    marker, opened, language = "", 0, ""
+    lines: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         fence = _FENCE.match(line)
         if opened:

@@ -4,12 +4,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 
 from docs.markdown import PAGES, ROOT
 from hadakv_client import errors as client_errors
 from hadakv_service.errors import ServiceError
+
+Kind = TypeVar("Kind")
 
 # Variables of the client, besides those of the service's options.
 CLIENT_VARIABLES = {"HADAKV_URL", "HADAKV_TOKEN", "HADAKV_CA_FILE"}
@@ -21,7 +24,7 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text("utf-8")
 
 
-def subclasses(base: type) -> Iterator[type]:
+def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:
     for each in base.__subclasses__():
         yield each
         yield from subclasses(each)
