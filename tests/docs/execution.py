@@ -207,7 +207,8 @@ def _stop(service: "subprocess.Popen[str]") -> None:
 
 
 def _free_port() -> int:
-    for port in random.sample(PORTS, 100):
+    # Not the module's generator: workers that seed it alike would choose the same port at the same time.
+    for port in random.SystemRandom().sample(PORTS, 100):
         with socket.socket() as candidate:
             try:
                 candidate.bind(("127.0.0.1", port))

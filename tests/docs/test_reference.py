@@ -10,6 +10,7 @@ import pytest
 
 from docs.markdown import PAGES, ROOT
 from hadakv_client import errors as client_errors
+from hadakv_kernels import Codec
 from hadakv_service.errors import ServiceError
 
 Kind = TypeVar("Kind")
@@ -64,6 +65,21 @@ def test_python_client_lists_exactly_the_exceptions() -> None:
     names = set(re.findall(r"^[│├└─ ]*([A-Z]\w+)", tree, re.MULTILINE))
 
     assert names == {each.__name__ for each in subclasses(client_errors.HadakvError)} | {"HadakvError"}
+
+
+def test_codec_lists_exactly_the_options() -> None:
+    options = page("codec.md").partition("## Options")[2].partition("## Sizes")[0]
+
+    assert set(re.findall(r"^\| `(\w+)` ", options, re.MULTILINE)) == set(Codec().to_mapping()) | {"d512_scale"}
+
+
+def test_contributing_lists_exactly_the_make_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+
+    listed = re.findall(r"^\| `make ([\w-]+)` ", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+
+    assert sorted(listed) == sorted(targets.split())
 
 
 def test_command_line_lists_exactly_the_commands() -> None:
