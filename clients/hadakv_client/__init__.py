@@ -1,6 +1,5 @@
 """The Python client of the hadakv service."""
 
-from hadakv_client.answers import Appended, Codecs, LayerSpan, Placed, Range, SessionInfo
 from hadakv_client.async_client import AsyncClient
 from hadakv_client.async_session import AsyncSession
 from hadakv_client.client import Client
@@ -40,6 +39,7 @@ from hadakv_client.errors import (
     UnsupportedMediaType,
 )
 from hadakv_client.flow import Retries
+from hadakv_client.results import Appended, Codecs, LayerSpan, Placed, Range, SessionInfo
 from hadakv_client.session import Session
 from hadakv_kernels import Codec, Diagnostics, Encoded, UnsupportedCodec
 

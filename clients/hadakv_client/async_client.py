@@ -7,18 +7,25 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 
-from hadakv_client import calls
-from hadakv_client.answers import SessionInfo
 from hadakv_client.async_session import AsyncSession
-from hadakv_client.body import PIECE_NBYTES, Body
-from hadakv_client.calls import CodecOptions
 from hadakv_client.errors import HadakvError, TransportError
-from hadakv_client.files import FileBody, PathLike, Progress, Target, session_in
 from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempts
-from hadakv_client.parsing import ValueForm
+from hadakv_client.http import calls
+from hadakv_client.http.body import PIECE_NBYTES, Body
+from hadakv_client.http.calls import CodecOptions
+from hadakv_client.http.files import FileBody, PathLike, Progress, Target, session_in
+from hadakv_client.http.responses import ValueForm
+from hadakv_client.http.tensors import Array
+from hadakv_client.http.transport import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Address,
+    Arrival,
+    declared_nbytes,
+    transport_errors,
+)
 from hadakv_client.protocol import Call, Request, Response
-from hadakv_client.tensors import Array
-from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
+from hadakv_client.results import SessionInfo
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")

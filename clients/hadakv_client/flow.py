@@ -9,13 +9,13 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hadakv_client import calls
-from hadakv_client.answers import Placed, Range, SessionInfo
-from hadakv_client.calls import CodecOptions, Position
 from hadakv_client.errors import Busy, SessionNotFound, TransportError
-from hadakv_client.files import FileBody, Target
-from hadakv_client.parsing import Form, Layout
+from hadakv_client.http import calls
+from hadakv_client.http.calls import CodecOptions, Position
+from hadakv_client.http.files import FileBody, Target
+from hadakv_client.http.responses import Form, Layout
 from hadakv_client.protocol import Call, Request, Response
+from hadakv_client.results import Placed, Range, SessionInfo
 
 T = TypeVar("T")
 

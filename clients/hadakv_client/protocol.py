@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from hadakv_client.body import Body
 from hadakv_client.errors import Problem, ProtocolError
-from hadakv_client.files import OCTETS, FileBody, Target
-from hadakv_client.problems import problem
+from hadakv_client.http.body import Body
+from hadakv_client.http.files import OCTETS, FileBody, Target
+from hadakv_client.http.problems import problem
 
 MSGPACK = "application/msgpack"
 T = TypeVar("T")

@@ -2,12 +2,12 @@
 
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
-from hadakv_client.answers import Appended, Placed, Range, SessionInfo
-from hadakv_client.calls import Position, SessionOptions
-from hadakv_client.files import PathLike, Progress, Target
 from hadakv_client.flow import Flow, SessionFlows
-from hadakv_client.parsing import Form, Layout, ValueForm
-from hadakv_client.tensors import Array
+from hadakv_client.http.calls import Position, SessionOptions
+from hadakv_client.http.files import PathLike, Progress, Target
+from hadakv_client.http.responses import Form, Layout, ValueForm
+from hadakv_client.http.tensors import Array
+from hadakv_client.results import Appended, Placed, Range, SessionInfo
 from hadakv_kernels import Encoded
 
 T = TypeVar("T")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hadakv_client import Appended, Codec, Encoded, HadakvError, ProtocolError, UnsupportedCodec, calls
+from hadakv_client import Appended, Codec, Encoded, HadakvError, ProtocolError, UnsupportedCodec
+from hadakv_client.http import calls
 from hadakv_client.protocol import Call, Response
 
 K = np.ones((2, 3, 5, 64), np.float16)

@@ -19,7 +19,7 @@ import trustme
 from hadakv_client import Client
 from hadakv_service.spawn import RunningService, running_service
 
-PROGRAM = [sys.executable, "-m", "hadakv_client"]
+PROGRAM = [sys.executable, "-m", "hadakv_cli"]
 INSTALLED = Path(sys.executable).with_name("hadakv")
 K = np.random.default_rng(4).standard_normal((6, 2, 112, 256)).astype(np.float16)
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"

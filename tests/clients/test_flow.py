@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hadakv_client import Busy, ConnectionLost, PositionConflict, Retries, SessionNotFound, Timeout, calls
+from hadakv_client import Busy, ConnectionLost, PositionConflict, Retries, SessionNotFound, Timeout
 from hadakv_client.flow import Flow, Pause, SessionFlows, attempts
+from hadakv_client.http import calls
 from hadakv_client.protocol import Request, Response
 
 KV = (np.ones((1, 1, 1, 64), np.float16),) * 2

@@ -41,7 +41,7 @@ from hadakv_client import (
     UnknownHost,
     UnsupportedMediaType,
 )
-from hadakv_client.problems import problem
+from hadakv_client.http.problems import problem
 from hadakv_client.protocol import Response
 
 KINDS = [

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from hadakv_client import ProtocolError
-from hadakv_client.body import Body
-from hadakv_client.tensors import from_wire, to_numpy
+from hadakv_client.http.body import Body
+from hadakv_client.http.tensors import from_wire, to_numpy
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16, np.dtype(np.uint8)]

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from hadakv_client import InsufficientStorage, QuotaExceeded
-from hadakv_client.problems import problem
+from hadakv_client.http.problems import problem
 from hadakv_service import errors
 from hadakv_service.problems import from_service_error
 from hadakv_service.quota import Quota, Quotas

@@ -9,7 +9,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
 
-from hadakv_client.body import PIECE_NBYTES
+from hadakv_client.http.body import PIECE_NBYTES
 
 OCTETS = "application/octet-stream"
 # Bytes so far, and of all of them, as far as that is known.

@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 
 from hadakv_client.errors import ConnectionLost, Timeout
-from hadakv_client.files import PathLike
 from hadakv_client.flow import Retries
+from hadakv_client.http.files import PathLike
 from hadakv_client.protocol import Request, Response
 
 DEFAULT_URL = "http://127.0.0.1:8765"

@@ -6,7 +6,7 @@ from typing import Any, cast
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
-from hadakv_client.tensors import NAMES, Array, memory
+from hadakv_client.http.tensors import NAMES, Array, memory
 
 Piece = bytes | memoryview
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hadakv_client.answers import Codecs, LayerSpan, Page, SessionInfo
 from hadakv_client.errors import ProtocolError
-from hadakv_client.tensors import ON_THE_WIRE, Array, from_wire
+from hadakv_client.http.tensors import ON_THE_WIRE, Array, from_wire
+from hadakv_client.results import Codecs, LayerSpan, Page, SessionInfo
 from hadakv_kernels import Codec, CodecError, Diagnostics, Encoded
 
 Form = Literal["packed", "float16", "float32", "bfloat16", "rotated"]

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from errno import EEXIST
 from pathlib import Path
 
-from hadakv_client.answers import SessionInfo
-from hadakv_client.calls import checked_id
 from hadakv_client.client import Client
 from hadakv_client.errors import ConnectionLost, HadakvError, Timeout, Unauthorized
-from hadakv_client.files import Progress
-from hadakv_client.transport import DEFAULT_URL, Address
+from hadakv_client.http.calls import checked_id
+from hadakv_client.http.files import Progress
+from hadakv_client.http.transport import DEFAULT_URL, Address
+from hadakv_client.results import SessionInfo
 from hadakv_kernels import Codec
 
 DONE, FAILED, NO_ANSWER, INTERRUPTED = 0, 1, 3, 130

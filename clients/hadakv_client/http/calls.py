@@ -8,13 +8,13 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from hadakv_client import parsing
-from hadakv_client.answers import Appended, Page, Placed, Range, SessionInfo
 from hadakv_client.errors import ProtocolError
-from hadakv_client.files import OCTETS, FileBody, Target
-from hadakv_client.parsing import Form, Layout, ValueForm, expect, member
+from hadakv_client.http import responses as parsing
+from hadakv_client.http.files import OCTETS, FileBody, Target
+from hadakv_client.http.responses import Form, Layout, ValueForm, expect, member
+from hadakv_client.http.tensors import Array, to_numpy
 from hadakv_client.protocol import MSGPACK, Call, Request, Response
-from hadakv_client.tensors import Array, to_numpy
+from hadakv_client.results import Appended, Page, Placed, Range, SessionInfo
 from hadakv_kernels import Codec, Diagnostics, Encoded
 
 CodecOptions = Codec | Mapping[str, Any]
