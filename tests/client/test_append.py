@@ -6,12 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clients.samples import CODECS, assert_same
 from hadakv_client import (
     Codec,
     PositionConflict,
 )
 from hadakv_kernels import DTYPES, reference
+from support.codecs import CODECS, assert_same
 
 pytestmark = pytest.mark.every_backend
 

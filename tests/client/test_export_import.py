@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from clients.samples import CODECS, assert_same
 from hadakv_client import (
     BodyTooLarge,
     Codec,
@@ -26,6 +25,7 @@ from hadakv_client import (
     SessionNotFound,
 )
 from hadakv_service.spawn import running_service
+from support.codecs import CODECS, assert_same
 
 
 @pytest.mark.every_backend

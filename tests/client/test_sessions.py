@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import trustme
 
-from clients.samples import CODECS, assert_same
 from hadakv_client import (
     AsyncClient,
     Client,
@@ -24,6 +23,7 @@ from hadakv_client import (
 )
 from hadakv_kernels import reference
 from hadakv_service.spawn import running_service
+from support.codecs import CODECS, assert_same
 
 pytestmark = pytest.mark.every_backend
 
