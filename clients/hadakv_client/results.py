@@ -1,4 +1,4 @@
-"""What the service answers, as the values a caller gets."""
+"""Values that the client returns for the responses of the service."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,15 +10,15 @@ Stream = TypeVar("Stream")
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """Where an append went.
+class AppendResult:
+    """Position of appended tokens in their session.
 
     Attributes:
-        session: the session's id.
+        session: session id.
         position: position of the first token.
-        tokens: how many there are.
+        tokens: number of tokens.
         length: `position + tokens`.
-        created: whether this append made the session; False if it took a second attempt to hear of it.
+        created: whether this append created the session. It is False if the response to an earlier attempt was lost.
     """
 
     session: str
@@ -29,10 +29,12 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Appended(Placed):
-    """An append and what was stored: k and v, packed uint8 `[layers, kv_heads, tokens, row_bytes]` with their norms.
+class StoredAppend(AppendResult):
+    """Position of appended tokens, and the encoded streams that were stored. Arrays are read-only.
 
-    Arrays are read-only.
+    Attributes:
+        k: packed keys uint8 `[layers, kv_heads, tokens, row_bytes]`, and their norms.
+        v: packed values uint8 `[layers, kv_heads, tokens, row_bytes]`, and their norms.
     """
 
     k: Encoded
@@ -45,10 +47,10 @@ class Range(Generic[Stream]):
 
     Attributes:
         start: position of the first token.
-        stop: position after the last.
-        length: tokens those layers have.
-        k: arrays `[layers, kv_heads, stop - start, ...]`, read-only; `[0, 0, 0, 0]` where nothing was appended yet.
-        v: likewise.
+        stop: position after the last token.
+        length: number of tokens in these layers.
+        k: keys `[layers, kv_heads, stop - start, ...]`, read-only; `[0, 0, 0, 0]` if the session has no tokens yet.
+        v: values of the same shape and dtype as k.
     """
 
     start: int
@@ -59,14 +61,14 @@ class Range(Generic[Stream]):
 
 
 class Codecs(NamedTuple):
-    """The codecs of a session's two streams."""
+    """Codecs of the two streams of a session."""
 
     k: Codec
     v: Codec
 
 
 class LayerSpan(NamedTuple):
-    """What one layer holds: positions `start` to `length`."""
+    """Tokens that one layer holds: positions `start` to `length`."""
 
     layer: int
     start: int
@@ -75,24 +77,24 @@ class LayerSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session as the service describes it. `codec`, `kv_heads` and `head_dim` are None until they are decided.
+    """Description of a session. `codec`, `kv_heads` and `head_dim` are None until the session has them.
 
     Attributes:
-        session: its id.
+        session: session id.
         codec: codecs of k and v.
-        kv_heads: heads of k and v.
-        head_dim: elements of one vector.
-        layers: the layers that have been appended to.
-        length: tokens of the shortest of them; 0 without any.
-        nbytes: bytes stored.
-        raw_nbytes: bytes the same tokens take as float16.
-        tier: where they are: "memory", "disk", or "mixed".
-        window: how many tokens each layer keeps; None keeps all.
-        ttl_seconds: how long the session lives unused; None lives on.
-        durability: what of it outlives the service's process: "memory", "spill" or "ack".
-        created: when it was made.
-        last_used: when it was last appended to or read.
-        expires: when it goes unless it is used.
+        kv_heads: number of heads of k and v.
+        head_dim: number of elements of one vector.
+        layers: layers with at least one append.
+        length: number of tokens of the shortest layer; 0 without layers.
+        nbytes: stored size in bytes.
+        raw_nbytes: size of the same tokens as float16, in bytes.
+        tier: location of the tokens: "memory", "disk", or "mixed".
+        window: number of tokens that each layer keeps; None keeps all.
+        ttl_seconds: idle time in seconds after which the session expires; None never expires.
+        durability: "memory", "spill" or "ack"; see `SessionOptions`.
+        created: creation time.
+        last_used: time of the last append or read.
+        expires: expiry time if the session is not used again; None never expires.
     """
 
     session: str
@@ -112,8 +114,13 @@ class SessionInfo:
     expires: datetime | None
 
 
-class Page(NamedTuple):
-    """Part of the list of sessions, and the id to go on after, if there are more."""
+class SessionPage(NamedTuple):
+    """Part of the list of sessions.
+
+    Attributes:
+        sessions: descriptions in order of session id.
+        next: id after which the next part starts; None for the last part.
+    """
 
     sessions: tuple[SessionInfo, ...]
     next: str | None

@@ -1,4 +1,4 @@
-"""Truncating, forking and reading rings through the clients, against the service on every backend."""
+"""Truncate, fork and ring reads of both clients, against the service on every backend."""
 
 from typing import Any
 
@@ -10,29 +10,29 @@ from hadakv_client import InvalidRequest, SessionExists, SessionNotFound
 pytestmark = pytest.mark.every_backend
 
 
-def test_an_append_after_truncating_goes_where_it_was_cut(session: Any, k: Any, v: Any) -> None:
+def test_append_continues_at_the_truncated_length(session: Any, k: Any, v: Any) -> None:
     session.append(k, v)
 
     info = session.truncate(3)
-    placed = session.append(k, v)
+    result = session.append(k, v)
 
-    assert (info.length, placed.position, placed.length) == (3, 3, 3 + k.shape[2])
+    assert (info.length, result.position, result.length) == (3, 3, 3 + k.shape[2])
 
 
-def test_a_fork_goes_its_own_way(session: Any, client: Any, k: Any, v: Any) -> None:
+def test_fork_and_original_change_independently(session: Any, client: Any, k: Any, v: Any) -> None:
     session.append(k, v)
 
     fork = session.fork(f"{session.id}-fork", 2)
-    placed = fork.append(v, k)
+    result = fork.append(v, k)
 
-    assert (fork.id, placed.position) == (f"{session.id}-fork", 2)
+    assert (fork.id, result.position) == (f"{session.id}-fork", 2)
     assert session.info().length == k.shape[2]
     both = client.session(fork.id).read().k.packed
     np.testing.assert_array_equal(both[:, :, :2], session.read().k.packed[:, :, :2])
-    np.testing.assert_array_equal(both[:, :, 2:], placed.k.packed)
+    np.testing.assert_array_equal(both[:, :, 2:], result.k.packed)
 
 
-def test_a_whole_fork_is_the_same(session: Any, k: Any, v: Any) -> None:
+def test_fork_without_length_copies_all_tokens(session: Any, k: Any, v: Any) -> None:
     session.append(k, v)
 
     fork = session.fork(f"{session.id}-whole")
@@ -42,7 +42,7 @@ def test_a_whole_fork_is_the_same(session: Any, k: Any, v: Any) -> None:
         session.fork(fork.id)
 
 
-def test_a_ring_has_as_many_rows_as_the_window(session: Any, k: Any, v: Any) -> None:
+def test_ring_read_has_one_row_per_window_position(session: Any, k: Any, v: Any) -> None:
     session.create(window=3)
     session.append(k, v)
     linear = session.read()
@@ -54,7 +54,7 @@ def test_a_ring_has_as_many_rows_as_the_window(session: Any, k: Any, v: Any) -> 
     np.testing.assert_array_equal(ring.k.packed[:, :, linear.start % 3], linear.k.packed[:, :, 0])
 
 
-def test_what_cannot_be_is_refused(session: Any, k: Any, v: Any) -> None:
+def test_invalid_truncate_read_and_fork_raise(session: Any, k: Any, v: Any) -> None:
     with pytest.raises(SessionNotFound):
         session.truncate(0)
     session.append(k, v)

@@ -1,4 +1,4 @@
-"""Codecs the clients are tried with, and what it means that two arrays are the same."""
+"""Codecs for client tests, and a comparison of arrays or encoded vectors."""
 
 from typing import Any
 
@@ -9,5 +9,5 @@ CODECS = [Codec(), Codec(bits=3, norm="unbiased"), Codec(bits=8, layout="byte", 
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Arrays, or encoded vectors, of the same dtype, shape and bits."""
+    """Assert that arrays or encoded vectors have the same dtype, shape and bits."""
     (assert_same_encoded if isinstance(a, Encoded) else assert_same_bits)(a, b)

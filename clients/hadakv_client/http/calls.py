@@ -1,97 +1,23 @@
-"""The calls of the service: each function checks its arguments, makes the request and says how to read the response."""
+"""Calls of the service. Each function builds the request and the parser for its response."""
 
-import re
 from collections.abc import Mapping
 from operator import index
-from typing import Any, Literal, TypedDict
+from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
 
 from hadakv_client.errors import ProtocolError
-from hadakv_client.http import responses as parsing
-from hadakv_client.http.files import OCTETS, FileBody, Target
-from hadakv_client.http.responses import Form, Layout, ValueForm, expect, member
+from hadakv_client.http import responses
+from hadakv_client.http.arguments import CodecOptions, Position, to_codec
+from hadakv_client.http.files import OCTET_STREAM, FileBody, FileDestination
+from hadakv_client.http.responses import Form, Layout, ValueForm, check_equal, required_field
 from hadakv_client.http.tensors import Array, to_numpy
 from hadakv_client.protocol import MSGPACK, Call, Request, Response
-from hadakv_client.results import Appended, Page, Placed, Range, SessionInfo
-from hadakv_kernels import Codec, Diagnostics, Encoded
+from hadakv_client.results import AppendResult, Range, SessionInfo, SessionPage, StoredAppend
+from hadakv_kernels import Diagnostics, Encoded
 
-CodecOptions = Codec | Mapping[str, Any]
-Position = int | Literal["end"]
-
-
-class SessionOptions(TypedDict, total=False):
-    """What can be decided when a session is created; what is left out or None stays open.
-
-    Attributes:
-        layers: how many layers there may be.
-        kv_heads: heads of k and v.
-        head_dim: elements of one vector.
-        window: how many tokens each layer keeps.
-        ttl_seconds: how long the session lives unused.
-        durability: what of it outlives the service's process: nothing; what had no room in memory, and all of it after
-            an orderly end; or all that was ever answered.
-    """
-
-    layers: int | None
-    kv_heads: int | None
-    head_dim: int | None
-    window: int | None
-    ttl_seconds: float | None
-    durability: Literal["memory", "spill", "ack"] | None
-
-
-_SESSION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _ACCEPT = {"accept": MSGPACK}
-
-
-def checked_id(session: str) -> str:
-    """The id itself.
-
-    Raises:
-        ValueError: it is not 1 to 128 of A-Z a-z 0-9 . _ : - or it is "." or "..".
-    """
-    # URLs give "." and ".." as a whole segment a meaning of their own.
-    if not _SESSION_ID.fullmatch(session) or session in {".", ".."}:
-        raise ValueError(f"a session's id must be 1 to 128 of A-Z a-z 0-9 . _ : - and not {session!r}")
-    return session
-
-
-def codec_of(options: CodecOptions | None) -> Codec:
-    """One codec.
-
-    Raises:
-        UnsupportedCodec: an option is unknown or has a value there is no codec for; it is a `ValueError`.
-    """
-    return options if isinstance(options, Codec) else Codec.from_mapping(options or {})
-
-
-def session_codec(options: CodecOptions | None) -> dict[str, Any] | None:
-    """The codec of a session as it stands on the wire: one for both streams, or one for each under `k` and `v`.
-
-    Raises:
-        UnsupportedCodec: likewise.
-    """
-    if options is None or isinstance(options, Codec) or not options.keys() & {"k", "v"}:
-        return None if options is None else codec_of(options).to_mapping()
-    if unknown := options.keys() - {"k", "v"}:
-        raise ValueError(f"a codec for each of k and v has no {', '.join(sorted(unknown))} beside them")
-    return {stream: codec_of(each).to_mapping() for stream, each in options.items()}
-
-
-def streams(k: Any, v: Any) -> tuple[Array, Array]:
-    """Arrays that can be appended.
-
-    Raises:
-        TypeError: k or v is no array of float32, float16 or bfloat16.
-        ValueError: their axes are not [layers, kv_heads, tokens, head_dim] or the last three.
-    """
-    arrays = to_numpy(k, "k"), to_numpy(v, "v")
-    for name, array in zip("kv", arrays, strict=True):
-        if array.ndim not in (3, 4):
-            raise ValueError(f"{name} must be [layers, kv_heads, tokens, head_dim], or [kv_heads, tokens, head_dim]")
-    return arrays
 
 
 def append(
@@ -102,16 +28,16 @@ def append(
     codec: dict[str, Any] | None,
     *,
     minimal: bool,
-) -> Call[Placed]:
-    """POST /sessions/{id}/kv. With a position it can be repeated safely, with "end" it cannot.
+) -> Call[AppendResult]:
+    """Build POST /sessions/{id}/kv. It is idempotent with a position, but not with "end".
 
     Args:
-        session: checked id.
-        kv: what `streams` gave.
+        session: valid session id.
+        kv: result of `kv_arrays`.
         layer: index of the first layer.
-        position: of the first token.
-        codec: what `session_codec` gave.
-        minimal: leave out what was stored: the call gives `Placed`, else `Appended`.
+        position: position of the first token.
+        codec: result of `session_codec`.
+        minimal: omit the stored streams. The result is then an `AppendResult`, else a `StoredAppend`.
     """
     k, v = kv
     at = None if position == "end" else index(position)
@@ -121,17 +47,17 @@ def append(
     path = f"/sessions/{session}/kv"
     request = Request.with_body("POST", path, message, headers=headers, idempotent=at is not None)
 
-    def parse(response: Response) -> Placed:
-        answer = response.document()
-        expect("session", member(answer, "session", str), session)
-        start, tokens, length = (member(answer, name, int) for name in ("position", "tokens", "length"))
-        expect("position", start, start if at is None else at)
-        expect("tokens", tokens, k.shape[-2])
-        expect("length", length, start + tokens)
-        placed = (session, start, tokens, length, response.status == 201)
+    def parse(response: Response) -> AppendResult:
+        document = response.document()
+        check_equal("session", required_field(document, "session", str), session)
+        start, tokens, length = (required_field(document, name, int) for name in ("position", "tokens", "length"))
+        check_equal("position", start, start if at is None else at)
+        check_equal("tokens", tokens, k.shape[-2])
+        check_equal("length", length, start + tokens)
+        result = (session, start, tokens, length, response.status == 201)
         if minimal:
-            return Placed(*placed)
-        return Appended(*placed, *(parsing.appended_stream(answer.get(name), name, tokens) for name in "kv"))
+            return AppendResult(*result)
+        return StoredAppend(*result, *(responses.appended_stream(document.get(name), name, tokens) for name in "kv"))
 
     return Call(request, parse)
 
@@ -144,106 +70,106 @@ def read(
     form: Form,
     layout: Layout = "linear",
 ) -> Call[Range[Any]]:
-    """GET /sessions/{id}/kv."""
+    """Build GET /sessions/{id}/kv."""
     ring = layout == "ring"
     optional = {"start": start, "stop": stop, "layers": f"{layers[0]}:{layers[1]}" if layers else None}
     optional["layout"] = layout if ring else None
     query = urlencode({key: x for key, x in optional.items() if x is not None} | {"form": form})
 
     def parse(response: Response) -> Range[Any]:
-        answer = response.document()
-        first, last, length = (member(answer, name, int) for name in ("start", "stop", "length"))
+        document = response.document()
+        first, last, length = (required_field(document, name, int) for name in ("start", "stop", "length"))
         tokens = None if ring else last - first
-        k, v = (parsing.stored_stream(answer.get(name), name, form, tokens) for name in "kv")
+        k, v = (responses.stored_stream(document.get(name), name, form, tokens) for name in "kv")
         return Range(first, last, length, k, v)
 
     return Call(Request("GET", f"/sessions/{session}/kv?{query}", _ACCEPT), parse)
 
 
 def info(session: str) -> Call[SessionInfo]:
-    """GET /sessions/{id}."""
+    """Build GET /sessions/{id}."""
     return Call(Request("GET", f"/sessions/{session}", _ACCEPT), _session_info)
 
 
 def create(session: str, options: Mapping[str, Any]) -> Call[SessionInfo]:
-    """PUT /sessions/{id}; options that are None are left open."""
+    """Build PUT /sessions/{id}. Options that are None are not sent."""
     given = {name: option for name, option in options.items() if option is not None}
     return Call(Request.with_body("PUT", f"/sessions/{session}", given, headers=_ACCEPT), _session_info)
 
 
 def _session_info(response: Response) -> SessionInfo:
-    return parsing.session_info(response.document())
+    return responses.session_info(response.document())
 
 
 def truncate(session: str, length: int) -> Call[SessionInfo]:
-    """POST /sessions/{id}/truncate."""
+    """Build POST /sessions/{id}/truncate."""
     body = {"length": index(length)}
     return Call(Request.with_body("POST", f"/sessions/{session}/truncate", body, headers=_ACCEPT), _session_info)
 
 
 def fork(session: str, new: str, length: int | None) -> Call[SessionInfo]:
-    """POST /sessions/{id}/fork; a repetition would find that the new session exists."""
+    """Build POST /sessions/{id}/fork. It is not idempotent: a second attempt fails because the session exists."""
     body = {"id": new} | ({} if length is None else {"length": index(length)})
     request = Request.with_body("POST", f"/sessions/{session}/fork", body, headers=_ACCEPT, idempotent=False)
     return Call(request, _session_info)
 
 
-def export(session: str, target: Target) -> Call[None]:
-    """GET /sessions/{id}/export."""
-    return Call(Request("GET", f"/sessions/{session}/export", target=target), Response.check_file)
+def export_session(session: str, destination: FileDestination) -> Call[None]:
+    """Build GET /sessions/{id}/export."""
+    return Call(Request("GET", f"/sessions/{session}/export", destination=destination), Response.check_file)
 
 
-def import_(session: str, file: FileBody) -> Call[SessionInfo]:
-    """POST /sessions/{id}/import; a repetition would find that the session exists."""
-    headers = _ACCEPT | {"content-type": OCTETS, "content-length": str(file.nbytes)}
+def import_session(session: str, file: FileBody) -> Call[SessionInfo]:
+    """Build POST /sessions/{id}/import. It is not idempotent: a second attempt fails because the session exists."""
+    headers = _ACCEPT | {"content-type": OCTET_STREAM, "content-length": str(file.nbytes)}
     return Call(Request("POST", f"/sessions/{session}/import", headers, file, idempotent=False), _session_info)
 
 
 def delete(session: str) -> Call[None]:
-    """DELETE /sessions/{id}. A repetition that finds nothing found the work done."""
+    """Build DELETE /sessions/{id}. A retry that gets 404 counts as success: the first attempt deleted the session."""
 
-    def parse_repetition(response: Response) -> None:
+    def parse_retry(response: Response) -> None:
         if response.status != 404:
             response.check()
 
-    return Call(Request("DELETE", f"/sessions/{session}"), Response.check, parse_repetition)
+    return Call(Request("DELETE", f"/sessions/{session}"), Response.check, parse_retry)
 
 
-def sessions(prefix: str | None, after: str | None) -> Call[Page]:
-    """GET /sessions."""
+def list_sessions(prefix: str | None, after: str | None) -> Call[SessionPage]:
+    """Build GET /sessions."""
     query = urlencode({key: x for key, x in {"prefix": prefix, "after": after}.items() if x})
     path = f"/sessions?{query}" if query else "/sessions"
 
-    def parse(response: Response) -> Page:
-        page = parsing.page(response.document())
+    def parse(response: Response) -> SessionPage:
+        page = responses.session_page(response.document())
         if page.next is not None and page.next <= (after or ""):
-            raise ProtocolError(f"the list goes on after {page.next!r}, where it has been already")
+            raise ProtocolError(f"invalid response: next is {page.next!r}, which is not after {after!r}")
         return page
 
     return Call(Request("GET", path, _ACCEPT), parse)
 
 
 def encode(x: Any, codec: CodecOptions | None, *, diagnostics: bool) -> Call[Encoded | Diagnostics]:
-    """POST /encode."""
-    array, options = to_numpy(x, "x"), codec_of(codec)
+    """Build POST /encode."""
+    array, options = to_numpy(x, "x"), to_codec(codec)
     if diagnostics and options.kind == "float16":
-        raise ValueError("a codec of kind float16 computes nothing that could be diagnosed")
+        raise ValueError("a codec of kind float16 has no diagnostics")
     message = {"x": array, "codec": options.to_mapping(), "diagnostics": diagnostics}
     request = Request.with_body("POST", "/encode", message, headers=_ACCEPT)
 
     def parse(response: Response) -> Encoded | Diagnostics:
-        answer = response.document()
-        seen = parsing.diagnostics(answer) if diagnostics else parsing.encoded(answer, "x")
-        packed = seen.encoded.packed if isinstance(seen, Diagnostics) else seen.packed
-        expect("packed.shape", packed.shape[:-1], array.shape[:-1])
-        return seen
+        document = response.document()
+        result = responses.diagnostics(document) if diagnostics else responses.encoded(document, "x")
+        packed = result.encoded.packed if isinstance(result, Diagnostics) else result.packed
+        check_equal("packed.shape", packed.shape[:-1], array.shape[:-1])
+        return result
 
     return Call(request, parse)
 
 
 def decode(encoded: Encoded, codec: CodecOptions | None, head_dim: int, form: ValueForm) -> Call[Array]:
-    """POST /decode."""
-    options, packed = codec_of(codec), to_numpy(encoded.packed, "packed", "uint8")
+    """Build POST /decode."""
+    options, packed = to_codec(codec), to_numpy(encoded.packed, "packed", "uint8")
     if options.kind == "float16":
         stream = {"values": packed.view(np.float16)}
     else:
@@ -252,13 +178,13 @@ def decode(encoded: Encoded, codec: CodecOptions | None, head_dim: int, form: Va
     request = Request.with_body("POST", "/decode", message, headers=_ACCEPT)
 
     def parse(response: Response) -> Array:
-        decoded = parsing.values(response.document(), "decoded", form)
-        expect("values.shape", decoded.shape, (*packed.shape[:-1], head_dim))
+        decoded = responses.values(response.document(), "decoded", form)
+        check_equal("values.shape", decoded.shape, (*packed.shape[:-1], head_dim))
         return decoded
 
     return Call(request, parse)
 
 
 def probe(path: str) -> Call[None]:
-    """GET /healthz or /readyz."""
+    """Build GET /healthz or GET /readyz."""
     return Call(Request("GET", path, _ACCEPT), Response.check)

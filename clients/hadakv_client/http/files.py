@@ -1,4 +1,4 @@
-"""Files on the caller's disk: one that is sent as a body, and one that an answer becomes."""
+"""Session files: the body of an import, and the destination of an export."""
 
 import json
 import os
@@ -9,53 +9,53 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
 
-from hadakv_client.http.body import PIECE_NBYTES
+from hadakv_client.http.body import CHUNK_NBYTES
 
-OCTETS = "application/octet-stream"
-# Bytes so far, and of all of them, as far as that is known.
+OCTET_STREAM = "application/octet-stream"
+# Called with the bytes transferred so far and the total size. The total is None if it is not known.
 Progress = Callable[[int, int | None], None]
 PathLike = str | os.PathLike[str]
 
 _METADATA = "__metadata__"
 _FORMAT = "hadakv-session"
-# As much as the service reads of one.
+# Same limit as in the service.
 _MAX_HEADER_NBYTES = 1 << 20
 
 
 class FileBody:
-    """A file as a request's body, read anew each time it is sent, and never as a whole.
+    """Request body that is read from a file in chunks. It is read again for each attempt.
 
     Args:
-        path: of a file that does not change meanwhile.
-        progress: called after each piece.
+        path: path of the file, which must not change while it is sent.
+        progress: called after each chunk.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
 
-    joined = None
+    as_bytes = None
 
     def __init__(self, path: PathLike, progress: Progress | None = None) -> None:
         self._path = Path(path)
-        self._progress = progress or _ignore
+        self._progress = progress or _ignore_progress
         self.nbytes = self._path.stat().st_size
 
     def __iter__(self) -> Iterator[bytes]:
-        """The file in pieces of up to 1 MiB."""
+        """Yield the file in chunks of at most 1 MiB."""
         sent = 0
         with self._path.open("rb") as file:
-            while piece := file.read(PIECE_NBYTES):
-                yield piece
-                sent += len(piece)
+            while chunk := file.read(CHUNK_NBYTES):
+                yield chunk
+                sent += len(chunk)
                 self._progress(sent, self.nbytes)
 
 
-def session_in(path: PathLike) -> str:
-    """The id of the session that was exported to a file.
+def exported_session_id(path: PathLike) -> str:
+    """Return the id of the session in an exported file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is none that a session was exported to.
+        ValueError: the file is not a hadakv session file.
     """
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -66,49 +66,61 @@ def session_in(path: PathLike) -> str:
     except (ValueError, RecursionError, LookupError, TypeError):
         session = None
     if not isinstance(session, str):
-        raise ValueError(f"{os.fspath(path)} is no file that a session was exported to")
+        raise ValueError(f"{os.fspath(path)} is not a hadakv session file")
     return session
 
 
-class Target:
-    """Where an answer's body goes instead of memory: a file, which is there once it is whole, or as it was before.
+class FileDestination:
+    """File that receives the body of a response. It is replaced only after the whole body was written.
 
     Args:
-        path: of the file; it is replaced.
-        progress: called after each piece.
+        path: path of the file.
+        progress: called after each chunk.
     """
 
     def __init__(self, path: PathLike, progress: Progress | None = None) -> None:
         self._path = Path(path)
-        self._progress = progress or _ignore
+        self._progress = progress or _ignore_progress
 
-    def open(self, nbytes: int | None) -> "Landing":
-        """Begin an attempt to write the file.
+    def open(self, nbytes: int | None) -> "AtomicFileWriter":
+        """Start an attempt to write the file.
 
         Args:
-            nbytes: how many there will be, if that is known.
+            nbytes: size of the body in bytes; None if it is not known.
 
         Raises:
-            OSError: nothing can be written there.
+            OSError: the path cannot be written.
         """
-        return Landing(self._path, nbytes, self._progress)
+        return AtomicFileWriter(self._path, nbytes, self._progress)
 
 
-class Landing:
-    """A file that is written beside its target and takes its place at the end; without `land` nothing is left of it."""
+class AtomicFileWriter:
+    """Temporary file in the directory of its destination.
+
+    `commit` replaces the destination. Without it, the temporary file is removed on exit.
+
+    Args:
+        path: path of the destination.
+        nbytes: expected size in bytes, for `progress`; None if it is not known.
+        progress: called after each chunk.
+
+    Raises:
+        FileExistsError: the destination exists and is not a regular file.
+        OSError: the directory cannot be written.
+    """
 
     def __init__(self, path: Path, nbytes: int | None, progress: Progress) -> None:
-        # Where a link leads; what is no file, a terminal or a directory, is not to be replaced by one.
+        # Follow links, so that a link stays a link. Do not replace a terminal or a directory by a file.
         self._path = path.resolve()
         if self._path.exists() and not self._path.is_file():
-            raise FileExistsError(EEXIST, "is no regular file", str(path))
+            raise FileExistsError(EEXIST, "is not a regular file", str(path))
         self._nbytes = nbytes
         self._progress = progress
         self._written = 0
-        # Of a name nobody else has, so that two exports do not write to one file.
-        self._beside = self._path.with_name(f".{self._path.name[:200]}.{token_hex(4)}.part")
+        # Use a random name, so that two exports do not write to the same file.
+        self._temporary = self._path.with_name(f".{self._path.name[:200]}.{token_hex(4)}.part")
         try:
-            self._file = self._beside.open("xb")
+            self._file = self._temporary.open("xb")
         except OSError as error:
             raise type(error)(error.errno, error.strerror, str(path)) from None
 
@@ -121,20 +133,20 @@ class Landing:
         try:
             self._file.close()
         finally:
-            self._beside.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
-    def write(self, piece: bytes) -> None:
-        """Write what came next."""
-        self._file.write(piece)
-        self._written += len(piece)
+    def write(self, chunk: bytes) -> None:
+        """Write the next chunk."""
+        self._file.write(chunk)
+        self._written += len(chunk)
         self._progress(self._written, self._nbytes)
 
-    def land(self) -> None:
-        """Put the file, which is whole, in its place, so that it stays there if the machine stops now."""
+    def commit(self) -> None:
+        """Replace the destination with the complete file. It survives a crash of the machine after this returns."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._beside.replace(self._path)
+        self._temporary.replace(self._path)
         directory = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -142,5 +154,5 @@ class Landing:
             os.close(directory)
 
 
-def _ignore(done: int, total: int | None) -> None:
-    """Tell nobody how far it is."""
+def _ignore_progress(done: int, total: int | None) -> None:
+    """Do nothing."""

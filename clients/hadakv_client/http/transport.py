@@ -1,4 +1,4 @@
-"""What both clients have in common on httpx's side: address and token, whom to trust, receiving a body, its errors."""
+"""httpx parts that both clients share: address and token, TLS, response buffer, and error conversion."""
 
 import os
 import ssl
@@ -11,62 +11,68 @@ import httpx
 import numpy as np
 
 from hadakv_client.errors import ConnectionLost, Timeout
-from hadakv_client.flow import Retries
 from hadakv_client.http.files import PathLike
 from hadakv_client.protocol import Request, Response
 
 DEFAULT_URL = "http://127.0.0.1:8765"
-UNIX = "unix:"
-# An answer may wait for others to be encoded; a connection to a service that is there comes at once.
+UNIX_PREFIX = "unix:"
+# A request may wait in the queue of the device, so the timeout is long. A running service accepts connections at once.
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
-class Address:
-    """Where the service is, who calls it, and how often.
+class Endpoint:
+    """Address of a service, and the caller's token.
 
     Attributes:
-        name: where it is, as messages have it.
-        uds: path of its Unix domain socket; None for TCP.
-        retries: how often a call is tried again.
+        name: address for error messages, without credentials.
+        uds: path of the Unix domain socket; None for TCP.
 
     Raises:
-        ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
-            header.
+        ValueError: the URL is not http, https or `unix:` with a path, or the token is not printable ASCII.
     """
 
-    def __init__(self, base_url: str, token: str | None, retries: int | Retries, uds: str | None = None) -> None:
-        socket = base_url.removeprefix(UNIX) if base_url.startswith(UNIX) and uds is None else ""
+    def __init__(self, base_url: str, token: str | None = None, uds: str | None = None) -> None:
+        socket = base_url.removeprefix(UNIX_PREFIX) if base_url.startswith(UNIX_PREFIX) and uds is None else ""
         url = "http://localhost" if socket else base_url
         if not _is_http(url):
-            raise ValueError(f"the URL must be like {DEFAULT_URL} or unix:/path/of/a/socket, not {base_url!r}")
+            raise ValueError(f"the URL must be like {DEFAULT_URL} or unix:/path/to/socket, not {base_url!r}")
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise ValueError("token must be printable ASCII")
+            raise ValueError("the token must be printable ASCII")
         self._base_url = url.rstrip("/")
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self.uds = socket or uds
-        self.name = f"{UNIX}{self.uds}" if self.uds else _without_user(self._base_url)
-        self.retries = retries if isinstance(retries, Retries) else Retries(retries)
+        self.name = f"{UNIX_PREFIX}{self.uds}" if self.uds else _without_credentials(self._base_url)
 
     @staticmethod
-    def connecting(ca_file: PathLike | None) -> "_Connecting":
-        """What httpx's clients and transports of both kinds are to be made with; raises as `trusted`."""
-        # The environment's proxies are for the world outside, and a .netrc would replace the token.
-        return {"verify": trusted(ca_file), "trust_env": False}
+    def httpx_options(ca_file: PathLike | None) -> "_HttpxOptions":
+        """Return keyword arguments for the clients and transports of httpx. Raises the errors of `ssl_verify`."""
+        # Do not use the environment: its proxies are for the internet, and a .netrc file would replace the token.
+        return {"verify": ssl_verify(ca_file), "trust_env": False}
 
     def url(self, request: Request) -> str:
-        """Where a request goes."""
+        """Return the full URL of a request."""
         return self._base_url + request.path
 
     def headers(self, request: Request) -> dict[str, str]:
-        """A request's headers and the caller's."""
-        # Compressed again, an answer would only be slower, and would not have the length its header says.
+        """Return the headers of a request, with the token."""
+        # Request no compression. It would cost time, and the body would not have the length in Content-Length.
         return {**request.headers, **self._headers, "accept-encoding": "identity"}
 
 
-class _Connecting(TypedDict):
+class _HttpxOptions(TypedDict):
     verify: ssl.SSLContext | bool
     trust_env: bool
+
+
+def check_url(url: str) -> str:
+    """Return the URL of a service unchanged, if it is valid.
+
+    Raises:
+        ValueError: the URL is not http, https or `unix:` with a path.
+    """
+    Endpoint(url)
+    return url
 
 
 def _is_http(url: str) -> bool:
@@ -77,52 +83,55 @@ def _is_http(url: str) -> bool:
     return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
 
-def _without_user(url: str) -> str:
-    """The URL for whoever reads a log, who need not know a password in it."""
+def _without_credentials(url: str) -> str:
+    """Return the URL without user and password, so that error messages do not reveal them."""
     return str(httpx.URL(url).copy_with(userinfo=b""))
 
 
-def trusted(ca_file: PathLike | None) -> ssl.SSLContext | bool:
-    """Who must vouch for a service, as httpx's `verify` has it: those in a file alone, or the usual authorities.
+def ssl_verify(ca_file: PathLike | None) -> ssl.SSLContext | bool:
+    """Return the `verify` argument of httpx.
+
+    Args:
+        ca_file: certificates in PEM to trust instead of the default certificate authorities; None uses the default.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: there is no certificate in it, or one that cannot be used.
+        ValueError: the file has no certificate, or an invalid one.
     """
     if ca_file is None:
         return True
-    # An error of OpenSSL's would not name the file.
+    # Open the file first. An error of OpenSSL does not name the file.
     Path(ca_file).open("rb").close()
     try:
         return ssl.create_default_context(cafile=os.fspath(ca_file))
     except ssl.SSLError as error:
-        none = error.reason == "NO_CERTIFICATE_OR_CRL_FOUND"
-        wrong = "has no certificate in PEM" if none else f"cannot be used: {error}"
-        raise ValueError(f"{os.fspath(ca_file)} {wrong}") from error
+        is_empty = error.reason == "NO_CERTIFICATE_OR_CRL_FOUND"
+        reason = "contains no PEM certificate" if is_empty else f"contains an invalid certificate: {error}"
+        raise ValueError(f"{os.fspath(ca_file)} {reason}") from error
 
 
-def declared_nbytes(head: httpx.Response) -> int | None:
-    """How long a response's body is said to be."""
-    declared = head.headers.get("content-length", "")
+def content_length(response: httpx.Response) -> int | None:
+    """Return the declared size of a response body in bytes; None if there is none."""
+    declared = response.headers.get("content-length", "")
     return int(declared) if declared.isdecimal() else None
 
 
-class Arrival:
-    """A response that is being received, into one buffer: fresh memory costs more than anything else here.
+class ResponseBuffer:
+    """Buffer that collects the body of one response. It allocates once, as allocation dominates the cost of a read.
 
     Args:
-        head: the response, its body not yet read.
+        response: response of which only the headers have been read.
     """
 
-    def __init__(self, head: httpx.Response) -> None:
-        self._head = head
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
         self._chunks: list[bytes] = []
-        declared = declared_nbytes(head)
-        self._buffer = None if declared is None else np.empty(declared, np.uint8).data
+        nbytes = content_length(response)
+        self._buffer = None if nbytes is None else np.empty(nbytes, np.uint8).data
         self._filled = 0
 
     def add(self, chunk: bytes) -> None:
-        """Take the next part of the body; there is no more of it than was declared, httpx sees to that."""
+        """Add the next chunk of the body. httpx guarantees that the body does not exceed Content-Length."""
         if self._buffer is None:
             self._chunks.append(chunk)
         else:
@@ -130,22 +139,22 @@ class Arrival:
             self._filled += len(chunk)
 
     def response(self) -> Response:
-        """The response, now that it is complete."""
+        """Return the complete response."""
         body = b"".join(self._chunks) if self._buffer is None else self._buffer[: self._filled]
-        return Response(self._head.status_code, self._head.headers, body)
+        return Response(self._response.status_code, self._response.headers, body)
 
 
 @contextmanager
-def transport_errors(request: Request, address: Address) -> Iterator[None]:
-    """Turn httpx's errors while a request is under way into ours.
+def transport_errors(request: Request, endpoint: Endpoint) -> Iterator[None]:
+    """Convert errors of httpx to errors of the client.
 
     Raises:
-        ConnectionLost: the connection could not be made, or broke.
-        Timeout: it took too long.
+        ConnectionLost: the connection could not be opened, or it broke.
+        Timeout: the service did not respond in time.
     """
     try:
         yield
     except httpx.TransportError as error:
-        kind = Timeout if isinstance(error, httpx.TimeoutException) else ConnectionLost
-        what = f"{request.method} {request.path} at {address.name}: {str(error) or type(error).__name__}"
-        raise kind(what, sent=not isinstance(error, _NEVER_SENT)) from error
+        error_class = Timeout if isinstance(error, httpx.TimeoutException) else ConnectionLost
+        message = f"{request.method} {request.path} at {endpoint.name}: {str(error) or type(error).__name__}"
+        raise error_class(message, sent=not isinstance(error, _NOT_SENT)) from error

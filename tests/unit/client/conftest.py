@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from client.conftest import connect, rigged
+from support.client_pair import connect
+from support.scripted_server import scripted_server
 
-__all__ = ["connect", "rigged"]  # fixtures for this folder
+__all__ = ["connect", "scripted_server"]  # fixtures for this folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Requests built and answers read, without a wire between them."""
+"""Requests that calls build, and responses that they parse. No network."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,21 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hadakv_client import Appended, Codec, Encoded, HadakvError, ProtocolError, UnsupportedCodec
+from hadakv_client import Codec, Encoded, HadakvError, ProtocolError, StoredAppend, UnsupportedCodec, check_session_id
 from hadakv_client.http import calls
+from hadakv_client.http.arguments import kv_arrays, session_codec
 from hadakv_client.protocol import Call, Response
 
 K = np.ones((2, 3, 5, 64), np.float16)
 TENSORS = {"k": K, "v": K}
 
 
-def sent(call: Call[Any]) -> Any:
+def sent_message(call: Call[Any]) -> Any:
     assert call.request.body is not None
     return msgpack.unpackb(b"".join(call.request.body))
 
 
-def answered(call: Call[Any], answer: object, status: int = 200) -> Any:
-    return call.parse(Response(status, {}, msgpack.packb(answer)))
+def parse(call: Call[Any], document: object, status: int = 200) -> Any:
+    return call.parse(Response(status, {}, msgpack.packb(document)))
 
 
 def tensor(dtype: str, *shape: int) -> dict[str, Any]:
@@ -35,13 +36,13 @@ def packed() -> dict[str, Any]:
     return {"packed": tensor("uint8", 2, 3, 5, 32), "norms": tensor("float32", 2, 3, 5, 1)}
 
 
-def append_answer(**changes: Any) -> dict[str, Any]:
-    answer = {"session": "a", "position": 7, "tokens": 5, "length": 12, "k": packed(), "v": packed()}
-    return {**answer, **changes}
+def append_document(**changes: Any) -> dict[str, Any]:
+    document = {"session": "a", "position": 7, "tokens": 5, "length": 12, "k": packed(), "v": packed()}
+    return {**document, **changes}
 
 
-def info_answer(**changes: Any) -> dict[str, Any]:
-    answer = {
+def info_document(**changes: Any) -> dict[str, Any]:
+    document = {
         "session": "a",
         "codec": {"k": {"bits": 3}, "v": {"bits": 4}},
         "kv_heads": 3,
@@ -58,10 +59,10 @@ def info_answer(**changes: Any) -> dict[str, Any]:
         "last_used": "2026-01-02T03:04:06.5+00:00",
         "expires": None,
     }
-    return {**answer, **changes}
+    return {**document, **changes}
 
 
-def test_an_append_says_what_it_sends_and_what_it_wants() -> None:
+def test_append_sends_arrays_and_options() -> None:
     call = calls.append("a", (K, K), 1, 7, {"bits": 3}, minimal=False)
 
     assert (call.request.method, call.request.path) == ("POST", "/sessions/a/kv")
@@ -71,32 +72,32 @@ def test_an_append_says_what_it_sends_and_what_it_wants() -> None:
         "content-length": str(call.request.body and call.request.body.nbytes),
     }
     expected = {"dtype": "float16", "shape": [2, 3, 5, 64], "data": K.tobytes()}
-    assert sent(call) == {"k": expected, "v": expected, "layer": 1, "position": 7, "codec": {"bits": 3}}
+    assert sent_message(call) == {"k": expected, "v": expected, "layer": 1, "position": 7, "codec": {"bits": 3}}
 
 
-def test_an_append_to_wherever_the_end_is_sends_no_position_and_cannot_be_repeated() -> None:
-    somewhere = calls.append("a", (K, K), 0, "end", None, minimal=False)
+def test_append_at_end_is_not_idempotent() -> None:
+    at_end = calls.append("a", (K, K), 0, "end", None, minimal=False)
     at_seven = calls.append("a", (K, K), 0, 7, None, minimal=False)
 
-    assert sent(somewhere).keys() == {"k", "v", "layer"}
-    assert not somewhere.request.idempotent
+    assert sent_message(at_end).keys() == {"k", "v", "layer"}
+    assert not at_end.request.idempotent
     assert at_seven.request.idempotent
 
 
-def test_a_minimal_append_prefers_so() -> None:
+def test_minimal_append_sends_prefer_header() -> None:
     call = calls.append("a", (K, K), 0, 7, None, minimal=True)
 
-    placed = answered(call, {"session": "a", "position": 7, "tokens": 5, "length": 12}, 201)
+    result = parse(call, {"session": "a", "position": 7, "tokens": 5, "length": 12}, 201)
 
     assert call.request.headers["prefer"] == "return=minimal"
-    assert (placed.position, placed.length, placed.created) == (7, 12, True)
-    assert not isinstance(placed, Appended)
+    assert (result.position, result.length, result.created) == (7, 12, True)
+    assert not isinstance(result, StoredAppend)
 
 
-def test_an_append_s_answer_has_what_was_stored() -> None:
+def test_append_returns_stored_streams() -> None:
     call = calls.append("a", (K, K), 0, "end", None, minimal=False)
 
-    appended = answered(call, append_answer(beyond="what is known"))
+    appended = parse(call, append_document(unknown="field"))
 
     assert (appended.session, appended.position, appended.tokens, appended.length) == ("a", 7, 5, 12)
     assert not appended.created
@@ -104,11 +105,11 @@ def test_an_append_s_answer_has_what_was_stored() -> None:
     assert appended.v.norms.shape == (2, 3, 5, 1)
 
 
-def test_the_float16_kind_comes_as_the_bytes_of_its_values() -> None:
+def test_append_returns_float16_values_as_packed_bytes() -> None:
     call = calls.append("a", (K, K), 0, 7, None, minimal=False)
     values = {"values": {"dtype": "float16", "shape": K.shape, "data": K.tobytes()}}
 
-    appended = answered(call, append_answer(k=values, v=values))
+    appended = parse(call, append_document(k=values, v=values))
 
     assert appended.k.packed.tobytes() == K.tobytes()
     assert appended.k.packed.shape == (2, 3, 5, 128)
@@ -116,62 +117,62 @@ def test_the_float16_kind_comes_as_the_bytes_of_its_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"session": "b"}, "session is 'b'"),
-        ({"position": 8, "length": 13}, "position is 8 instead of 7"),
-        ({"position": None}, "position should be int"),
+        ({"position": 8, "length": 13}, "position is 8, expected 7"),
+        ({"position": None}, "position is NoneType, expected int"),
         ({"tokens": 4, "length": 11}, "tokens is 4"),
         ({"length": 13}, "length is 13"),
-        ({"k": None}, "packed should be dict"),
-        ({"k": {"packed": tensor("uint8", 2, 3, 5, 32)}}, "norms should be dict"),
+        ({"k": None}, "packed is NoneType, expected dict"),
+        ({"k": {"packed": tensor("uint8", 2, 3, 5, 32)}}, "norms is NoneType, expected dict"),
         ({"k": {**packed(), "norms": tensor("float32", 2, 3, 4, 1)}}, r"k\.norms\.shape"),
-        ({"v": {**packed(), "packed": tensor("float32", 2, 3, 5, 8)}}, r"v\.packed is 'float32'"),
+        ({"v": {**packed(), "packed": tensor("float32", 2, 3, 5, 8)}}, r"v\.packed has dtype 'float32'"),
         ({"k": {"packed": tensor("uint8", 5, 32), "norms": tensor("float32", 5, 1)}}, "shape"),
-        ({"k": {"values": tensor("float32", 2, 3, 5, 64)}}, r"k\.values is 'float32'"),
+        ({"k": {"values": tensor("float32", 2, 3, 5, 64)}}, r"k\.values has dtype 'float32'"),
     ],
 )
-def test_an_append_s_answer_that_makes_no_sense_is_a_protocol_error(changes: dict[str, Any], complaint: str) -> None:
+def test_invalid_append_response_raises_protocol_error(changes: dict[str, Any], message: str) -> None:
     call = calls.append("a", (K, K), 0, 7, None, minimal=False)
 
-    with pytest.raises(ProtocolError, match=complaint):
-        answered(call, append_answer(**changes))
+    with pytest.raises(ProtocolError, match=message):
+        parse(call, append_document(**changes))
 
 
 @pytest.mark.parametrize("k", [K[0, 0], K[None]])
 def test_keys_need_three_or_four_axes(k: Any) -> None:
     with pytest.raises(ValueError, match=r"k must be \[layers, kv_heads, tokens, head_dim\]"):
-        calls.streams(k, K)
+        kv_arrays(k, K)
 
 
 @pytest.mark.parametrize("session", ["", "a/b", "ä", "a b", "a?", ".", "..", "x" * 129, "a\n"])
-def test_an_id_that_has_no_place_in_a_path_is_refused(session: str) -> None:
-    with pytest.raises(ValueError, match="a session's id must be"):
-        calls.checked_id(session)
+def test_invalid_session_id_raises_value_error(session: str) -> None:
+    with pytest.raises(ValueError, match="a session id must be"):
+        check_session_id(session)
 
 
 @pytest.mark.parametrize("session", ["a", "A-Z.0_9:", "...", "x" * 128])
-def test_an_id_is_taken_as_it_is(session: str) -> None:
-    assert calls.checked_id(session) == session
+def test_valid_session_id_is_returned_unchanged(session: str) -> None:
+    assert check_session_id(session) == session
 
 
-def test_a_codec_is_given_as_an_object_or_as_options_for_both_streams_or_each() -> None:
+def test_session_codec_accepts_one_codec_or_one_per_stream() -> None:
     options = Codec(bits=3).to_mapping()
 
-    assert calls.session_codec(None) is None
-    assert calls.session_codec(Codec(bits=3)) == options
-    assert calls.session_codec({"bits": 3}) == options
-    assert calls.session_codec({"k": {"bits": 3}, "v": Codec(bits=3)}) == {"k": options, "v": options}
-    assert calls.session_codec({"k": {"bits": 3}}) == {"k": options}
+    assert session_codec(None) is None
+    assert session_codec(Codec(bits=3)) == options
+    assert session_codec({"bits": 3}) == options
+    assert session_codec({"k": {"bits": 3}, "v": Codec(bits=3)}) == {"k": options, "v": options}
+    assert session_codec({"k": {"bits": 3}}) == {"k": options}
 
 
 @pytest.mark.parametrize("codec", [{"bits": 7}, {"colour": 1}, {"k": {"bits": 7}}, {"k": {}, "bits": 4}])
-def test_a_codec_there_is_not_is_refused_before_anything_is_sent(codec: dict[str, Any]) -> None:
+def test_unsupported_session_codec_raises_value_error(codec: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"codec"):
-        calls.session_codec(codec)
+        session_codec(codec)
 
 
-def test_an_unsupported_codec_is_the_kernels_own_error() -> None:
+def test_unsupported_codec_raises_the_error_of_the_kernels() -> None:
     with pytest.raises(UnsupportedCodec, match="bits"):
         calls.encode(K, {"bits": 7}, diagnostics=False)
 
@@ -183,17 +184,15 @@ def test_an_unsupported_codec_is_the_kernels_own_error() -> None:
         ((0, 12, (1, 3), "float32"), "/sessions/a/kv?start=0&stop=12&layers=1%3A3&form=float32"),
     ],
 )
-def test_a_read_asks_for_what_is_wanted(arguments: Any, path: str) -> None:
+def test_read_sends_range_and_form_as_query(arguments: Any, path: str) -> None:
     assert calls.read("a", *arguments).request.path == path
 
 
 @pytest.mark.parametrize(("form", "dtype"), [("float16",) * 2, ("bfloat16",) * 2, ("rotated", "float32")])
-def test_a_range_has_the_values_of_the_form_asked_for(form: Any, dtype: str) -> None:
+def test_read_returns_values_in_requested_form(form: Any, dtype: str) -> None:
     values = {"values": tensor(dtype, 2, 3, 5, 64)}
 
-    found = answered(
-        calls.read("a", 2, None, None, form), {"start": 2, "stop": 7, "length": 9, "k": values, "v": values}
-    )
+    found = parse(calls.read("a", 2, None, None, form), {"start": 2, "stop": 7, "length": 9, "k": values, "v": values})
 
     assert (found.start, found.stop, found.length) == (2, 7, 9)
     assert found.k.dtype.name == dtype
@@ -201,23 +200,23 @@ def test_a_range_has_the_values_of_the_form_asked_for(form: Any, dtype: str) -> 
 
 
 @pytest.mark.parametrize("form", ["packed", "bfloat16", "rotated"])
-def test_a_range_of_a_session_without_tokens_is_empty(form: Any) -> None:
-    answer = {"start": 0, "stop": 0, "length": 0, "k": None, "v": None}
+def test_read_of_session_without_tokens_is_empty(form: Any) -> None:
+    document = {"start": 0, "stop": 0, "length": 0, "k": None, "v": None}
 
-    found = answered(calls.read("a", None, None, None, form), answer)
+    found = parse(calls.read("a", None, None, None, form), document)
 
     assert (found.k.packed if form == "packed" else found.k).shape == (0, 0, 0, 0)
 
 
-def test_a_range_of_other_tokens_than_it_says_is_a_protocol_error() -> None:
-    answer = {"start": 0, "stop": 4, "length": 9, "k": packed(), "v": packed()}
+def test_read_with_wrong_token_count_raises_protocol_error() -> None:
+    document = {"start": 0, "stop": 4, "length": 9, "k": packed(), "v": packed()}
 
     with pytest.raises(ProtocolError, match="for 4 tokens"):
-        answered(calls.read("a", None, None, None, "packed"), answer)
+        parse(calls.read("a", None, None, None, "packed"), document)
 
 
-def test_a_session_is_described() -> None:
-    info = answered(calls.info("a"), info_answer(declared_layers=4))
+def test_session_info_is_parsed() -> None:
+    info = parse(calls.info("a"), info_document(declared_layers=4))
 
     assert info.codec == (Codec(bits=3), Codec(bits=4))
     assert info.layers == ((0, 2, 12),)
@@ -226,10 +225,10 @@ def test_a_session_is_described() -> None:
     assert info.expires is None
 
 
-def test_a_session_that_has_not_decided_is_described() -> None:
+def test_session_info_with_undecided_fields_is_parsed() -> None:
     undecided = dict.fromkeys(["codec", "kv_heads", "head_dim", "window", "ttl_seconds"])
 
-    info = answered(calls.info("a"), info_answer(layers=[], length=0, **undecided))
+    info = parse(calls.info("a"), info_document(layers=[], length=0, **undecided))
 
     assert (info.codec, info.kv_heads, info.head_dim, info.layers) == (None, None, None, ())
 
@@ -240,7 +239,7 @@ def test_a_session_that_has_not_decided_is_described() -> None:
         {"session": 5},
         {"codec": {"k": {}}},
         {"codec": {"k": {}, "v": {"bits": 99}}},
-        {"codec": {"k": {}, "v": {"from": "the future"}}},
+        {"codec": {"k": {}, "v": {"unknown": "option"}}},
         {"layers": [[0, 1, 2]]},
         {"layers": [{"layer": 0}]},
         {"created": "yesterday"},
@@ -249,84 +248,84 @@ def test_a_session_that_has_not_decided_is_described() -> None:
         {"nbytes": "many"},
     ],
 )
-def test_a_description_that_makes_no_sense_is_a_protocol_error(changes: dict[str, Any]) -> None:
+def test_invalid_session_info_raises_protocol_error(changes: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
-        answered(calls.info("a"), info_answer(**changes))
+        parse(calls.info("a"), info_document(**changes))
 
 
-def test_only_what_is_given_is_asked_of_a_new_session() -> None:
+def test_create_sends_only_given_options() -> None:
     call = calls.create("a", {"codec": None, "layers": 4, "window": None, "ttl_seconds": 2.5})
 
     assert (call.request.method, call.request.path) == ("PUT", "/sessions/a")
-    assert sent(call) == {"layers": 4, "ttl_seconds": 2.5}
+    assert sent_message(call) == {"layers": 4, "ttl_seconds": 2.5}
 
 
 @pytest.mark.parametrize(
     ("prefix", "after", "path"),
     [(None, None, "/sessions"), ("a b", "c:1", "/sessions?prefix=a+b&after=c%3A1")],
 )
-def test_a_list_is_asked_for_in_pages(prefix: str | None, after: str | None, path: str) -> None:
-    assert calls.sessions(prefix, after).request.path == path
+def test_list_sends_prefix_and_last_id_as_query(prefix: str | None, after: str | None, path: str) -> None:
+    assert calls.list_sessions(prefix, after).request.path == path
 
 
 @pytest.mark.parametrize("next_", ["b", "a", ""])
-def test_a_list_that_does_not_get_on_is_a_protocol_error(next_: str) -> None:
-    with pytest.raises(ProtocolError, match="already"):
-        answered(calls.sessions(None, "b"), {"sessions": [], "next": next_})
+def test_list_that_does_not_advance_raises_protocol_error(next_: str) -> None:
+    with pytest.raises(ProtocolError, match="which is not after 'b'"):
+        parse(calls.list_sessions(None, "b"), {"sessions": [], "next": next_})
 
 
-def test_deleting_again_what_is_gone_is_done_but_deleting_what_never_was_is_not() -> None:
+def test_delete_accepts_404_only_for_a_retry() -> None:
     call = calls.delete("a")
-    gone = Response(404, {}, b'{"type": "urn:hadakv:problem:session-not-found"}')
+    not_found = Response(404, {}, b'{"type": "urn:hadakv:problem:session-not-found"}')
 
-    assert call.parse_repetition is not None
-    call.parse_repetition(gone)
+    assert call.parse_retry is not None
+    call.parse_retry(not_found)
     with pytest.raises(HadakvError, match="session-not-found"):
-        call.parse(gone)
+        call.parse(not_found)
 
 
-def test_what_is_decoded_has_the_shape_of_what_was_encoded() -> None:
+def test_decoded_shape_must_match_encoded_shape() -> None:
     encoded = Encoded(np.zeros((3, 32), np.uint8), np.zeros((3, 1), np.float32))
     call = calls.decode(encoded, {"bits": 4}, 64, "bfloat16")
 
-    decoded = answered(call, {"values": tensor("bfloat16", 3, 64)})
+    decoded = parse(call, {"values": tensor("bfloat16", 3, 64)})
 
     assert decoded.shape == (3, 64)
-    assert sent(call).keys() == {"packed", "norms", "codec", "head_dim", "form"}
+    assert sent_message(call).keys() == {"packed", "norms", "codec", "head_dim", "form"}
     with pytest.raises(ProtocolError, match="shape"):
-        answered(call, {"values": tensor("bfloat16", 2, 64)})
+        parse(call, {"values": tensor("bfloat16", 2, 64)})
 
 
-def test_what_was_kept_as_float16_is_decoded_from_its_values() -> None:
+def test_decode_of_float16_codec_sends_values() -> None:
     encoded = Encoded(K.view(np.uint8), np.zeros((2, 3, 5, 0), np.float32))
 
-    message = sent(calls.decode(encoded, {"kind": "float16"}, 64, "float32"))
+    message = sent_message(calls.decode(encoded, {"kind": "float16"}, 64, "float32"))
 
     assert message.keys() == {"values", "codec", "head_dim", "form"}
     assert message["values"]["data"] == K.tobytes()
 
 
-def test_there_is_nothing_to_diagnose_about_float16() -> None:
-    with pytest.raises(ValueError, match="diagnosed"):
+def test_diagnostics_of_float16_codec_raise_value_error() -> None:
+    with pytest.raises(ValueError, match="has no diagnostics"):
         calls.encode(K, {"kind": "float16"}, diagnostics=True)
 
 
-def test_what_was_encoded_comes_with_diagnostics_if_asked_for() -> None:
+def test_encode_returns_diagnostics_on_request() -> None:
     x = K[0, 0]
     stream = {"packed": tensor("uint8", 5, 32), "norms": tensor("float32", 5, 1)}
-    seen = {"scaled": tensor("float32", 5, 64), "rms": tensor("float32", 5, 1)}
+    extra = {"scaled": tensor("float32", 5, 64), "rms": tensor("float32", 5, 1)}
 
-    encoded = answered(calls.encode(x, None, diagnostics=False), stream)
-    diagnosed = answered(calls.encode(x, None, diagnostics=True), stream | seen)
+    encoded = parse(calls.encode(x, None, diagnostics=False), stream)
+    diagnosed = parse(calls.encode(x, None, diagnostics=True), stream | extra)
 
     assert encoded.packed.shape == (5, 32)
     assert diagnosed.encoded.packed.shape == (5, 32)
     assert diagnosed.scaled.shape == (5, 64)
     with pytest.raises(ProtocolError, match=r"packed\.shape"):
-        answered(calls.encode(K, None, diagnostics=False), stream)
+        parse(calls.encode(K, None, diagnostics=False), stream)
 
 
-# Answers that are right but for some members, so that the checks behind the first one are reached too.
+# Valid documents with some fields changed, so that the checks behind the first one run too.
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5) | st.binary(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -344,21 +343,21 @@ streams = st.fixed_dictionaries(
     {}, optional=dict.fromkeys(("packed", "norms", "values", "scaled", "rms"), tensors | anything)
 )
 CALLS: dict[str, tuple[Call[Any], dict[str, Any]]] = {
-    "append": (calls.append("a", (K, K), 0, 7, None, minimal=False), append_answer()),
+    "append": (calls.append("a", (K, K), 0, 7, None, minimal=False), append_document()),
     "read": (calls.read("a", 0, 5, None, "packed"), {"start": 0, "stop": 5, "length": 9, "k": packed(), "v": packed()}),
     "values": (calls.read("a", 0, 5, None, "float32"), {"start": 0, "stop": 5, "length": 9}),
-    "info": (calls.info("a"), info_answer()),
-    "page": (calls.sessions(None, None), {"sessions": [info_answer()], "next": None}),
+    "info": (calls.info("a"), info_document()),
+    "page": (calls.list_sessions(None, None), {"sessions": [info_document()], "next": None}),
     "encode": (calls.encode(K, None, diagnostics=True), {}),
     "decode": (calls.decode(Encoded(K.view(np.uint8), K), {"kind": "float16"}, 64, "float16"), {}),
 }
 
 
 @given(st.sampled_from(list(CALLS)), st.data())
-def test_whatever_is_answered_is_understood_or_a_protocol_error(name: str, data: st.DataObject) -> None:
-    call, right = CALLS[name]
-    keys = st.sampled_from([*right, "k", "values", "packed", "norms"])
+def test_any_response_is_parsed_or_raises_protocol_error(name: str, data: st.DataObject) -> None:
+    call, valid = CALLS[name]
+    keys = st.sampled_from([*valid, "k", "values", "packed", "norms"])
     changes = data.draw(st.dictionaries(keys, streams | tensors | anything, max_size=3))
 
     with suppress(ProtocolError):
-        answered(call, {**right, **changes})
+        parse(call, {**valid, **changes})

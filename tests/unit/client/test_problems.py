@@ -1,4 +1,4 @@
-"""Problem documents become exceptions."""
+"""Conversion of problem documents to exceptions, and the exception tree."""
 
 import contextlib
 import json
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import hadakv_client
 from hadakv_client import (
-    AnswerTooLarge,
     BodyTooLarge,
     Busy,
     CodecMismatch,
@@ -19,7 +18,7 @@ from hadakv_client import (
     ConnectionLost,
     ForbiddenOrigin,
     HadakvError,
-    HeadTooLarge,
+    HeadersTooLarge,
     InsufficientStorage,
     InternalError,
     InvalidRequest,
@@ -31,11 +30,15 @@ from hadakv_client import (
     Problem,
     ProtocolError,
     QuotaExceeded,
+    RequestTimeout,
+    ResponseTooLarge,
+    SessionCorrupt,
     SessionExists,
     SessionNotFound,
     ShapeMismatch,
+    ShuttingDown,
+    StorageUnavailable,
     Timeout,
-    TooSlow,
     TransportError,
     Unauthorized,
     UnknownHost,
@@ -44,7 +47,7 @@ from hadakv_client import (
 from hadakv_client.http.problems import problem
 from hadakv_client.protocol import Response
 
-KINDS = [
+PROBLEMS = [
     (400, "malformed-body", {}, MalformedBody),
     (400, "malformed-request", {}, MalformedRequest),
     (401, "unauthorized", {}, Unauthorized),
@@ -55,16 +58,19 @@ KINDS = [
     (409, "codec-mismatch", {}, CodecMismatch),
     (409, "session-exists", {}, SessionExists),
     (409, "position-conflict", {"length": 7}, PositionConflict),
-    (408, "too-slow", {}, TooSlow),
+    (408, "request-timeout", {}, RequestTimeout),
+    (410, "session-corrupt", {}, SessionCorrupt),
     (413, "body-too-large", {"limit": 1024}, BodyTooLarge),
     (415, "unsupported-media-type", {}, UnsupportedMediaType),
     (421, "unknown-host", {"host": "box"}, UnknownHost),
     (422, "invalid-request", {"errors": [{"field": "k", "reason": "is missing"}]}, InvalidRequest),
-    (422, "answer-too-large", {"limit": 1024, "errors": []}, AnswerTooLarge),
+    (422, "response-too-large", {"limit": 1024, "errors": []}, ResponseTooLarge),
     (422, "non-finite", {"stream": "v", "layer": 1, "head": 2, "token": 3}, NonFinite),
-    (431, "head-too-large", {"limit": 1024}, HeadTooLarge),
+    (431, "headers-too-large", {"limit": 1024}, HeadersTooLarge),
     (500, "internal-error", {}, InternalError),
     (503, "busy", {}, Busy),
+    (503, "storage-unavailable", {}, StorageUnavailable),
+    (503, "shutting-down", {}, ShuttingDown),
     (507, "insufficient-storage", {}, InsufficientStorage),
     (507, "quota-exceeded", {"resource": "bytes", "needed": 7, "quota": 5}, QuotaExceeded),
 ]
@@ -74,24 +80,22 @@ json_values = st.recursive(
     max_leaves=8,
 )
 members = st.sampled_from(["type", "title", "status", "detail", "length", "limit", "stream", "layer", "errors"])
-slugs = st.sampled_from([f"urn:hadakv:problem:{slug}" for _, slug, _, _ in KINDS])
+slugs = st.sampled_from([f"urn:hadakv:problem:{slug}" for _, slug, _, _ in PROBLEMS])
 
 
 def document(slug: str, **fields: Any) -> dict[str, Any]:
     return {"type": f"urn:hadakv:problem:{slug}", "title": "Title", "status": 0, "detail": "Detail.", **fields}
 
 
-def refusal(status: int, body: bytes, **headers: str) -> HadakvError:
+def raised_error(status: int, body: bytes, **headers: str) -> HadakvError:
     with pytest.raises(HadakvError) as raised:
         Response(status, headers, body).document()
     return raised.value
 
 
-@pytest.mark.parametrize(("status", "slug", "fields", "kind"), KINDS, ids=[kind[1] for kind in KINDS])
-def test_every_slug_has_an_exception_that_carries_the_problem(
-    status: int, slug: str, fields: dict[str, Any], kind: type[Problem]
-) -> None:
-    error = refusal(status, json.dumps(document(slug, **fields)).encode())
+@pytest.mark.parametrize(("status", "slug", "fields", "kind"), PROBLEMS, ids=[kind[1] for kind in PROBLEMS])
+def test_every_slug_maps_to_its_exception(status: int, slug: str, fields: dict[str, Any], kind: type[Problem]) -> None:
+    error = raised_error(status, json.dumps(document(slug, **fields)).encode())
 
     assert type(error) is kind
     assert (error.status, error.slug, error.title, error.detail) == (status, slug, "Title", "Detail.")
@@ -99,7 +103,7 @@ def test_every_slug_has_an_exception_that_carries_the_problem(
     assert str(error) == f"Detail. ({status} {slug})"
 
 
-def test_what_the_fields_say_are_attributes() -> None:
+def test_members_become_attributes() -> None:
     conflict = problem(409, document("position-conflict", length=7))
     large = problem(413, document("body-too-large", limit=1024))
     value = problem(422, document("non-finite", stream="v", layer=1, head=2, token=3))
@@ -116,13 +120,15 @@ def test_what_the_fields_say_are_attributes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "header", "expected"),
+    ("members", "header", "expected"),
     [({"request_id": "a"}, "b", "a"), ({}, "b", "b"), ({"request_id": "a"}, None, "a"), ({}, None, "")],
 )
-def test_a_problem_names_its_request(said: dict[str, Any], header: str | None, expected: str) -> None:
+def test_request_id_comes_from_the_body_or_the_header(
+    members: dict[str, Any], header: str | None, expected: str
+) -> None:
     headers = {} if header is None else {"x-request-id": header}
 
-    error = refusal(422, json.dumps(document("invalid-request", **said)).encode(), **headers)
+    error = raised_error(422, json.dumps(document("invalid-request", **members)).encode(), **headers)
 
     assert isinstance(error, Problem)
     assert error.request_id == expected
@@ -142,16 +148,16 @@ def test_a_problem_names_its_request(said: dict[str, Any], header: str | None, e
         (599, InternalError),
     ],
 )
-@pytest.mark.parametrize("type_", ["urn:hadakv:problem:from-the-future", "about:blank", 5])
-def test_an_unknown_slug_is_of_the_kind_of_its_status(status: int, kind: type[Problem], type_: object) -> None:
-    error = refusal(status, json.dumps({"type": type_, "title": "Title"}).encode())
+@pytest.mark.parametrize("type_", ["urn:hadakv:problem:unknown", "about:blank", 5])
+def test_unknown_slug_maps_to_the_exception_of_its_status(status: int, kind: type[Problem], type_: object) -> None:
+    error = raised_error(status, json.dumps({"type": type_, "title": "Title"}).encode())
 
     assert type(error) is kind
     assert error.status == status
 
 
 @pytest.mark.parametrize("length", [None, "7", 7.0])
-def test_a_problem_that_lacks_its_fields_is_of_the_next_more_general_kind(length: object) -> None:
+def test_missing_member_maps_to_the_parent_exception(length: object) -> None:
     error = problem(409, document("position-conflict", length=length))
 
     assert type(error) is Conflict
@@ -159,8 +165,8 @@ def test_a_problem_that_lacks_its_fields_is_of_the_next_more_general_kind(length
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Bad Gateway</html>", b"[]", b"\xff\xfe", b"[" * 100_000])
-def test_an_error_page_is_still_a_problem(body: bytes) -> None:
-    error = refusal(502, body)
+def test_response_without_problem_document_is_a_problem(body: bytes) -> None:
+    error = raised_error(502, body)
 
     assert type(error) is InternalError
     assert error.title == "Bad Gateway"
@@ -169,32 +175,32 @@ def test_an_error_page_is_still_a_problem(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"), [("0", 0.0), ("17", 17.0), ("Wed, 21 Oct 2015 07:28:00 GMT", None), ("-1", None), ("", None)]
 )
-def test_retry_after_is_in_seconds(header: str, seconds: float | None) -> None:
-    error = refusal(503, b"{}", **{"retry-after": header})
+def test_retry_after_accepts_seconds_only(header: str, seconds: float | None) -> None:
+    error = raised_error(503, b"{}", **{"retry-after": header})
 
     assert isinstance(error, Busy)
     assert error.retry_after == seconds
 
 
 @pytest.mark.parametrize("status", [100, 204, 301, 304, 399])
-def test_what_is_neither_an_answer_nor_a_refusal_is_a_protocol_error(status: int) -> None:
-    assert type(refusal(status, b"")) is ProtocolError
+def test_unexpected_status_raises_protocol_error(status: int) -> None:
+    assert type(raised_error(status, b"")) is ProtocolError
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>Hotel Wifi</html>", b"\x92\x01\x02", b"\x81\xa1a", b"\xc1", b"\x80\x80"])
-def test_an_answer_that_is_no_map_is_a_protocol_error(body: bytes) -> None:
-    assert type(refusal(200, body)) is ProtocolError
+@pytest.mark.parametrize("body", [b"", b"<html>Login</html>", b"\x92\x01\x02", b"\x81\xa1a", b"\xc1", b"\x80\x80"])
+def test_body_that_is_not_a_map_raises_protocol_error(body: bytes) -> None:
+    assert type(raised_error(200, body)) is ProtocolError
 
 
 @given(st.integers(200, 599), st.binary(), st.text())
-def test_whatever_comes_is_a_map_or_an_error_of_ours(status: int, body: bytes, header: str) -> None:
+def test_any_response_is_a_map_or_raises_hadakv_error(status: int, body: bytes, header: str) -> None:
     with contextlib.suppress(HadakvError):
         assert isinstance(Response(status, {"retry-after": header}, body).document(), dict)
 
 
 @given(st.integers(400, 599), st.dictionaries(members, slugs | json_values))
-def test_whatever_a_problem_document_says_an_error_of_its_status_is_raised(status: int, said: dict[str, Any]) -> None:
-    error = refusal(status, json.dumps(said).encode())
+def test_any_problem_document_raises_a_problem_of_its_status(status: int, document: dict[str, Any]) -> None:
+    error = raised_error(status, json.dumps(document).encode())
 
     assert isinstance(error, Problem)
     assert error.status == status
@@ -207,19 +213,19 @@ def test_whatever_a_problem_document_says_an_error_of_its_status_is_raised(statu
     [
         problem(409, document("position-conflict", length=7)),
         problem(503, document("busy"), 2.0),
-        ConnectionLost("gone", sent=False),
-        Timeout("late"),
-        ProtocolError("what?"),
+        ConnectionLost("connection lost", sent=False),
+        Timeout("timed out"),
+        ProtocolError("invalid response"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_survives_being_pickled(error: HadakvError) -> None:
+def test_errors_can_be_pickled(error: HadakvError) -> None:
     again = pickle.loads(pickle.dumps(error))
 
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
-def test_all_errors_are_one_tree() -> None:
+def test_all_errors_derive_from_hadakv_error() -> None:
     exported = [getattr(hadakv_client, name) for name in hadakv_client.__all__]
     errors = {each for each in exported if isinstance(each, type) and issubclass(each, Exception)}
 

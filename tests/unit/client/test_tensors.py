@@ -1,4 +1,4 @@
-"""Arrays on their way to the wire and back."""
+"""Conversion between arrays and tensors, and msgpack bodies."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 
 @given(st.dictionaries(st.text(), tensors | scalars | st.lists(scalars)))
-def test_what_is_packed_another_msgpack_reads_as_the_same(message: dict[str, Any]) -> None:
+def test_body_is_read_by_another_msgpack_library(message: dict[str, Any]) -> None:
     received = msgspec.msgpack.decode(b"".join(Body(message)))
 
     assert received.keys() == message.keys()
@@ -51,7 +51,7 @@ def test_what_is_packed_another_msgpack_reads_as_the_same(message: dict[str, Any
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 65_000, 70_000, 1 << 20, (5 << 20) + 3])
-def test_a_body_comes_in_pieces_of_at_most_a_mebibyte_and_says_their_length(nbytes: int) -> None:
+def test_body_has_chunks_of_at_most_1_mib(nbytes: int) -> None:
     body = Body({"x": np.zeros(nbytes, np.uint8)})
 
     pieces = list(body)
@@ -60,20 +60,20 @@ def test_a_body_comes_in_pieces_of_at_most_a_mebibyte_and_says_their_length(nbyt
     assert max(map(len, pieces)) <= 1 << 20
 
 
-def test_a_body_can_be_sent_again() -> None:
+def test_body_can_be_sent_twice() -> None:
     body = Body({"x": np.arange(1 << 20, dtype=np.float32), "layer": 3})
 
     assert b"".join(body) == b"".join(body)
 
 
-def test_a_small_body_is_one_piece_and_a_large_one_is_not() -> None:
+def test_only_a_small_body_is_joined() -> None:
     small, large = Body({"x": np.zeros(1000, np.uint8)}), Body({"x": np.zeros(100_000, np.uint8)})
 
-    assert small.joined == b"".join(small)
-    assert large.joined is None
+    assert small.as_bytes == b"".join(small)
+    assert large.as_bytes is None
 
 
-def test_a_large_body_is_never_copied() -> None:
+def test_large_body_is_not_copied() -> None:
     x = np.zeros((4, 8, 1024, 256), np.float16)
     tracemalloc.start()
 
@@ -85,7 +85,7 @@ def test_a_large_body_is_never_copied() -> None:
     assert peak < x.nbytes // 16
 
 
-def test_a_tensor_that_msgpack_cannot_hold_is_refused() -> None:
+def test_tensor_of_4_gib_raises_value_error() -> None:
     x = np.broadcast_to(np.zeros(1, np.uint8), (1 << 32,))
 
     with pytest.raises(ValueError, match="at most 4294967295 bytes"):
@@ -103,7 +103,7 @@ def test_a_tensor_that_msgpack_cannot_hold_is_refused() -> None:
     ],
     ids=["strided", "backwards", "transposed", "fortran", "broadcast"],
 )
-def test_an_array_in_another_order_is_sent_in_c_order(layout: Any, rng: np.random.Generator) -> None:
+def test_array_in_other_order_is_converted_to_c_order(layout: Any, rng: np.random.Generator) -> None:
     x = layout(rng.standard_normal((6, 64)).astype(np.float16))
 
     sent = to_numpy(x, "x")
@@ -112,36 +112,36 @@ def test_an_array_in_another_order_is_sent_in_c_order(layout: Any, rng: np.rando
     assert np.array_equal(sent, x)
 
 
-def test_an_array_in_c_order_is_not_copied(rng: np.random.Generator) -> None:
+def test_array_in_c_order_is_not_copied(rng: np.random.Generator) -> None:
     x = rng.standard_normal((6, 64)).astype(BFLOAT16)
 
     assert np.shares_memory(to_numpy(x, "x"), x)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint8, np.bool_, np.complex64, object, "U3"])
-def test_another_dtype_is_a_type_error(dtype: Any) -> None:
+def test_unsupported_dtype_raises_type_error(dtype: Any) -> None:
     with pytest.raises(TypeError, match="k must be float32 or float16 or bfloat16, not"):
         to_numpy(np.zeros((2, 64), dtype), "k")
 
 
 @pytest.mark.parametrize("x", [None, 1.0, [[1.0] * 64], b"1234", memoryview(b"1234")])
-def test_what_is_no_array_is_a_type_error(x: object) -> None:
+def test_other_types_raise_type_error(x: object) -> None:
     with pytest.raises(TypeError, match=r"must be a NumPy array or an mlx\.core\.array"):
         to_numpy(x, "k")
 
 
-def test_the_other_byte_order_is_a_value_error() -> None:
+def test_big_endian_array_raises_value_error() -> None:
     with pytest.raises(ValueError, match="byte order"):
         to_numpy(np.zeros((2, 64), ">f4"), "k")
 
 
-def test_an_array_without_axes_is_a_value_error() -> None:
+def test_array_without_axes_raises_value_error() -> None:
     with pytest.raises(ValueError, match="no axes"):
         to_numpy(np.array(1.0, np.float32), "k")
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
-def test_an_mlx_array_is_sent_bit_by_bit_and_not_copied(name: str) -> None:
+def test_mlx_array_keeps_its_bits_and_is_not_copied(name: str) -> None:
     mx = pytest.importorskip("mlx.core")
     x = (mx.arange(4 * 64).reshape(4, 64) / 7).astype(getattr(mx, name))
     mx.eval(x)
@@ -153,21 +153,21 @@ def test_an_mlx_array_is_sent_bit_by_bit_and_not_copied(name: str) -> None:
     assert np.shares_memory(sent, np.asarray(x.view(mx.uint8)))
 
 
-def test_an_mlx_array_in_another_order_is_sent_in_c_order() -> None:
+def test_mlx_array_in_other_order_is_converted_to_c_order() -> None:
     mx = pytest.importorskip("mlx.core")
     x = mx.arange(12.0).reshape(3, 4).astype(mx.bfloat16).T
 
     assert to_numpy(x, "x").tolist() == x.tolist()
 
 
-def test_an_mlx_array_of_another_dtype_is_a_type_error() -> None:
+def test_mlx_array_of_unsupported_dtype_raises_type_error() -> None:
     mx = pytest.importorskip("mlx.core")
 
     with pytest.raises(TypeError, match="int32"):
         to_numpy(mx.arange(4), "x")
 
 
-def test_the_client_imports_neither_mlx_nor_anything_of_the_server() -> None:
+def test_client_imports_neither_mlx_nor_the_server() -> None:
     heavy = "{'mlx', 'mlx.core', 'msgspec', 'fastapi', 'uvicorn', 'pydantic', 'hadakv_service'}"
     code = f"import hadakv_client, sys; assert not {heavy} & sys.modules.keys(), sys.modules.keys()"
 
@@ -176,7 +176,7 @@ def test_the_client_imports_neither_mlx_nor_anything_of_the_server() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_received_array_is_a_read_only_view() -> None:
+def test_received_array_is_a_read_only_view() -> None:
     data = bytes(range(8))
 
     x = from_wire({"dtype": "uint8", "shape": [2, 4], "data": data}, "x", "uint8")
@@ -186,15 +186,15 @@ def test_a_received_array_is_a_read_only_view() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "complaint"),
+    ("tensor", "message"),
     [
-        (None, "no tensor"),
-        ([], "no tensor"),
-        ({}, "None instead of float32"),
-        ({"dtype": "float16", "shape": [1], "data": bytes(2)}, "'float16' instead of float32"),
-        ({"dtype": ["float32"], "shape": [1], "data": bytes(4)}, "instead of float32"),
-        ({"dtype": "float32", "shape": [2], "data": bytes(4)}, "4 bytes"),
-        ({"dtype": "float32", "shape": [1], "data": bytes(5)}, "5 bytes"),
+        (None, "is NoneType, expected a tensor"),
+        ([], "is list, expected a tensor"),
+        ({}, "dtype None, expected float32"),
+        ({"dtype": "float16", "shape": [1], "data": bytes(2)}, "dtype 'float16', expected float32"),
+        ({"dtype": ["float32"], "shape": [1], "data": bytes(4)}, "expected float32"),
+        ({"dtype": "float32", "shape": [2], "data": bytes(4)}, "4 bytes, expected 8"),
+        ({"dtype": "float32", "shape": [1], "data": bytes(5)}, "5 bytes, expected 4"),
         ({"dtype": "float32", "shape": [1], "data": "text"}, "no bytes"),
         ({"dtype": "float32", "shape": [1]}, "no bytes"),
         ({"dtype": "float32", "shape": [], "data": bytes(4)}, "shape"),
@@ -206,6 +206,6 @@ def test_a_received_array_is_a_read_only_view() -> None:
         ({"dtype": "float32", "shape": [1] * 65, "data": bytes(4)}, "shape"),
     ],
 )
-def test_a_tensor_that_makes_no_sense_is_a_protocol_error(tensor: Any, complaint: str) -> None:
-    with pytest.raises(ProtocolError, match=f"x .*{complaint}"):
+def test_invalid_tensor_raises_protocol_error(tensor: Any, message: str) -> None:
+    with pytest.raises(ProtocolError, match=f"x .*{message}"):
         from_wire(msgpack.unpackb(msgpack.packb(tensor)), "x", "float32")
