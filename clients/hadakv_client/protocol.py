@@ -122,7 +122,7 @@ class Response:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            # A proxy sent an HTML page, or a server sent plain text. Only the status can be trusted.
+            # A proxy sent an HTML page, or a server sent plain text. Only the status is reliable.
             document = {"title": _phrase(self.status), "detail": bytes(self.body[:200]).decode("utf-8", "replace")}
         if "x-request-id" in self.headers:
             document.setdefault("request_id", self.headers["x-request-id"])

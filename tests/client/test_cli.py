@@ -26,7 +26,7 @@ Run = Callable[..., Finished]
 
 @pytest.fixture
 def run(server: RunningService, tmp_path: Path) -> Run:
-    """A function that runs the program in a folder of this test."""
+    """Return a function that runs the program in a folder of this test."""
 
     def run(*arguments: object, url: str = server.url, program: list[str] = PROGRAM, **variables: str) -> Finished:
         return run_program(tmp_path, *arguments, url=url, program=program, **variables)
@@ -36,7 +36,7 @@ def run(server: RunningService, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def names(server: RunningService) -> tuple[str, str]:
-    """Ids of two sessions of this test with the same prefix: one with tokens, one without."""
+    """Create two sessions with the same prefix, one with tokens and one without. Return their ids."""
     name = uuid4().hex
     with Client(server.url) as client:
         client.session(f"{name}.a", {"bits": 4, "norm": "unbiased"}).append(K, K)

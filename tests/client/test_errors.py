@@ -30,7 +30,7 @@ DIGEST = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"  # o
 
 @pytest.fixture(scope="module")
 def limited_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A service with small limits that requires a token."""
+    """Run a service with small limits that requires a token."""
     tokens = tmp_path_factory.mktemp("limited_service") / "tokens"
     tokens.write_text(f"alice:{DIGEST}\n")
     with running_service("--token-file", str(tokens), "--max-body", "1MiB", "--memory-budget", "256KiB") as service:
@@ -136,7 +136,7 @@ def test_body_over_the_limit_raises_body_too_large(connect: Any, limited_service
     assert raised.value.limit == 1 << 20
 
 
-def test_append_over_the_memory_budget_raises(connect: Any, limited_service: Any) -> None:
+def test_append_over_memory_budget_raises_insufficient_storage(connect: Any, limited_service: Any) -> None:
     x = np.ones((1, 1, 600, 256), np.float16)
     session = connect(limited_service.url, token="secret").session("full", {"kind": "float16"})
 

@@ -68,7 +68,7 @@ def test_import_restores_windows_and_layer_lengths(session: Any, client: Any, tm
 
 @pytest.fixture
 def small(session: Any, k: Any, v: Any, tmp_path: Path) -> Path:
-    """A file of a session that still exists."""
+    """Export a session to a file. Return the path; the session still exists."""
     session.append(k, v)
     session.export(tmp_path / "small")
     return tmp_path / "small"

@@ -12,7 +12,7 @@ from hadakv_client import AsyncClient, AsyncSession, Client
 
 
 class BlockingProxy:
-    """Asynchronous client or session whose methods block until their results are there."""
+    """Asynchronous client or session whose methods block until they have a result."""
 
     def __init__(self, inner: Any, runner: asyncio.Runner) -> None:
         self._inner = inner
@@ -38,7 +38,7 @@ async def _collect(items: Any) -> list[Any]:
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """A function that creates clients of one of the two kinds. They are closed after the test."""
+    """Return a function that creates clients of one of the two kinds. They are closed after the test."""
     with ExitStack() as stack:
 
         def connect_sync(*args: Any, **options: Any) -> Client:

@@ -63,7 +63,7 @@ class ScriptedServer:
 
     @property
     def calls(self) -> list[str]:
-        """Method and path of each request."""
+        """Return method and path of each request."""
         return [f"{exchange.method} {exchange.path}" for exchange in self.exchanges]
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class ScriptedServer:
 
 @pytest.fixture
 def scripted_server() -> Iterator[Callable[..., ScriptedServer]]:
-    """A function that starts servers with a script. They are closed after the test."""
+    """Return a function that starts servers with a script. They are closed after the test."""
     with ExitStack() as stack:
 
         def start(*actions: Callable[[Exchange], object], port: int = 0) -> ScriptedServer:

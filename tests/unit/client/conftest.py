@@ -11,5 +11,5 @@ __all__ = ["connect", "scripted_server"]  # fixtures for this folder
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """A seeded random generator."""
+    """Return a seeded random generator."""
     return np.random.default_rng(20)

@@ -98,7 +98,7 @@ def test_help_lists_commands_and_environment_variables(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """Child processes get SIGINT, even if this process was started in the background and ignores it."""
+    """Let child processes receive SIGINT, even if this process was started in the background and ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -51,7 +51,7 @@ def test_both_classes_have_the_same_signatures(sync_class: type, async_class: ty
 
 @pytest.mark.parametrize(("sync_class", "async_class"), PAIRS, ids=["client", "session"])
 def test_members_are_properties_or_coroutines_alike(sync_class: type, async_class: type) -> None:
-    """An asynchronous method is a coroutine function, except those that send nothing or iterate."""
+    """Every asynchronous method except `session` is a coroutine function or an asynchronous generator."""
     for name, member in public_members(async_class).items():
         counterpart = public_members(sync_class)[synchronous(name)]
         assert isinstance(member, property) == isinstance(counterpart, property)
