@@ -53,7 +53,7 @@ gpu-matrix: $(INSTALLED)
 	@$(RUN) tests/gpu/matrix.py $(ARGS)
 
 mutants: $(INSTALLED)
-	@$(RUN) tests/metal/mutants.py $(ARGS)
+	@$(RUN) tests/metal_emulator/mutants/run.py $(ARGS)
 
 faults: $(INSTALLED)
 	@$(RUN) tests/faults/run.py $(ARGS)

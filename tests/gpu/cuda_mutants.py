@@ -10,15 +10,15 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from metal.mutations import CUDA_MUTATIONS
-from metal.planted import DECODINGS, ENCODINGS, changed, must_be_same
+from metal_emulator.mutants.mutated_modules import DECODINGS, ENCODINGS, changed, must_be_same
+from metal_emulator.mutants.mutations import CUDA_MUTATIONS
 
 
 def seen(name: str) -> str:
     """What is wrong; nothing where nothing is. Without a name the prelude is as it is."""
-    launch = changed(CUDA_MUTATIONS[name] if name else None)
+    mlx_kernels = changed(CUDA_MUTATIONS[name] if name else None)
     try:
-        must_be_same(launch, [*ENCODINGS, *DECODINGS], "cuda")
+        must_be_same(mlx_kernels, [*ENCODINGS, *DECODINGS], "cuda")
     except (AssertionError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""

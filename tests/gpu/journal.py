@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metal.checks import Output
+from metal_emulator.proofs.outputs import Output
 
 # How a name can stand: only the first is good.
 OUTCOMES = EQUAL, DIFFERENT, FAILED, WAITING = "equal", "different", "failed", "unfinished"

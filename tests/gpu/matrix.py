@@ -34,35 +34,34 @@ from numpy.typing import NDArray
 import hadakv_kernels
 from backends import GPUS_HERE, comparable
 from gpu.journal import EQUAL, FAILED, WAITING, Journal, Record, all_equal, table
-from hadakv_kernels import launch
-from hadakv_kernels.gpu import GpuBackend
-from metal import calls
-from metal.calls import Call, Encoding
-from metal.checks import Output, every_way
-from metal.executor import Executor, executing
-from metal.launch import Pass
-from metal.vectors import hard_vectors
+from hadakv_kernels.gpu import GpuBackend, mlx_kernels
+from metal_emulator.executor import Executor, executing
+from metal_emulator.launch import Pass
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.hard_vectors import hard_vectors
+from metal_emulator.proofs.kernel_calls import Call, Encoding
+from metal_emulator.proofs.outputs import Output, every_way
 
 ROOT = Path(__file__).resolve().parents[2]
 # One for each of the processors that usually stand beside such a GPU, but one.
 PROCESSES = 15
 # Few, so that all processes end together.
 CALLS_AT_ONCE = 4
-PROPERTIES = "tests/kernels/test_properties.py::test_any_"
-PARITY = "tests/kernels/test_parity.py"
+PROPERTIES = "tests/unit/kernels/backends/test_properties.py::test_any_"
+PARITY = "tests/unit/kernels/backends/test_parity.py"
 # The longest first: some compile a kernel for each of 300 examples.
 SUITES: tuple[tuple[str, ...], ...] = (
     (f"{PROPERTIES}finite_input_is_encoded_as_by_the_reference",),
     (f"{PROPERTIES}bytes_and_norms_are_decoded_as_by_the_reference",),
-    ("tests/kernels/test_diagnose.py",),
+    ("tests/unit/kernels/backends/test_diagnose.py",),
     (
         PARITY,
         *(f"--deselect={PARITY}::test_{what}" for what in ("encoding_gives_the_bytes", "decoding_gives_the_bits")),
     ),
-    ("tests/kernels/test_nonfinite.py",),
-    ("tests/kernels/test_properties.py", f"--deselect={PROPERTIES}"),
-    ("tests/kernels/test_golden.py",),
-    ("tests/kernels/test_memory.py", "tests/kernels/test_refusals.py"),
+    ("tests/unit/kernels/backends/test_nonfinite.py",),
+    ("tests/unit/kernels/backends/test_properties.py", f"--deselect={PROPERTIES}"),
+    ("tests/unit/kernels/backends/test_golden.py",),
+    ("tests/unit/kernels/backends/test_memory.py", "tests/unit/kernels/backends/test_errors.py"),
 )
 # `make test` runs all of it on the executor; this is to see that suites are run.
 EXECUTOR_SUITES = (("tests/metal/test_launches.py",),)
@@ -112,7 +111,7 @@ class Worker:
             backend = GpuBackend(self.platform or "metal")
             while task := tasks.get():
                 if executor:
-                    executor.prepare(calls.planned(executor, launch, task.calls))
+                    executor.prepare(calls.planned(executor, mlx_kernels, task.calls))
                 for call in task.calls:
                     self.journal.write(compared(task.kind, call, backend))
                 if task.suite:
@@ -132,7 +131,7 @@ def compared(kind: str, call: Call, backend: GpuBackend) -> Record:
     """Run a call in every way and compare; whatever goes wrong is this call's."""
     record = Record(kind, str(call))
     try:
-        for outputs in every_way(launch, call, rows(call, backend), backend.name):
+        for outputs in every_way(mlx_kernels, call, rows(call, backend), backend.name):
             record.add(outputs)
             overwrite_freed_memory(outputs)
     except Exception as error:
@@ -202,7 +201,7 @@ def about(platform: str | None) -> dict[str, str]:
     device = GpuBackend(platform).detail if platform else "executor"
     package = Path(hadakv_kernels.__file__).parent
     sources = b"".join(
-        path.read_bytes() for path in sorted(package.iterdir()) if path.suffix in (".py", ".msl", ".npz")
+        path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".msl", ".npz")
     )
     return {"device": device, "mlx": mx.__version__, "sources": hashlib.sha256(sources).hexdigest()}
 

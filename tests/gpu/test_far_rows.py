@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from backends import GPUS_HERE, assert_same_bits
-from hadakv_kernels import Codec, CodecSpec, Encoded, launch, reference
-from hadakv_kernels.gpu import GpuBackend
-from metal.calls import on_device, on_host
+from hadakv_kernels import Codec, CodecSpec, Encoded, reference
+from hadakv_kernels.gpu import GpuBackend, mlx_kernels
+from metal_emulator.proofs.kernel_calls import on_device, on_host
 
 ROOM = 48 << 30
 
@@ -45,7 +45,7 @@ def ends(array: mx.array) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("spec", [Codec(8).at(128), Codec(kind="float16").at(128)], ids=["packed", "float16"])
 def test_vectors_beyond_four_gigabytes_are_encoded_into_their_own_places(x: mx.array, spec: CodecSpec) -> None:
-    packed, norms, *_ = launch.encode(GPUS_HERE[0], x, spec)
+    packed, norms, *_ = mlx_kernels.encode(GPUS_HERE[0], x, spec)
     mx.eval(packed, norms)
 
     assert packed.nbytes > 2**32
@@ -58,10 +58,10 @@ def test_vectors_beyond_four_gigabytes_are_encoded_into_their_own_places(x: mx.a
 
 def test_vectors_beyond_four_gigabytes_are_decoded_into_their_own_places(x: mx.array) -> None:
     spec = Codec(8).at(128)
-    packed, norms, *_ = launch.encode(GPUS_HERE[0], x, spec)
+    packed, norms, *_ = mlx_kernels.encode(GPUS_HERE[0], x, spec)
     mx.eval(packed, norms)
 
-    values = launch.decode(GPUS_HERE[0], packed, norms, spec, "float16")
+    values = mlx_kernels.decode(GPUS_HERE[0], packed, norms, spec, "float16")
     mx.eval(values)
 
     for part, got in zip(ends(x), ends(values), strict=True):

@@ -11,9 +11,9 @@ import pytest
 from gpu import matrix
 from gpu.journal import DIFFERENT, EQUAL, FAILED, WAITING, Journal, Record, all_equal, table
 from hadakv_kernels import Codec
-from metal import calls
-from metal.calls import Encoding
-from metal.checks import Output
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.kernel_calls import Encoding
+from metal_emulator.proofs.outputs import Output
 
 
 def run(journal: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,8 @@ import pytest
 
 from backends import GPUS_HERE
 from gpu import cuda_mutants
-from metal.mutations import CUDA_MUTATIONS
-from metal.planted import changed
+from metal_emulator.mutants.mutated_modules import changed
+from metal_emulator.mutants.mutations import CUDA_MUTATIONS
 
 on_cuda = pytest.mark.skipif("cuda" not in GPUS_HERE, reason="needs a GPU that has CUDA")
 

@@ -6,13 +6,13 @@ import pytest
 
 from hadakv_kernels import Backend
 from hadakv_kernels.gpu import GpuBackend
-from kernels.test_arrays import (
+from metal_emulator.executor import executing
+from unit.kernels.backends.test_arrays import (
     test_an_array_comes_back_from_the_device_as_it_was,
     test_arrays_on_the_device_are_joined,
     test_what_is_on_the_device_does_not_change_with_what_it_was_made_of,
     test_what_is_on_the_device_does_not_keep_what_it_was_made_of,
 )
-from metal.executor import executing
 
 __all__ = [
     "test_an_array_comes_back_from_the_device_as_it_was",

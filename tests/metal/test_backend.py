@@ -6,9 +6,9 @@ from unittest.mock import patch
 import mlx.core as mx
 import pytest
 
-from hadakv_kernels import BackendUnavailable, Codec, CodecSpec, UnsupportedShape, launch, open_backend, tables
-from hadakv_kernels.gpu import GpuBackend
-from metal.executor import executing
+from hadakv_kernels import BackendUnavailable, Codec, CodecSpec, UnsupportedShape, open_backend, tables
+from hadakv_kernels.gpu import GpuBackend, mlx_kernels
+from metal_emulator.executor import executing
 
 MAC = {"device_name": "Apple M4", "max_recommended_working_set_size": 1000, "memory_size": 1500}
 NVIDIA = {"device_name": "NVIDIA H200", "total_memory": 3000, "free_memory": 2000}
@@ -58,14 +58,14 @@ def test_a_gpu_that_cannot_be_asked_what_it_is_leaves_the_work_to_the_processor(
 def test_a_gpu_that_computes_something_else_is_not_used() -> None:
     with (
         executing(),
-        patch.object(launch, "constant_inputs", other_constants),
+        patch.object(mlx_kernels, "constant_inputs", other_constants),
         pytest.raises(BackendUnavailable, match="does not compute here what it should"),
     ):
         open_backend("metal")
 
 
 def other_constants(spec: CodecSpec) -> tuple[mx.array, mx.array]:
-    return mx.array(launch.table(spec)[::-1].copy()), mx.array(tables.sign_bits(spec.head_dim))
+    return mx.array(mlx_kernels.table(spec)[::-1].copy()), mx.array(tables.sign_bits(spec.head_dim))
 
 
 @pytest.mark.parametrize(("info", "nbytes"), [(MAC, 1000), (NVIDIA, 3000)], ids=["mac", "nvidia"])
@@ -97,8 +97,8 @@ def test_the_budget_stays_resident_and_what_comes_and_goes_fits_the_device_besid
 def test_more_vectors_than_a_kernel_counts_are_refused() -> None:
     spec = Codec().at(64)
 
-    assert launch.grid(launch.MOST_ROWS, spec)[0] == launch.MOST_THREADGROUPS * launch.THREADGROUP
+    assert mlx_kernels.grid(mlx_kernels.MAX_ROWS, spec)[0] == mlx_kernels.MAX_THREADGROUPS * mlx_kernels.THREADGROUP
     # The kernel's own counting goes one stride beyond the last vector.
-    assert launch.MOST_ROWS + launch.MOST_THREADGROUPS * launch.THREADGROUP // 32 * 8 < 2**32
+    assert mlx_kernels.MAX_ROWS + mlx_kernels.MAX_THREADGROUPS * mlx_kernels.THREADGROUP // 32 * 8 < 2**32
     with pytest.raises(UnsupportedShape, match="more than the 2147483647 of one launch"):
-        launch.grid(launch.MOST_ROWS + 1, spec)
+        mlx_kernels.grid(mlx_kernels.MAX_ROWS + 1, spec)

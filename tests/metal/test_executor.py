@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from metal import toys
-from metal.build import CompileError
-from metal.executor import Executor, executing
-from metal.launch import Pass
-from metal.toys import rows, run
+from metal_emulator import sample_kernels
+from metal_emulator.compile.compiler import CompileError
+from metal_emulator.executor import Executor, executing
+from metal_emulator.launch import Pass
+from metal_emulator.sample_kernels import rows, run
 
 INDEX = "uint i = thread_position_in_grid.x; "
 
@@ -27,9 +27,9 @@ def executor() -> Executor:
 def test_a_kernel_computes_what_numpy_does(executor: Executor, dtype: mx.Dtype, error: float, head_dim: int) -> None:
     x = rows(dtype, head_dim)
 
-    y, largest = toys.rotate(executor, x)
+    y, largest = sample_kernels.rotate(executor, x)
 
-    expected = toys.reference(np.array(x.astype(mx.float32)))
+    expected = sample_kernels.reference(np.array(x.astype(mx.float32)))
     np.testing.assert_allclose(np.array(y.astype(mx.float32)), expected, atol=error)
     np.testing.assert_allclose(np.array(largest), np.abs(expected).reshape(3, -1).max(axis=1), rtol=1e-5)
 
@@ -58,11 +58,11 @@ def test_mlx_itself_dispatches_to_the_executor_while_executing() -> None:
 def test_planned_kernels_are_compiled_together_and_then_run(executor: Executor) -> None:
     x = rows(mx.bfloat16, 128)
     with executor.plan() as planned:
-        zeros, _ = toys.rotate(executor, x)
-        toys.rotate(executor, rows(mx.float32, 128))
+        zeros, _ = sample_kernels.rotate(executor, x)
+        sample_kernels.rotate(executor, rows(mx.float32, 128))
 
     executor.prepare(planned)
-    y, _ = toys.rotate(executor, x)
+    y, _ = sample_kernels.rotate(executor, x)
 
     assert not zeros.any()
     assert y.any()
@@ -181,7 +181,7 @@ def test_a_call_metal_would_refuse_is_refused(executor: Executor) -> None:
 
 
 def test_the_service_starts_as_if_there_were_metal() -> None:
-    launcher = Path(toys.__file__).parent / "serve.py"
+    launcher = Path(sample_kernels.__file__).with_name("serve.py")
 
     done = subprocess.run([sys.executable, str(launcher), "--help"], capture_output=True, text=True, check=False)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from metal import launch, toys
-from metal.build import sanitized
-from metal.executor import Executor
-from metal.launch import KernelFault
-from metal.toys import rows, run
+from metal_emulator import launch, sample_kernels
+from metal_emulator.compile.compiler import sanitized
+from metal_emulator.executor import Executor
+from metal_emulator.launch import KernelFault
+from metal_emulator.sample_kernels import rows, run
 
 INDEX = "uint i = thread_position_in_grid.x; "
 
@@ -82,10 +82,10 @@ TOY_FAULTS = {
 @pytest.mark.parametrize("name", TOY_FAULTS)
 def test_a_fault_is_reported(executor: Executor, name: str) -> None:
     right, wrong, message = TOY_FAULTS[name]
-    assert right in toys.SOURCE
+    assert right in sample_kernels.SOURCE
 
     with pytest.raises(KernelFault, match=message):
-        toys.rotate(executor, rows(), toys.SOURCE.replace(right, wrong))
+        sample_kernels.rotate(executor, rows(), sample_kernels.SOURCE.replace(right, wrong))
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,10 @@ def test_after_a_fault_the_next_kernel_runs(executor: Executor) -> None:
 SANITIZED = """
 import sys
 import mlx.core as mx
-from metal import toys
-from metal.executor import Executor
-source = toys.SOURCE.replace(*sys.argv[1:3])
-y, _ = toys.rotate(Executor(), mx.ones((6, 64)), source)
+from metal_emulator import sample_kernels
+from metal_emulator.executor import Executor
+source = sample_kernels.SOURCE.replace(*sys.argv[1:3])
+y, _ = sample_kernels.rotate(Executor(), mx.ones((6, 64)), source)
 print("sum", y.sum().item())
 """
 
@@ -197,8 +197,8 @@ print("sum", y.sum().item())
     ],
 )
 def test_address_sanitizer_sees_what_page_guards_cannot(right: str, wrong: str, says: str) -> None:
-    assert right in toys.SOURCE
-    environment = sanitized() | {"PYTHONPATH": str(Path(toys.__file__).parents[1])}
+    assert right in sample_kernels.SOURCE
+    environment = sanitized() | {"PYTHONPATH": str(Path(sample_kernels.__file__).parents[1])}
 
     done = subprocess.run(
         [sys.executable, "-c", SANITIZED, right, wrong], env=environment, capture_output=True, text=True, check=False

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from hadakv_kernels import launch
-from metal import calls
-from metal.calls import NAMES, Call
-from metal.executor import executing
-from metal.lint import lint
+from hadakv_kernels.gpu import mlx_kernels
+from metal_emulator.executor import executing
+from metal_emulator.lint.lint import lint
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.kernel_calls import NAMES, Call
 
 
 def findings(some: Sequence[Call], rows: int) -> str:
     with executing() as executor:
-        first, *others = {dispatch.text: None for dispatch in calls.planned(executor, launch, some, rows)}
+        first, *others = {dispatch.text: None for dispatch in calls.planned(executor, mlx_kernels, some, rows)}
     assert len(others) + 1 == len(some)
     return "\n".join(map(str, lint(first, others)))
 

@@ -6,23 +6,23 @@ the executor compiles; so what is executed is what a Mac would run.
 
 import pytest
 
-from hadakv_kernels import launch
-from metal import calls
-from metal.capture import mlx_texts
-from metal.executor import executing
-from metal.expected_text import contractions, expected_text
+from hadakv_kernels.gpu import mlx_kernels
+from metal_emulator.compile.mlx_capture import mlx_texts
+from metal_emulator.executor import executing
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.expected_text import contractions, expected_text
 
 
 @pytest.mark.parametrize("kind", calls.every_kind())
 def test_every_variant_has_the_expected_text_and_a_name_of_its_own(kind: str) -> None:
     some = calls.every_kind()[kind]
     with executing() as executor:
-        dispatches = calls.planned(executor, launch, some)
+        dispatches = calls.planned(executor, mlx_kernels, some)
 
     generated = mlx_texts(dispatches)
 
     for call, dispatch, text in zip(some, dispatches, generated, strict=True):
-        assert text == expected_text(launch, call), str(call)
+        assert text == expected_text(mlx_kernels, call), str(call)
         assert text == dispatch.text.text, str(call)
     # MLX compiles one text of a name and takes it for all.
     assert len({dispatch.text.name for dispatch in dispatches}) == len(set(generated)) == len(some)
@@ -30,4 +30,4 @@ def test_every_variant_has_the_expected_text_and_a_name_of_its_own(kind: str) ->
 
 @pytest.mark.parametrize("part", ["encode", "decode"])
 def test_arithmetic_is_never_contracted_and_roots_are_exact(part: str) -> None:
-    assert contractions(launch.header("metal", part)) == []
+    assert contractions(mlx_kernels.header("metal", part)) == []

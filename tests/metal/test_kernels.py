@@ -11,17 +11,17 @@ import pytest
 
 import golden
 from backends import without_denormals
-from hadakv_kernels import BITS, HEAD_DIMS, Codec, Encoded, Stream, launch, reference, tables
+from hadakv_kernels import BITS, HEAD_DIMS, Codec, Encoded, Stream, reference, tables
 from hadakv_kernels.codec import CHOICES
-from hadakv_kernels.gpu import GpuBackend
-from kernels.test_golden import matches, spec_of
-from metal import calls
-from metal.build import sanitized
-from metal.calls import Call, Decoding, Encoding
-from metal.checks import check, check_decoding, check_encoding
-from metal.executor import Executor, executing
-from metal.launch import THREE_PASSES, Pass
-from metal.vectors import ROWS, boundary_vectors, hard_vectors, unrotated_bytes
+from hadakv_kernels.gpu import GpuBackend, mlx_kernels
+from metal_emulator.compile.compiler import sanitized
+from metal_emulator.executor import Executor, executing
+from metal_emulator.launch import THREE_PASSES, Pass
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.hard_vectors import ROWS, boundary_vectors, hard_vectors, unrotated_bytes
+from metal_emulator.proofs.kernel_calls import Call, Decoding, Encoding
+from metal_emulator.proofs.outputs import check, check_decoding, check_encoding
+from unit.kernels.backends.test_golden import matches, spec_of
 
 
 @pytest.fixture
@@ -32,17 +32,17 @@ def executor() -> Iterator[Executor]:
 
 def prove(executor: Executor, some: Sequence[Call], rows: int = 101) -> None:
     # Compiled together, which is many times faster than one by one.
-    executor.prepare(calls.planned(executor, launch, some, rows))
+    executor.prepare(calls.planned(executor, mlx_kernels, some, rows))
     for call in some:
-        check(launch, call, slice(rows))
+        check(mlx_kernels, call, slice(rows))
 
 
 def prove_once_each(executor: Executor, some: Sequence[Call]) -> None:
     # Where there are hundreds, the ways to run take turns.
-    executor.prepare(calls.planned(executor, launch, some))
+    executor.prepare(calls.planned(executor, mlx_kernels, some))
     for call, way in zip(some, cycle(THREE_PASSES), strict=False):
         executor.passes = (way,)
-        check(launch, call)
+        check(mlx_kernels, call)
 
 
 # ---- every variant ----
@@ -102,14 +102,15 @@ def test_any_number_of_vectors_gives_the_same_in_any_order_of_lanes(
 def test_a_grid_that_is_too_small_for_all_vectors_goes_through_them_in_strides(
     executor: Executor, head_dim: int, threadgroups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "MOST_THREADGROUPS", threadgroups)
+    monkeypatch.setattr(mlx_kernels, "MAX_THREADGROUPS", threadgroups)
     executor.passes = THREE_PASSES
 
     prove(executor, calls.one_of_each(head_dim))
 
     # At head_dim 64 three threadgroups are more than there is to do.
-    most = min(threadgroups, -(-ROWS[head_dim] * head_dim // (launch.THREADGROUP * launch.elements_per_lane(head_dim))))
-    assert {dispatch.grid[0] for dispatch in executor.dispatches} == {most * launch.THREADGROUP}
+    elements = mlx_kernels.THREADGROUP * mlx_kernels.elements_per_lane(head_dim)
+    most = min(threadgroups, -(-ROWS[head_dim] * head_dim // elements))
+    assert {dispatch.grid[0] for dispatch in executor.dispatches} == {most * mlx_kernels.THREADGROUP}
 
 
 FLUSHED = (Codec(), Codec(8, norm="unbiased"), Codec(3, rotation="none"))
@@ -128,7 +129,7 @@ def test_flushing_denormals_as_metal_does_changes_no_vector_that_meets_none(
     for codec in FLUSHED:
         expected = reference.encode(x, codec.at(head_dim))
 
-        packed, norms, *_ = map(calls.on_host, Encoding(dtype, codec.at(head_dim)).run(launch, x))
+        packed, norms, *_ = map(calls.on_host, Encoding(dtype, codec.at(head_dim)).run(mlx_kernels, x))
 
         np.testing.assert_array_equal(packed[meets_none], expected.packed[meets_none])
         np.testing.assert_array_equal(norms[meets_none], expected.norms[meets_none])
@@ -140,7 +141,7 @@ def test_flushing_denormals_takes_an_element_next_to_nothing_for_nothing(executo
     x[0, 0] = 1
     spec = Codec(rotation="none").at(64)
 
-    flushed, *_ = map(calls.on_host, Encoding("float32", spec).run(launch, x))
+    flushed, *_ = map(calls.on_host, Encoding("float32", spec).run(mlx_kernels, x))
 
     # Zero lies on a boundary, and what is on it belongs below.
     x[0, 1:] = 0
@@ -157,12 +158,12 @@ def test_a_value_on_a_boundary_belongs_to_the_index_below_and_the_next_float_to_
 ) -> None:
     executor.passes = (Pass(),)
     specs = {bits: unrotated_bytes(bits, codebook, head_dim) for bits in BITS}
-    executor.prepare(calls.planned(executor, launch, [Encoding("float32", spec) for spec in specs.values()]))
+    executor.prepare(calls.planned(executor, mlx_kernels, [Encoding("float32", spec) for spec in specs.values()]))
     for bits, spec in specs.items():
         x = boundary_vectors(spec)
         scaled = reference.diagnose(x, spec).scaled
 
-        packed = calls.on_host(Encoding("float32", spec).run(launch, x)[0])
+        packed = calls.on_host(Encoding("float32", spec).run(mlx_kernels, x)[0])
 
         boundaries = tables.boundaries(bits, codebook)
         np.testing.assert_array_equal(packed, np.searchsorted(boundaries, scaled, side="left"))
@@ -176,8 +177,8 @@ def test_the_ablation_factor_is_the_reference_s(d512_scale: float) -> None:
 
     for spec in specs:
         encoded = reference.encode(x, spec)
-        check_encoding(launch, Encoding("float32", spec, diagnose=True), x, x)
-        check_decoding(launch, Decoding("bfloat16", spec), encoded.packed, encoded.norms)
+        check_encoding(mlx_kernels, Encoding("float32", spec, diagnose=True), x, x)
+        check_decoding(mlx_kernels, Decoding("bfloat16", spec), encoded.packed, encoded.norms)
 
 
 # ---- what must show ----
@@ -245,16 +246,16 @@ def test_the_reference_kernels_are_reproduced(executor: Executor, kernel: str) -
 
 # AddressSanitizer has to be there before anything else, so it gets a process of its own.
 SANITIZED = """
-from hadakv_kernels import launch
-from metal import calls
-from metal.build import sanitized
-from metal.checks import check
-from metal.executor import executing
+from hadakv_kernels.gpu import mlx_kernels
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.compile.compiler import sanitized
+from metal_emulator.proofs.outputs import check
+from metal_emulator.executor import executing
 with executing() as executor:
     some = [call for head_dim in (64, 512) for call in calls.one_of_each(head_dim)]
-    executor.prepare(calls.planned(executor, launch, some))
+    executor.prepare(calls.planned(executor, mlx_kernels, some))
     for call in some:
-        check(launch, call)
+        check(mlx_kernels, call)
 print(executor.compiler.sanitize, len(some))
 """
 

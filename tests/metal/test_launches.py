@@ -11,8 +11,8 @@ from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
 from hadakv_service.device import LONG_NBYTES
 from hadakv_service.slices import encode_in_slices, to_the_end
-from metal.executor import Executor, executing
-from metal.launch import Pass
+from metal_emulator.executor import Executor, executing
+from metal_emulator.launch import Pass
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import pytest
 
-from metal import toys
-from metal.lint import lint
+from metal_emulator import sample_kernels
+from metal_emulator.lint.lint import lint
 
 
-def found(source: str = toys.SOURCE, header: str = toys.HEADER, dtype: str = "float32") -> str:
-    return "\n".join(map(str, lint(toys.text(source, header, dtype))))
+def found(source: str = sample_kernels.SOURCE, header: str = sample_kernels.HEADER, dtype: str = "float32") -> str:
+    return "\n".join(map(str, lint(sample_kernels.text(source, header, dtype))))
 
 
 def changed(text: str, right: str, wrong: str) -> str:
@@ -21,7 +21,7 @@ def test_right_text_is_clean(dtype: str) -> None:
 
 
 def test_a_finding_says_where_it_is() -> None:
-    header = changed(toys.HEADER, "thread float* v", "float* v")
+    header = changed(sample_kernels.HEADER, "thread float* v", "float* v")
 
     assert (
         found(header=header)
@@ -46,7 +46,7 @@ def test_a_finding_says_where_it_is() -> None:
     ],
 )
 def test_a_fault_in_the_header_is_found(right: str, wrong: str, message: str) -> None:
-    assert message in found(header=changed(toys.HEADER, right, wrong))
+    assert message in found(header=changed(sample_kernels.HEADER, right, wrong))
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_a_fault_in_the_header_is_found(right: str, wrong: str, message: str) ->
     ],
 )
 def test_a_fault_in_the_body_is_found(right: str, wrong: str, message: str) -> None:
-    assert message in found(changed(toys.SOURCE, right, wrong))
+    assert message in found(changed(sample_kernels.SOURCE, right, wrong))
 
 
 def test_a_float_does_not_become_a_bfloat_by_itself() -> None:
-    assert "no viable" in found(changed(toys.SOURCE, "static_cast<T>(v[i])", "v[i]"), dtype="bfloat16")
+    assert "no viable" in found(changed(sample_kernels.SOURCE, "static_cast<T>(v[i])", "v[i]"), dtype="bfloat16")
 
 
 def test_variants_are_read_beside_the_first() -> None:
-    source = changed(toys.SOURCE, "static_cast<T>(v[i])", "v[i]")
-    first, *variants = (toys.text(source, dtype=dtype) for dtype in ("float32", "bfloat16", "float16"))
+    source = changed(sample_kernels.SOURCE, "static_cast<T>(v[i])", "v[i]")
+    first, *variants = (sample_kernels.text(source, dtype=dtype) for dtype in ("float32", "bfloat16", "float16"))
 
     (finding,) = lint(first, variants)
 
@@ -109,14 +109,14 @@ BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
     ],
 )
 def test_a_call_only_some_lanes_may_make_is_found(right: str, wrong: str, name: str) -> None:
-    assert f"{name} under a lane-dependent condition" in found(changed(toys.SOURCE, right, wrong))
+    assert f"{name} under a lane-dependent condition" in found(changed(sample_kernels.SOURCE, right, wrong))
 
 
 def test_a_condition_passed_to_a_function_counts() -> None:
-    header = toys.HEADER + "inline float most(float v, bool now) { if (now) v = simd_max(v); return v; }\n"
+    header = sample_kernels.HEADER + "inline float most(float v, bool now) { if (now) v = simd_max(v); return v; }\n"
 
-    assert "simd_max under" in found(changed(toys.SOURCE, "simd_max(top)", "most(top, lane > 2)"), header)
-    assert "simd_max under" not in found(changed(toys.SOURCE, "simd_max(top)", "most(top, row > 2)"), header)
+    assert "simd_max under" in found(changed(sample_kernels.SOURCE, "simd_max(top)", "most(top, lane > 2)"), header)
+    assert "simd_max under" not in found(changed(sample_kernels.SOURCE, "simd_max(top)", "most(top, row > 2)"), header)
 
 
 PLACE = "struct Place { uint lane; uint row; };\n"
@@ -127,21 +127,24 @@ METHOD = "template <int E> struct Rows { static void run(thread float* v, uint l
 def test_members_of_a_struct_are_told_apart(condition: str, reported: bool) -> None:
     wrong = f"Place place{{lane, row}}; if ({condition}) {MAXIMUM}"
 
-    findings = found(changed(toys.SOURCE, MAXIMUM, wrong), toys.HEADER + PLACE)
+    findings = found(changed(sample_kernels.SOURCE, MAXIMUM, wrong), sample_kernels.HEADER + PLACE)
 
     assert ("simd_max under" in findings) == reported
 
 
 @pytest.mark.parametrize(("condition", "reported"), [("lane < 3", True), ("row < 3", False)])
 def test_calls_of_methods_are_followed(condition: str, reported: bool) -> None:
-    findings = found(changed(toys.SOURCE, ROTATE, f"if ({condition}) Rows<E>::run(v, lane);"), toys.HEADER + METHOD)
+    findings = found(
+        changed(sample_kernels.SOURCE, ROTATE, f"if ({condition}) Rows<E>::run(v, lane);"),
+        sample_kernels.HEADER + METHOD,
+    )
 
     assert ("run under" in findings) == reported
 
 
 def test_metals_own_pragma_is_known_and_no_other() -> None:
-    assert found(header="#pragma METAL fp contract(off)\n" + toys.HEADER) == ""
-    assert "unknown pragma" in found(header="#pragma METAL fp contract(no)\n" + toys.HEADER)
+    assert found(header="#pragma METAL fp contract(off)\n" + sample_kernels.HEADER) == ""
+    assert "unknown pragma" in found(header="#pragma METAL fp contract(no)\n" + sample_kernels.HEADER)
 
 
 @pytest.mark.parametrize(
@@ -156,4 +159,4 @@ def test_metals_own_pragma_is_known_and_no_other() -> None:
     ],
 )
 def test_a_call_all_lanes_make_is_not_reported(right: str, wrong: str) -> None:
-    assert found(changed(toys.SOURCE, right, wrong).replace("row < x_shape", "int(row) < x_shape")) == ""
+    assert found(changed(sample_kernels.SOURCE, right, wrong).replace("row < x_shape", "int(row) < x_shape")) == ""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from metal.mutants import Verdict, verdict
-from metal.mutations import MUTATIONS
+from metal_emulator.mutants.mutations import MUTATIONS
+from metal_emulator.mutants.run import Verdict, verdict
 
 
 def test_without_a_fault_nothing_is_seen() -> None:

@@ -6,14 +6,14 @@ import pytest
 
 from backends import flushes
 from hadakv_kernels.gpu import GpuBackend
-from kernels.test_properties import (
+from metal_emulator.executor import Executor, executing
+from metal_emulator.launch import Pass
+from unit.kernels.backends.test_properties import (
     test_any_bytes_and_norms_are_decoded_as_by_the_reference,
     test_any_finite_input_is_encoded_as_by_the_reference,
     test_encoding_leaves_its_input_as_it_was,
     test_parts_joined_and_sliced_are_the_whole,
 )
-from metal.executor import Executor, executing
-from metal.launch import Pass
 
 __all__ = [
     "test_any_bytes_and_norms_are_decoded_as_by_the_reference",

@@ -2,9 +2,9 @@
 
 import pytest
 
-from metal.capture import mlx_texts
-from metal.executor import Dispatch
-from metal.source import TYPES, ArrayType, Definition, Dtype, Variant, metal_source
+from metal_emulator.compile.metal_source import TYPES, ArrayType, Definition, Dtype, Variant, metal_source
+from metal_emulator.compile.mlx_capture import mlx_texts
+from metal_emulator.executor import Dispatch
 
 F32, F16, BF16, U8 = map(Dtype, ("float32", "float16", "bfloat16", "uint8"))
 INDEX = "uint i = thread_position_in_grid.x;"

@@ -1,0 +1,185 @@
+"""Every call that `hadakv_kernels.gpu.mlx_kernels` makes of its kernels: what there is to prove.
+
+The module is passed in, so that a changed one can be proved wrong.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Codec, CodecSpec
+from hadakv_kernels.codec import CHOICES
+from metal_emulator.executor import Dispatch, Executor
+
+Array = NDArray[Any]
+NAMES = tuple(DTYPES)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A call of `mlx_kernels.encode`; the second stream has a codec of its own."""
+
+    dtype: str
+    k: CodecSpec
+    v: CodecSpec | None = None
+    diagnose: bool = False
+
+    def __str__(self) -> str:
+        codecs = " and ".join(map(_words, filter(None, (self.k, self.v))))
+        return f"encode{' and diagnose' if self.diagnose else ''} {self.dtype} {codecs}"
+
+    def run(self, mlx_kernels: Any, x: Array, y: Array | None = None, platform: str = "metal") -> list[mx.array]:
+        """Encode x, and y as the second stream: `[rows, head_dim]`."""
+        second = () if self.v is None or y is None else (on_device(y), self.v)
+        outputs: list[mx.array] = mlx_kernels.encode(platform, on_device(x), self.k, *second, diagnose=self.diagnose)
+        return outputs
+
+    def plan(self, mlx_kernels: Any, rows: int) -> None:
+        """Call it for zeros."""
+        x = np.zeros((rows, self.k.head_dim), DTYPES[self.dtype])
+        self.run(mlx_kernels, x, x)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A call of `mlx_kernels.decode`."""
+
+    dtype: str
+    spec: CodecSpec
+    inverse: bool = True
+
+    def __str__(self) -> str:
+        return f"decode {_words(self.spec)} to {'' if self.inverse else 'rotated '}{self.dtype}"
+
+    def run(self, mlx_kernels: Any, packed: Array, norms: Array, platform: str = "metal") -> mx.array:
+        """Decode uint8 `[rows, row_bytes]` and float32 `[rows, norms]`."""
+        values: mx.array = mlx_kernels.decode(
+            platform, on_device(packed), on_device(norms), self.spec, self.dtype, inverse=self.inverse
+        )
+        return values
+
+    def plan(self, mlx_kernels: Any, rows: int) -> None:
+        """Call it for zeros."""
+        self.run(
+            mlx_kernels, np.zeros((rows, self.spec.row_bytes), np.uint8), np.zeros((rows, self.spec.norms), np.float32)
+        )
+
+
+Call = Encoding | Decoding
+
+
+def _codecs() -> tuple[Codec, ...]:
+    """Every codec whose kernel differs; codebooks, which are only numbers to a kernel, take turns."""
+    options = product(BITS, CHOICES["rotation"], CHOICES["layout"], CHOICES["norm"])
+    # At 8 bits both layouts are the same.
+    distinct = [some for some in options if some[0] != 8 or some[2] == "dense"]
+    return (
+        *(
+            Codec(bits, rotation, layout, CHOICES["codebook"][turn % 2], norm)
+            for turn, (bits, rotation, layout, norm) in enumerate(distinct)
+        ),
+        Codec(kind="float16"),
+    )
+
+
+CODECS = _codecs()
+# What else there is to a decoder, it gets as numbers.
+STORED = tuple(codec for codec in CODECS if codec.rotation == "hadamard" and codec.norm == "exact")[:-1]
+
+
+def single_encodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Encoding]:
+    """One stream: every codec."""
+    return [Encoding(dtype, codec.at(d)) for d, codec, dtype in product(head_dims, CODECS, dtypes)]
+
+
+def diagnosing(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Encoding]:
+    """The diagnostic output: every codec that quantizes."""
+    return [Encoding(dtype, codec.at(d), None, True) for d, codec, dtype in product(head_dims, CODECS[:-1], dtypes)]
+
+
+def every_pair() -> list[Encoding]:
+    """Two streams: every codec beside every other, while head_dims and dtypes take turns."""
+    pairs = product(enumerate(CODECS), enumerate(CODECS))
+    return [
+        Encoding(NAMES[(i + j) % 3], k.at(HEAD_DIMS[(i // 3 + j) % 4]), v.at(HEAD_DIMS[(i // 3 + j) % 4]))
+        for (i, k), (j, v) in pairs
+    ]
+
+
+def some_pairs(head_dim: int) -> list[Encoding]:
+    """Two streams: every codec once, as K and as V in turns; and the hybrids, K as float16 and V unrotated."""
+    half = Codec(kind="float16")
+    # Neighbours are nearly alike.
+    apart = [CODECS[7 * turn % len(CODECS)] for turn in range(len(CODECS) + 1)]
+    pairs = list(zip(apart[::2], apart[1::2], strict=True))
+    if HEAD_DIMS.index(head_dim) % 2:
+        pairs = [(v, k) for k, v in pairs]
+    pairs += [(half, codec) for codec in CODECS if (codec.rotation, codec.norm) == ("none", "exact")]
+    return [Encoding(NAMES[turn % 3], k.at(head_dim), v.at(head_dim)) for turn, (k, v) in enumerate(pairs)]
+
+
+def decodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Decoding]:
+    """Every packing, rotated back and not."""
+    choices = product(head_dims, STORED, dtypes, (True, False))
+    return [Decoding(dtype, codec.at(d), inverse) for d, codec, dtype, inverse in choices]
+
+
+def one_of_each(head_dim: int) -> list[Call]:
+    """One call of every kind of kernel."""
+    three, eight = Codec(3, norm="unbiased").at(head_dim), Codec(8, codebook="lloyd-max").at(head_dim)
+    half, bare = Codec(kind="float16").at(head_dim), Codec(6, rotation="none", layout="byte").at(head_dim)
+    return [
+        Encoding("float32", three),
+        Encoding("bfloat16", half),
+        Encoding("float16", half, bare),
+        Encoding("float32", eight, three),
+        Encoding("bfloat16", three, diagnose=True),
+        Decoding("float16", eight),
+        Decoding("float32", three, inverse=False),
+    ]
+
+
+@cache
+def every_kind() -> dict[str, Sequence[Call]]:
+    """Every call there is, by what it is for."""
+    return {
+        "one stream": single_encodings(),
+        "two streams": every_pair(),
+        "diagnosing": diagnosing(),
+        "decoding": decodings(),
+    }
+
+
+def planned(executor: Executor, mlx_kernels: Any, calls: Iterable[Call], rows: int = 9) -> list[Dispatch]:
+    """What the calls would dispatch."""
+    with executor.plan() as dispatches:
+        for call in calls:
+            call.plan(mlx_kernels, rows)
+    return dispatches
+
+
+def on_device(array: Array) -> mx.array:
+    """MLX's own array of it."""
+    if array.dtype == DTYPES["bfloat16"]:
+        return mx.array(array.view(np.uint16)).view(mx.bfloat16)
+    return mx.array(array)
+
+
+def on_host(array: mx.array) -> Array:
+    """NumPy's own array of it."""
+    if array.dtype == mx.bfloat16:
+        return np.array(array.view(mx.uint16)).view(DTYPES["bfloat16"])
+    return np.array(array)
+
+
+def _words(spec: CodecSpec) -> str:
+    codec = spec.codec
+    if codec.kind == "float16":
+        return f"{spec.head_dim} as float16"
+    return f"{spec.head_dim} {codec.bits} bits {codec.layout} {codec.rotation} {codec.codebook} {codec.norm}"
