@@ -9,5 +9,5 @@ pytestmark = pytest.mark.skipif(not GPUS_HERE, reason="needs a GPU that MLX can 
 
 
 @pytest.mark.parametrize("name", ["auto", *GPUS_HERE])
-def test_the_gpu_proves_itself_and_is_picked(name: str) -> None:
+def test_open_backend_selects_the_gpu(name: str) -> None:
     assert open_backend(name).name == GPUS_HERE[0]

@@ -44,7 +44,7 @@ def ends(array: mx.array) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("spec", [Codec(8).at(128), Codec(kind="float16").at(128)], ids=["packed", "float16"])
-def test_vectors_beyond_four_gigabytes_are_encoded_into_their_own_places(x: mx.array, spec: CodecSpec) -> None:
+def test_vectors_beyond_4_gib_are_encoded_in_place(x: mx.array, spec: CodecSpec) -> None:
     packed, norms, *_ = mlx_kernels.encode(GPUS_HERE[0], x, spec)
     mx.eval(packed, norms)
 
@@ -56,7 +56,7 @@ def test_vectors_beyond_four_gigabytes_are_encoded_into_their_own_places(x: mx.a
             assert_same_bits(got, reference.encode(part, spec).norms)
 
 
-def test_vectors_beyond_four_gigabytes_are_decoded_into_their_own_places(x: mx.array) -> None:
+def test_vectors_beyond_4_gib_are_decoded_in_place(x: mx.array) -> None:
     spec = Codec(8).at(128)
     packed, norms, *_ = mlx_kernels.encode(GPUS_HERE[0], x, spec)
     mx.eval(packed, norms)

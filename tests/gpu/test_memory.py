@@ -47,7 +47,7 @@ async def growth_and_packed(sessions: int) -> tuple[int, int]:
         return active_nbytes() - before, app.state.context.store.ledger.used
 
 
-def test_the_device_grows_by_the_packed_bytes() -> None:
+def test_device_memory_grows_by_the_packed_bytes() -> None:
     grown, packed = asyncio.run(growth_and_packed(SESSIONS))
 
     assert packed - ON_THE_HOST <= grown + BESIDE_THE_PAGES

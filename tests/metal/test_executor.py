@@ -24,7 +24,7 @@ def executor() -> Executor:
 
 @pytest.mark.parametrize("head_dim", [64, 256])
 @pytest.mark.parametrize(("dtype", "error"), [(mx.float32, 1e-6), (mx.float16, 4e-3), (mx.bfloat16, 3e-2)])
-def test_a_kernel_computes_what_numpy_does(executor: Executor, dtype: mx.Dtype, error: float, head_dim: int) -> None:
+def test_kernel_equals_numpy(executor: Executor, dtype: mx.Dtype, error: float, head_dim: int) -> None:
     x = rows(dtype, head_dim)
 
     y, largest = sample_kernels.rotate(executor, x)
@@ -34,7 +34,7 @@ def test_a_kernel_computes_what_numpy_does(executor: Executor, dtype: mx.Dtype, 
     np.testing.assert_allclose(np.array(largest), np.abs(expected).reshape(3, -1).max(axis=1), rtol=1e-5)
 
 
-def test_mlx_itself_dispatches_to_the_executor_while_executing() -> None:
+def test_executing_replaces_metal_kernel_of_mlx() -> None:
     with executing() as executor:
         kernel = mx.fast.metal_kernel(
             name="twice", input_names=["x"], output_names=["y"], source=INDEX + "y[i] = 2 * x[i];"
@@ -55,7 +55,7 @@ def test_mlx_itself_dispatches_to_the_executor_while_executing() -> None:
     assert not isinstance(mx.fast.metal_kernel, type(executor.metal_kernel))
 
 
-def test_planned_kernels_are_compiled_together_and_then_run(executor: Executor) -> None:
+def test_planned_kernels_compile_together_and_run(executor: Executor) -> None:
     x = rows(mx.bfloat16, 128)
     with executor.plan() as planned:
         zeros, _ = sample_kernels.rotate(executor, x)
@@ -73,7 +73,7 @@ def test_planned_kernels_are_compiled_together_and_then_run(executor: Executor) 
 # ---- what the language says ----
 
 
-def test_the_grid_counts_threads_and_its_edge_is_cut(executor: Executor) -> None:
+def test_threadgroups_at_the_edge_of_the_grid_are_cut(executor: Executor) -> None:
     out = run(
         executor, INDEX + "out[i] = threads_per_threadgroup.x + 100 * threadgroup_position_in_grid.x;", threads=70
     )
@@ -109,13 +109,13 @@ def test_the_grid_counts_threads_and_its_edge_is_cut(executor: Executor) -> None
         ("simd_is_first()", [1] + [0] * 31),
     ],
 )
-def test_simdgroup_functions_do_what_the_language_says(executor: Executor, call: str, expected: list[int]) -> None:
+def test_simdgroup_functions_follow_the_specification(executor: Executor, call: str, expected: list[int]) -> None:
     out = run(executor, INDEX + f"float v = x[i]; out[i] = {call};", dtype=mx.float32)
 
     np.testing.assert_array_equal(np.array(out), np.array(expected, np.float32))
 
 
-def test_reductions_keep_to_the_precision_of_their_type(executor: Executor) -> None:
+def test_reductions_use_the_precision_of_their_type(executor: Executor) -> None:
     source = INDEX + "T v = static_cast<T>(i == 0 ? 2048.0f : 1.0f); out[i] = simd_sum(v);"
     kernel = executor.metal_kernel("toy", ["x"], ["out"], source)
 
@@ -130,7 +130,7 @@ def test_reductions_keep_to_the_precision_of_their_type(executor: Executor) -> N
     assert total(mx.bfloat16, "down") == 2080.0
 
 
-def test_vectors_load_convert_and_compute(executor: Executor) -> None:
+def test_vector_types_load_convert_and_compute(executor: Executor) -> None:
     source = (
         INDEX
         + """
@@ -149,7 +149,7 @@ def test_vectors_load_convert_and_compute(executor: Executor) -> None:
     assert out.tolist() == [words[0] + 12 + 1, words[1] + 1 + 56 + 5]
 
 
-def test_an_output_can_start_with_a_value_and_be_added_to_atomically(executor: Executor) -> None:
+def test_output_with_init_value_accepts_atomics(executor: Executor) -> None:
     source = "atomic_fetch_add_explicit(&out[0], uint(x[thread_position_in_grid.x]), memory_order_relaxed);"
 
     out = run(executor, source, size=1, dtype=mx.uint32, init_value=1000, atomic=True)
@@ -157,7 +157,7 @@ def test_an_output_can_start_with_a_value_and_be_added_to_atomically(executor: E
     assert out.tolist() == [1496]
 
 
-def test_without_strictness_lanes_of_one_call_path_meet(executor: Executor) -> None:
+def test_divergent_lanes_meet_by_call_path_if_not_strict(executor: Executor) -> None:
     executor.passes = (Pass(strict=False), Pass("reverse", strict=False, poison=0x5A))
     header = "inline float total(float v) { return simd_sum(v); }"
 
@@ -168,19 +168,19 @@ def test_without_strictness_lanes_of_one_call_path_meet(executor: Executor) -> N
     assert (executor.counts.collectives, executor.counts.divergent) == (3, 3)
 
 
-def test_text_that_does_not_compile_says_where(executor: Executor) -> None:
+def test_compile_error_names_the_line(executor: Executor) -> None:
     with pytest.raises(CompileError, match="custom_kernel_toy_float_float:6:"):
         run(executor, INDEX + "\nout[i] = y[i];")
 
 
-def test_a_call_metal_would_refuse_is_refused(executor: Executor) -> None:
+def test_invalid_grid_is_rejected(executor: Executor) -> None:
     with pytest.raises(ValueError, match="more than 1024 threads"):
         run(executor, INDEX + "out[i] = x[i];", threads=2048, threadgroup=2048)
     with pytest.raises(ValueError, match="must be positive"):
         run(executor, INDEX + "out[i] = x[i];", threads=0)
 
 
-def test_the_service_starts_as_if_there_were_metal() -> None:
+def test_service_starts_with_emulated_metal() -> None:
     launcher = Path(sample_kernels.__file__).with_name("serve.py")
 
     done = subprocess.run([sys.executable, str(launcher), "--help"], capture_output=True, text=True, check=False)

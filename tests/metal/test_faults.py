@@ -80,7 +80,7 @@ TOY_FAULTS = {
 
 
 @pytest.mark.parametrize("name", TOY_FAULTS)
-def test_a_fault_is_reported(executor: Executor, name: str) -> None:
+def test_kernel_fault_is_reported(executor: Executor, name: str) -> None:
     right, wrong, message = TOY_FAULTS[name]
     assert right in sample_kernels.SOURCE
 
@@ -98,19 +98,19 @@ def test_a_fault_is_reported(executor: Executor, name: str) -> None:
         ("int(i) - 100000", "400000 bytes before the start of output 'out'"),
     ],
 )
-def test_a_write_outside_an_output_names_it(executor: Executor, index: str, message: str) -> None:
+def test_out_of_bounds_write_names_the_output(executor: Executor, index: str, message: str) -> None:
     with pytest.raises(KernelFault, match=message):
         run(executor, INDEX + f"out[{index}] = x[i];")
 
 
-def test_threadgroups_have_no_barrier_between_them(executor: Executor) -> None:
+def test_race_between_threadgroups_is_reported(executor: Executor) -> None:
     source = "if (simd_is_first()) out[0] = x[threadgroup_position_in_grid.x];"
 
     with pytest.raises(KernelFault, match="thread 0 writes and thread 0 writes it, in different threadgroups"):
         run(executor, source, threads=64, size=1)
 
 
-def test_a_simdgroup_barrier_orders_its_own_lanes(executor: Executor) -> None:
+def test_simdgroup_barrier_orders_only_its_own_lanes(executor: Executor) -> None:
     source = (
         INDEX + "threadgroup float shared[64]; uint t = thread_index_in_threadgroup; shared[t] = x[i & 31];"
         "simdgroup_barrier(mem_flags::mem_threadgroup); out[i] = shared[t ^ DISTANCE];"
@@ -124,51 +124,51 @@ def test_a_simdgroup_barrier_orders_its_own_lanes(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 33])
-def test_a_write_past_an_odd_size_is_seen_though_no_page_ends_there(executor: Executor, size: int) -> None:
+def test_write_past_an_odd_size_is_reported(executor: Executor, size: int) -> None:
     with pytest.raises(KernelFault, match=f"byte {size} of output 'out', which has {size}"):
         run(executor, INDEX + "out[i] = uchar(1);", threads=size + 1, size=size, dtype=mx.uint8)
 
 
-def test_a_local_without_a_value_shows_in_the_result(executor: Executor) -> None:
+def test_uninitialised_local_shows_in_the_result(executor: Executor) -> None:
     out = run(executor, INDEX + "float v; if (i != 3) v = x[i]; out[i] = v;")
 
     assert [i for i in range(32) if out[i].item() != i] == [3]
 
 
-def test_a_lane_that_is_not_there_cannot_be_read(executor: Executor) -> None:
+def test_shuffle_from_an_inactive_lane_is_reported(executor: Executor) -> None:
     with pytest.raises(KernelFault, match="simd_shuffle_xor: lane 4 reads lane 20, which is not active"):
         run(executor, INDEX + "out[i] = simd_shuffle_xor(x[i], 16);", threads=20)
 
 
-def test_a_result_that_depends_on_the_order_of_a_sum_is_reported(executor: Executor) -> None:
+def test_result_that_depends_on_sum_order_is_reported(executor: Executor) -> None:
     x = mx.random.normal((32,), key=mx.random.key(2))
 
     with pytest.raises(KernelFault, match="output 'out' element 0 of 32 differs between"):
         run(executor, INDEX + "out[i] = simd_sum(x[i]);", x)
 
 
-def test_a_result_that_depends_on_who_comes_first_is_reported(executor: Executor) -> None:
+def test_result_that_depends_on_lane_order_is_reported(executor: Executor) -> None:
     source = INDEX + "atomic_exchange_explicit(&out[0], x[i], memory_order_relaxed);"
 
     with pytest.raises(KernelFault, match="element 0 of 1 differs between forward order"):
         run(executor, source, size=1, atomic=True)
 
 
-def test_threadgroup_memory_has_metals_limit(executor: Executor) -> None:
+def test_too_much_threadgroup_memory_is_reported(executor: Executor) -> None:
     source = INDEX + "threadgroup float much[8000], more[193]; much[i] = more[i] = 0; out[i] = much[i];"
 
     with pytest.raises(KernelFault, match="32772 bytes with 'more', and Metal has 32768"):
         run(executor, source)
 
 
-def test_a_kernel_that_does_not_end_is_stopped(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_kernel_is_stopped(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "CPU_SECONDS", 1)
 
     with pytest.raises(KernelFault, match="still running after 1 seconds"):
         run(executor, INDEX + "while (x[i] >= 0) { } out[i] = 0;")
 
 
-def test_after_a_fault_the_next_kernel_runs(executor: Executor) -> None:
+def test_next_kernel_runs_after_a_fault(executor: Executor) -> None:
     with pytest.raises(KernelFault):
         run(executor, INDEX + "out[i] = x[i + 100000];")
 
@@ -196,7 +196,7 @@ print("sum", y.sum().item())
         ("* signs[(lane * E + i) & 3]", "* (&signs[0])[(lane * E + i) & 7]", "global-buffer-overflow"),
     ],
 )
-def test_address_sanitizer_sees_what_page_guards_cannot(right: str, wrong: str, says: str) -> None:
+def test_address_sanitizer_finds_small_overflows(right: str, wrong: str, says: str) -> None:
     assert right in sample_kernels.SOURCE
     environment = sanitized() | {"PYTHONPATH": str(Path(sample_kernels.__file__).parents[1])}
 

@@ -24,10 +24,10 @@ def findings(some: Sequence[Call], rows: int) -> str:
 
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("kind", calls.every_kind())
-def test_every_variant_is_clean(kind: str, dtype: str) -> None:
+def test_variants_have_no_lint_findings(kind: str, dtype: str) -> None:
     assert findings([call for call in calls.every_kind()[kind] if call.dtype == dtype], rows=9) == ""
 
 
 @pytest.mark.parametrize("dtype", NAMES)
-def test_decoding_fewer_than_eight_norms_which_mlx_passes_as_constant_is_clean(dtype: str) -> None:
+def test_decoders_of_few_norms_have_no_lint_findings(dtype: str) -> None:
     assert findings(calls.decodings(dtypes=[dtype]), rows=1) == ""

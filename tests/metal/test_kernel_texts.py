@@ -14,7 +14,7 @@ from metal_emulator.proofs.expected_text import contractions, expected_text
 
 
 @pytest.mark.parametrize("kind", calls.every_kind())
-def test_every_variant_has_the_expected_text_and_a_name_of_its_own(kind: str) -> None:
+def test_variants_have_the_expected_text_and_unique_names(kind: str) -> None:
     some = calls.every_kind()[kind]
     with executing() as executor:
         dispatches = calls.planned(executor, mlx_kernels, some)
@@ -29,5 +29,5 @@ def test_every_variant_has_the_expected_text_and_a_name_of_its_own(kind: str) ->
 
 
 @pytest.mark.parametrize("part", ["encode", "decode"])
-def test_arithmetic_is_never_contracted_and_roots_are_exact(part: str) -> None:
+def test_headers_prevent_contraction_and_fast_roots(part: str) -> None:
     assert contractions(mlx_kernels.header("metal", part)) == []

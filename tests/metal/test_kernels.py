@@ -50,25 +50,25 @@ def prove_once_each(executor: Executor, some: Sequence[Call]) -> None:
 
 @pytest.mark.parametrize("dtype", calls.NAMES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_every_codec_encodes_as_the_reference_does(executor: Executor, head_dim: int, dtype: str) -> None:
+def test_encode_kernels_equal_reference(executor: Executor, head_dim: int, dtype: str) -> None:
     prove_once_each(executor, calls.single_encodings([head_dim], [dtype]))
 
 
 @pytest.mark.parametrize("dtype", calls.NAMES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_every_codec_decodes_as_the_reference_does(executor: Executor, head_dim: int, dtype: str) -> None:
+def test_decode_kernels_equal_reference(executor: Executor, head_dim: int, dtype: str) -> None:
     prove_once_each(executor, calls.decodings([head_dim], [dtype]))
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_every_codec_shows_what_it_saw_as_the_reference_does(executor: Executor, head_dim: int) -> None:
+def test_diagnose_kernels_equal_reference(executor: Executor, head_dim: int) -> None:
     # Dtypes take turns: loading is the same as above.
     every = [calls.diagnosing([head_dim], [dtype]) for dtype in calls.NAMES]
     prove_once_each(executor, [some[turn % 3] for turn, some in enumerate(zip(*every, strict=True))])
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_two_streams_of_different_codecs_are_each_encoded_as_the_reference_does(
+def test_two_stream_kernels_equal_reference(
     executor: Executor, head_dim: int
 ) -> None:
     prove_once_each(executor, calls.some_pairs(head_dim))
@@ -76,7 +76,7 @@ def test_two_streams_of_different_codecs_are_each_encoded_as_the_reference_does(
 
 @pytest.mark.parametrize("rotation", CHOICES["rotation"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_vectors_reach_both_sides_of_the_smallest_norm(head_dim: int, rotation: str) -> None:
+def test_vectors_are_on_both_sides_of_the_smallest_norm(head_dim: int, rotation: str) -> None:
     norms = reference.encode(hard_vectors(head_dim), Codec(rotation=rotation).at(head_dim)).norms
 
     close = norms[np.abs(norms / 1e-10 - 1) < 1e-6]
@@ -89,7 +89,7 @@ def test_the_vectors_reach_both_sides_of_the_smallest_norm(head_dim: int, rotati
 
 @pytest.mark.parametrize("rows", [1, 7, 33])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_any_number_of_vectors_gives_the_same_in_any_order_of_lanes(
+def test_result_does_not_depend_on_lane_order(
     executor: Executor, head_dim: int, rows: int
 ) -> None:
     executor.passes = THREE_PASSES
@@ -99,7 +99,7 @@ def test_any_number_of_vectors_gives_the_same_in_any_order_of_lanes(
 
 @pytest.mark.parametrize("threadgroups", [1, 3])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_grid_that_is_too_small_for_all_vectors_goes_through_them_in_strides(
+def test_small_grids_process_vectors_in_strides(
     executor: Executor, head_dim: int, threadgroups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlx_kernels, "MAX_THREADGROUPS", threadgroups)
@@ -118,7 +118,7 @@ FLUSHED = (Codec(), Codec(8, norm="unbiased"), Codec(3, rotation="none"))
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_flushing_denormals_as_metal_does_changes_no_vector_that_meets_none(
+def test_flushed_denormals_change_no_ordinary_vector(
     executor: Executor, head_dim: int, dtype: str
 ) -> None:
     executor.passes = (Pass(flush_denormals=True),)
@@ -135,7 +135,7 @@ def test_flushing_denormals_as_metal_does_changes_no_vector_that_meets_none(
         np.testing.assert_array_equal(norms[meets_none], expected.norms[meets_none])
 
 
-def test_flushing_denormals_takes_an_element_next_to_nothing_for_nothing(executor: Executor) -> None:
+def test_flushed_denormal_element_becomes_zero(executor: Executor) -> None:
     executor.passes = (Pass(flush_denormals=True),)
     x = np.full((1, 64), 1e-40, np.float32)
     x[0, 0] = 1
@@ -153,7 +153,7 @@ def test_flushing_denormals_takes_an_element_next_to_nothing_for_nothing(executo
 
 @pytest.mark.parametrize("codebook", CHOICES["codebook"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_value_on_a_boundary_belongs_to_the_index_below_and_the_next_float_to_the_one_above(
+def test_value_on_a_boundary_gets_the_index_below(
     executor: Executor, head_dim: int, codebook: str
 ) -> None:
     executor.passes = (Pass(),)
@@ -171,7 +171,7 @@ def test_a_value_on_a_boundary_belongs_to_the_index_below_and_the_next_float_to_
 
 @pytest.mark.parametrize("d512_scale", [16.0, 0.3, 1e-30, 1e30])
 @pytest.mark.usefixtures("executor")
-def test_the_ablation_factor_is_the_reference_s(d512_scale: float) -> None:
+def test_d512_scale_equals_reference(d512_scale: float) -> None:
     specs = [Codec(6, norm=norm, d512_scale=d512_scale).at(512) for norm in CHOICES["norm"]]
     x = np.random.default_rng(0).standard_normal((9, 512)).astype(np.float32)
 
@@ -185,7 +185,7 @@ def test_the_ablation_factor_is_the_reference_s(d512_scale: float) -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_what_is_not_finite_shows_in_its_own_vector_and_in_no_other(executor: Executor, head_dim: int) -> None:
+def test_nonfinite_vector_is_detected_and_isolated(executor: Executor, head_dim: int) -> None:
     executor.passes = (Pass(),)
     backend = GpuBackend("metal")
     x = np.random.default_rng(1).standard_normal((31, head_dim)).astype(np.float32)
@@ -208,7 +208,7 @@ def test_what_is_not_finite_shows_in_its_own_vector_and_in_no_other(executor: Ex
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_norm_that_is_not_finite_is_decoded_without_harm_to_its_neighbours(executor: Executor, head_dim: int) -> None:
+def test_nonfinite_norm_does_not_affect_neighbours(executor: Executor, head_dim: int) -> None:
     executor.passes = (Pass(),)
     spec = Codec(5).at(head_dim)
     clean = reference.encode(hard_vectors(head_dim)[:20], spec)
@@ -222,7 +222,7 @@ def test_a_norm_that_is_not_finite_is_decoded_without_harm_to_its_neighbours(exe
 
 
 @pytest.mark.parametrize("kernel", golden.KERNELS)
-def test_the_reference_kernels_are_reproduced(executor: Executor, kernel: str) -> None:
+def test_kernels_equal_golden_files(executor: Executor, kernel: str) -> None:
     executor.passes = (Pass(),)
     backend = GpuBackend("metal")
     cases = list(golden.cases(kernel))

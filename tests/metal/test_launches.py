@@ -25,7 +25,7 @@ def gaussian(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def test_k_and_v_of_one_token_of_32_layers_are_one_launch(executor: Executor) -> None:
+def test_k_and_v_of_32_layers_share_one_launch(executor: Executor) -> None:
     spec = Codec().at(128)
     streams = [Stream(gaussian(32, 8, 1, 128, seed=seed), spec) for seed in range(2)]
 
@@ -41,7 +41,7 @@ def test_k_and_v_of_one_token_of_32_layers_are_one_launch(executor: Executor) ->
     [(Codec(), Codec()), (Codec(8), Codec(3)), (Codec(kind="float16"), Codec(rotation="none"))],
     ids=["alike", "of two codecs", "hybrid"],
 )
-def test_what_many_requests_bring_is_one_launch(k: Codec, v: Codec, executor: Executor) -> None:
+def test_streams_of_many_requests_share_one_launch(k: Codec, v: Codec, executor: Executor) -> None:
     backend = GpuBackend("metal")
     streams = [
         Stream(gaussian(6, 2, tokens, 64, seed=tokens), codec.at(64)) for tokens in (1, 5, 2) for codec in (k, v)
@@ -54,7 +54,7 @@ def test_what_many_requests_bring_is_one_launch(k: Codec, v: Codec, executor: Ex
         assert_same_encoded(on_host(backend, encoded), reference.encode(x, spec))
 
 
-def test_a_body_that_others_would_wait_for_on_a_processor_is_one_launch(executor: Executor) -> None:
+def test_long_body_is_one_launch(executor: Executor) -> None:
     backend, spec = GpuBackend("metal"), Codec().at(64)
     x = gaussian(1, 1, (LONG_NBYTES >> 8) + 1, 64)
 

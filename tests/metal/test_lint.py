@@ -16,11 +16,11 @@ def changed(text: str, right: str, wrong: str) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_right_text_is_clean(dtype: str) -> None:
+def test_correct_text_has_no_findings(dtype: str) -> None:
     assert found(dtype=dtype) == ""
 
 
-def test_a_finding_says_where_it_is() -> None:
+def test_finding_names_file_and_line() -> None:
     header = changed(sample_kernels.HEADER, "thread float* v", "float* v")
 
     assert (
@@ -45,7 +45,7 @@ def test_a_finding_says_where_it_is() -> None:
         ("template <int E>", "struct Rows { float* first; };\ntemplate <int E>", "'first' points to no address space"),
     ],
 )
-def test_a_fault_in_the_header_is_found(right: str, wrong: str, message: str) -> None:
+def test_fault_in_the_header_is_found(right: str, wrong: str, message: str) -> None:
     assert message in found(header=changed(sample_kernels.HEADER, right, wrong))
 
 
@@ -66,15 +66,15 @@ def test_a_fault_in_the_header_is_found(right: str, wrong: str, message: str) ->
         ("0.0f;", "0.0;", "double precision constant"),
     ],
 )
-def test_a_fault_in_the_body_is_found(right: str, wrong: str, message: str) -> None:
+def test_fault_in_the_body_is_found(right: str, wrong: str, message: str) -> None:
     assert message in found(changed(sample_kernels.SOURCE, right, wrong))
 
 
-def test_a_float_does_not_become_a_bfloat_by_itself() -> None:
+def test_implicit_conversion_to_bfloat_is_found() -> None:
     assert "no viable" in found(changed(sample_kernels.SOURCE, "static_cast<T>(v[i])", "v[i]"), dtype="bfloat16")
 
 
-def test_variants_are_read_beside_the_first() -> None:
+def test_fault_in_a_variant_is_found() -> None:
     source = changed(sample_kernels.SOURCE, "static_cast<T>(v[i])", "v[i]")
     first, *variants = (sample_kernels.text(source, dtype=dtype) for dtype in ("float32", "bfloat16", "float16"))
 
@@ -108,11 +108,11 @@ BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
         (ROTATE, f"if (lane == 5) return; {ROTATE}", "butterfly"),
     ],
 )
-def test_a_call_only_some_lanes_may_make_is_found(right: str, wrong: str, name: str) -> None:
+def test_divergent_call_is_found(right: str, wrong: str, name: str) -> None:
     assert f"{name} under a lane-dependent condition" in found(changed(sample_kernels.SOURCE, right, wrong))
 
 
-def test_a_condition_passed_to_a_function_counts() -> None:
+def test_condition_passed_to_a_function_is_followed() -> None:
     header = sample_kernels.HEADER + "inline float most(float v, bool now) { if (now) v = simd_max(v); return v; }\n"
 
     assert "simd_max under" in found(changed(sample_kernels.SOURCE, "simd_max(top)", "most(top, lane > 2)"), header)
@@ -124,7 +124,7 @@ METHOD = "template <int E> struct Rows { static void run(thread float* v, uint l
 
 
 @pytest.mark.parametrize(("condition", "reported"), [("place.lane < 3", True), ("place.row < 3", False)])
-def test_members_of_a_struct_are_told_apart(condition: str, reported: bool) -> None:
+def test_struct_members_are_distinguished(condition: str, reported: bool) -> None:
     wrong = f"Place place{{lane, row}}; if ({condition}) {MAXIMUM}"
 
     findings = found(changed(sample_kernels.SOURCE, MAXIMUM, wrong), sample_kernels.HEADER + PLACE)
@@ -133,7 +133,7 @@ def test_members_of_a_struct_are_told_apart(condition: str, reported: bool) -> N
 
 
 @pytest.mark.parametrize(("condition", "reported"), [("lane < 3", True), ("row < 3", False)])
-def test_calls_of_methods_are_followed(condition: str, reported: bool) -> None:
+def test_method_calls_are_followed(condition: str, reported: bool) -> None:
     findings = found(
         changed(sample_kernels.SOURCE, ROTATE, f"if ({condition}) Rows<E>::run(v, lane);"),
         sample_kernels.HEADER + METHOD,
@@ -142,7 +142,7 @@ def test_calls_of_methods_are_followed(condition: str, reported: bool) -> None:
     assert ("run under" in findings) == reported
 
 
-def test_metals_own_pragma_is_known_and_no_other() -> None:
+def test_only_the_metal_pragma_is_accepted() -> None:
     assert found(header="#pragma METAL fp contract(off)\n" + sample_kernels.HEADER) == ""
     assert "unknown pragma" in found(header="#pragma METAL fp contract(no)\n" + sample_kernels.HEADER)
 
@@ -158,5 +158,5 @@ def test_metals_own_pragma_is_known_and_no_other() -> None:
         (BARRIER, f"if (threadgroup_position_in_grid.x > 3) return; {BARRIER}"),
     ],
 )
-def test_a_call_all_lanes_make_is_not_reported(right: str, wrong: str) -> None:
+def test_uniform_call_is_not_reported(right: str, wrong: str) -> None:
     assert found(changed(sample_kernels.SOURCE, right, wrong).replace("row < x_shape", "int(row) < x_shape")) == ""

@@ -113,7 +113,7 @@ def generated() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_text_is_the_one_mlx_generates(name: str, generated: dict[str, str]) -> None:
+def test_metal_source_equals_text_from_mlx(name: str, generated: dict[str, str]) -> None:
     dispatch = CASES[name]
 
     text = metal_source(dispatch.definition, dispatch.variant)

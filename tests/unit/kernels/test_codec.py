@@ -16,7 +16,7 @@ DEFAULTS = {
 }
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
+def test_codec_defaults() -> None:
     assert Codec().to_mapping() == DEFAULTS
     assert Codec.from_mapping({}) == Codec.from_mapping(DEFAULTS) == Codec()
 
@@ -44,10 +44,10 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("d512_scale", float("inf"), "must be a positive finite number, not inf"),
         ("d512_scale", True, "must be a positive finite number, not True"),
         ("d512_scale", "1", "must be a positive finite number, not '1'"),
-        ("colour", "red", "unknown option; there are bits, codebook, d512_scale, kind, layout, norm, rotation"),
+        ("colour", "red", "unknown option: options are bits, codebook, d512_scale, kind, layout, norm, rotation"),
     ],
 )
-def test_a_refused_option_is_named_with_the_reason(field: str, value: Any, reason: str) -> None:
+def test_invalid_option_raises_with_field_and_reason(field: str, value: Any, reason: str) -> None:
     with pytest.raises(UnsupportedCodec) as caught:
         Codec.from_mapping({field: value})
 
@@ -57,12 +57,12 @@ def test_a_refused_option_is_named_with_the_reason(field: str, value: Any, reaso
     assert isinstance(caught.value, CodecError)
 
 
-def test_a_bool_is_no_number_of_bits() -> None:
+def test_bits_must_not_be_a_bool() -> None:
     with pytest.raises(UnsupportedCodec):
         Codec(bits=True)
 
 
-def test_a_codec_survives_the_wire() -> None:
+def test_codec_round_trips_through_a_mapping() -> None:
     codec = Codec(6, "none", "byte", "lloyd-max", "unbiased", "quantized", 22.627417)
 
     options = codec.to_mapping()
@@ -71,19 +71,19 @@ def test_a_codec_survives_the_wire() -> None:
     assert Codec.from_mapping(options) == codec
 
 
-def test_the_ablation_factor_is_kept_as_float32_and_shown_only_where_it_is_set() -> None:
+def test_d512_scale_is_float32_and_omitted_if_one() -> None:
     assert Codec(d512_scale=0.1).d512_scale == 0.10000000149011612
     assert Codec(d512_scale=1).to_mapping() == DEFAULTS
     assert Codec(d512_scale=16).to_mapping() == {**DEFAULTS, "d512_scale": 16.0}
 
 
-def test_equal_codecs_are_one_key() -> None:
+def test_equal_codecs_hash_equal() -> None:
     assert len({Codec(), Codec(4), Codec(5)}) == 2
     assert len({Codec().at(64), Codec().at(64), Codec().at(128)}) == 2
 
 
 @pytest.mark.parametrize("head_dim", [0, 1, 32, 96, 192, 1024, -64])
-def test_another_head_dim_is_refused(head_dim: int) -> None:
+def test_unsupported_head_dim_is_rejected(head_dim: int) -> None:
     with pytest.raises(UnsupportedShape, match=f"head_dim must be one of 64, 128, 256, 512, not {head_dim}"):
         CodecSpec(Codec(), head_dim)
 
@@ -106,7 +106,7 @@ def test_another_head_dim_is_refused(head_dim: int) -> None:
         (Codec(kind="float16", layout="byte"), 512, 1024, 0, 1024),
     ],
 )
-def test_the_sizes_follow_from_codec_and_head_dim(
+def test_sizes_for_codec_and_head_dim(
     codec: Codec, head_dim: int, row_bytes: int, norms: int, nbytes: int
 ) -> None:
     spec = codec.at(head_dim)
@@ -114,11 +114,11 @@ def test_the_sizes_follow_from_codec_and_head_dim(
     assert (spec.row_bytes, spec.norms, spec.nbytes) == (row_bytes, norms, nbytes)
 
 
-def test_a_row_is_a_whole_number_of_bytes_everywhere() -> None:
+def test_rows_are_whole_bytes_for_all_codecs() -> None:
     assert all(head_dim * bits % 8 == 0 for head_dim in HEAD_DIMS for bits in BITS)
 
 
-def test_only_head_dim_512_is_normalised_in_two_blocks() -> None:
+def test_only_head_dim_512_has_two_blocks() -> None:
     assert {d: (Codec().at(d).blocks, Codec().at(d).block_dim) for d in HEAD_DIMS} == {
         64: (1, 64),
         128: (1, 128),
@@ -127,7 +127,7 @@ def test_only_head_dim_512_is_normalised_in_two_blocks() -> None:
     }
 
 
-def test_the_constants_are_the_nearest_float32() -> None:
+def test_constants_are_rounded_to_float32() -> None:
     constants = {d: (Codec().at(d).inv_sqrt.item(), Codec().at(d).gain.item()) for d in HEAD_DIMS}
 
     assert constants == {

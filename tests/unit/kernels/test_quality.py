@@ -37,7 +37,7 @@ def nrmse(got: NDArray[np.float64], x: NDArray[np.float32]) -> float:
 @pytest.mark.parametrize("rotation", ["hadamard", "none"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize(("codebook", "bits"), NRMSE, ids=str)
-def test_the_error_on_gaussian_data_is_the_quantizer_s(bits: int, codebook: str, head_dim: int, rotation: str) -> None:
+def test_error_on_gaussian_data_is_the_quantizer_error(bits: int, codebook: str, head_dim: int, rotation: str) -> None:
     spec = Codec(bits, codebook=codebook, rotation=rotation).at(head_dim)
     x = gaussian(500_000 // head_dim, head_dim)
 
@@ -48,7 +48,7 @@ def test_the_error_on_gaussian_data_is_the_quantizer_s(bits: int, codebook: str,
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_error_on_short_dtypes_is_the_quantizer_s_too(dtype: str) -> None:
+def test_error_on_16_bit_dtypes_is_the_quantizer_error(dtype: str) -> None:
     spec = Codec(4).at(128)
     x = gaussian(4000, 128).astype(DTYPES[dtype])
 
@@ -58,7 +58,7 @@ def test_the_error_on_short_dtypes_is_the_quantizer_s_too(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("codebook", ["mlx-native", "lloyd-max"])
-def test_every_bit_more_lessens_the_error(codebook: str) -> None:
+def test_more_bits_reduce_the_error(codebook: str) -> None:
     x = gaussian(2000, 128)
 
     errors = [nrmse(round_trip(x, Codec(bits, codebook=codebook).at(128)), x) for bits in BITS]
@@ -68,7 +68,7 @@ def test_every_bit_more_lessens_the_error(codebook: str) -> None:
 
 
 @pytest.mark.parametrize(("bits", "head_dim", "rotation"), list(product(BITS, HEAD_DIMS, ["hadamard", "none"])))
-def test_an_unbiased_norm_makes_the_projection_right(bits: int, head_dim: int, rotation: str) -> None:
+def test_unbiased_norm_gives_the_exact_projection(bits: int, head_dim: int, rotation: str) -> None:
     spec = Codec(bits, rotation=rotation, norm="unbiased").at(head_dim)
     x = gaussian(300, head_dim) * np.float32(3.7)
 
@@ -77,7 +77,7 @@ def test_an_unbiased_norm_makes_the_projection_right(bits: int, head_dim: int, r
     np.testing.assert_allclose(projection, 1, rtol=0, atol=2e-6)
 
 
-def test_an_unbiased_norm_makes_the_projection_of_each_block_right() -> None:
+def test_unbiased_norm_gives_exact_projections_per_block() -> None:
     spec = Codec(3, rotation="none", norm="unbiased", d512_scale=0.5).at(512)
     x = (gaussian(300, 512) * np.repeat([1, 20], 256)).astype(np.float32)
 
@@ -88,7 +88,7 @@ def test_an_unbiased_norm_makes_the_projection_of_each_block_right() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_an_exact_norm_makes_the_projection_too_short(bits: int) -> None:
+def test_exact_norm_shortens_the_projection(bits: int) -> None:
     spec = Codec(bits, norm="exact").at(128)
     x = gaussian(3000, 128)
 
@@ -99,7 +99,7 @@ def test_an_exact_norm_makes_the_projection_too_short(bits: int) -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_rotation_spreads_an_outlier_channel(head_dim: int) -> None:
+def test_rotation_spreads_outlier_channels(head_dim: int) -> None:
     x = gaussian(500, head_dim)
     x[:, [11, -11]] *= 50
 
@@ -112,7 +112,7 @@ def test_the_rotation_spreads_an_outlier_channel(head_dim: int) -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_attention_scores_in_the_rotated_domain_are_those_of_the_values(head_dim: int) -> None:
+def test_attention_scores_are_equal_in_the_rotated_domain(head_dim: int) -> None:
     spec = Codec(4).at(head_dim)
     keys, queries = gaussian(200, head_dim, 1), gaussian(50, head_dim, 2)
     stored = reference.encode(keys, spec)
@@ -124,7 +124,7 @@ def test_attention_scores_in_the_rotated_domain_are_those_of_the_values(head_dim
     np.testing.assert_allclose(rotated, plain, rtol=0, atol=2e-4)
 
 
-def test_without_a_rotation_the_rotated_domain_is_the_plain_one() -> None:
+def test_rotated_domain_without_rotation_is_plain() -> None:
     spec = Codec(5, rotation="none").at(256)
     stored = reference.encode(gaussian(20, 256), spec)
 
@@ -133,14 +133,14 @@ def test_without_a_rotation_the_rotated_domain_is_the_plain_one() -> None:
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_error_does_not_depend_on_the_scale(head_dim: int, scale: float) -> None:
+def test_error_does_not_depend_on_the_scale(head_dim: int, scale: float) -> None:
     spec = Codec(4).at(head_dim)
     x = gaussian(2000, head_dim) * np.float32(scale)
 
     assert nrmse(round_trip(x, spec), x) == pytest.approx(0.097, rel=0.02)
 
 
-def test_a_vanishing_vector_decodes_to_nearly_nothing() -> None:
+def test_vanishing_vector_decodes_to_near_zero() -> None:
     spec = Codec(4).at(128)
     x = gaussian(10, 128) * np.float32(1e-13)
 

@@ -29,7 +29,7 @@ def probability(x: float) -> float:
 
 
 @pytest.mark.parametrize(("bits", "codebook"), QUANTIZERS)
-def test_each_boundary_lies_between_its_centroids(bits: int, codebook: str) -> None:
+def test_boundaries_lie_between_centroids(bits: int, codebook: str) -> None:
     centroids, boundaries = tables.centroids(bits, codebook), tables.boundaries(bits, codebook)
 
     assert centroids.dtype == boundaries.dtype == np.float32
@@ -39,7 +39,7 @@ def test_each_boundary_lies_between_its_centroids(bits: int, codebook: str) -> N
 
 
 @pytest.mark.parametrize(("bits", "codebook"), QUANTIZERS)
-def test_the_tables_are_symmetric(bits: int, codebook: str) -> None:
+def test_tables_are_symmetric(bits: int, codebook: str) -> None:
     centroids, boundaries = tables.centroids(bits, codebook), tables.boundaries(bits, codebook)
 
     np.testing.assert_array_equal(centroids, -centroids[::-1])
@@ -48,7 +48,7 @@ def test_the_tables_are_symmetric(bits: int, codebook: str) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_lloyd_max_tables_are_converged(bits: int) -> None:
+def test_lloyd_max_tables_are_converged(bits: int) -> None:
     centroids = tables.centroids(bits, "lloyd-max").astype(np.float64)
     edges = [-math.inf, *tables.boundaries(bits, "lloyd-max").astype(np.float64), math.inf]
 
@@ -63,20 +63,20 @@ def test_the_lloyd_max_tables_are_converged(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_only_the_metal_kernels_own_widths_have_tables_of_their_own(bits: int) -> None:
+def test_mlx_native_tables_differ_above_3_bits_only(bits: int) -> None:
     same = np.array_equal(tables.centroids(bits, "mlx-native"), tables.centroids(bits, "lloyd-max"))
 
     assert same == (bits in (2, 3))
 
 
-def test_tables_cannot_be_changed_by_their_users() -> None:
+def test_tables_are_read_only() -> None:
     for table in (tables.centroids(4, "mlx-native"), tables.boundaries(4, "mlx-native"), tables.signs(64)):
         with pytest.raises(ValueError, match="read-only"):
             table[0] = 0
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_sign_is_a_bit_little_endian_in_its_byte(head_dim: int) -> None:
+def test_signs_are_little_endian_bits(head_dim: int) -> None:
     bits, signs = tables.sign_bits(head_dim), tables.signs(head_dim)
 
     assert bits.shape == (head_dim // 8,)
@@ -84,13 +84,13 @@ def test_a_sign_is_a_bit_little_endian_in_its_byte(head_dim: int) -> None:
     assert abs(signs.sum()) < 4 * math.sqrt(head_dim)
 
 
-def test_shorter_vectors_take_the_first_signs_of_longer_ones() -> None:
+def test_shorter_vectors_use_the_first_signs() -> None:
     for head_dim in HEAD_DIMS:
         np.testing.assert_array_equal(tables.signs(head_dim), tables.signs(512)[:head_dim])
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_transform_is_the_hadamard_matrix(head_dim: int) -> None:
+def test_transform_equals_the_hadamard_matrix(head_dim: int) -> None:
     # Small integers stay exact in float32, so the order of additions does not show.
     y = np.random.default_rng(0).integers(-99, 100, (20, head_dim)).astype(np.float32)
 
@@ -98,13 +98,13 @@ def test_the_transform_is_the_hadamard_matrix(head_dim: int) -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_transform_undoes_itself_up_to_the_dimension(head_dim: int) -> None:
+def test_transform_twice_multiplies_by_head_dim(head_dim: int) -> None:
     y = np.random.default_rng(0).integers(-99, 100, (20, head_dim)).astype(np.float32)
 
     np.testing.assert_array_equal(reference.transform(reference.transform(y)), y * head_dim)
 
 
-def test_butterflies_go_from_near_to_far() -> None:
+def test_butterflies_start_at_distance_one() -> None:
     # 1 is lost beside 2**24, so what survives tells which pairs were added first.
     y = np.zeros((1, 64), np.float32)
     y[0, :4] = [2**24, 1, 1, 1]
@@ -115,7 +115,7 @@ def test_butterflies_go_from_near_to_far() -> None:
     assert transformed[0, 1] == 2**24 - 1
 
 
-def test_a_sum_goes_along_a_lane_and_then_across_in_pairs() -> None:
+def test_block_sums_add_lanes_first_then_pairs() -> None:
     # Lane 0 owns elements 0 to 3 of 128: each 1 is lost beside 2**24 there, the two of lane 1 together are not.
     terms = np.zeros((2, 128), np.float32)
     terms[0, :4] = [2**24, 1, 1, 1]
@@ -126,13 +126,13 @@ def test_a_sum_goes_along_a_lane_and_then_across_in_pairs() -> None:
     assert sums.tolist() == [[2**24], [2**24 + 2]]
 
 
-def test_lanes_of_the_two_halves_of_512_do_not_mix() -> None:
+def test_block_sums_keep_the_halves_of_512_apart() -> None:
     terms = np.arange(512, dtype=np.float32)[None]
 
     assert reference.block_sums(terms, Codec().at(512)).tolist() == [[255 * 128, 255 * 128 + 256 * 256]]
 
 
-def test_a_norm_is_the_length_or_at_512_the_rms_of_a_block() -> None:
+def test_norm_is_l2_or_block_rms_at_512() -> None:
     short = np.zeros((1, 256), np.float32)
     short[0, [3, 200]] = 3, 4
     long = np.repeat(np.array([2, 5], np.float32), 256)[None]
@@ -153,7 +153,7 @@ def test_a_norm_is_the_length_or_at_512_the_rms_of_a_block() -> None:
         (8, [1, 2, 3, 4, 5, 6, 7, 0]),
     ],
 )
-def test_the_dense_layout_is_a_little_endian_bit_stream(bits: int, packed: list[int]) -> None:
+def test_dense_layout_is_a_little_endian_bit_stream(bits: int, packed: list[int]) -> None:
     spec = Codec(bits).at(64)
     indices = np.array([1, 2, 3, 4, 5, 6, 7, 0] * 8, np.uint8)[None] & (2**bits - 1)
 
@@ -165,7 +165,7 @@ def test_the_dense_layout_is_a_little_endian_bit_stream(bits: int, packed: list[
 
 @pytest.mark.parametrize("layout", CHOICES["layout"])
 @pytest.mark.parametrize(("bits", "head_dim"), list(product(BITS, HEAD_DIMS)))
-def test_unpacking_undoes_packing(bits: int, head_dim: int, layout: str) -> None:
+def test_unpack_inverts_pack(bits: int, head_dim: int, layout: str) -> None:
     spec = Codec(bits, layout=layout).at(head_dim)
     indices = np.random.default_rng(bits).integers(0, 2**bits, (50, head_dim), np.uint8)
 
@@ -176,7 +176,7 @@ def test_unpacking_undoes_packing(bits: int, head_dim: int, layout: str) -> None
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
-def test_bits_above_an_index_in_the_byte_layout_are_ignored(bits: int) -> None:
+def test_byte_layout_ignores_bits_above_the_index(bits: int) -> None:
     spec = Codec(bits, layout="byte").at(64)
     encoded = reference.encode(np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32), spec)
     dirty = Encoded(encoded.packed | np.uint8(0xFF << bits & 0xFF), encoded.norms)
@@ -184,7 +184,7 @@ def test_bits_above_an_index_in_the_byte_layout_are_ignored(bits: int) -> None:
     np.testing.assert_array_equal(reference.decode(dirty, spec), reference.decode(encoded, spec))
 
 
-def test_an_index_counts_the_boundaries_below() -> None:
+def test_index_counts_the_boundaries_below() -> None:
     spec = Codec(2).at(64)
     low, middle, high = tables.boundaries(2, "mlx-native")
     v = np.array([[-np.inf, low, np.nextafter(low, middle), middle, 1e-45, high, np.inf, np.nan]], np.float32)
@@ -192,7 +192,7 @@ def test_an_index_counts_the_boundaries_below() -> None:
     assert reference.indices(v, spec).tolist() == [[0, 0, 1, 1, 2, 2, 3, 0]]
 
 
-def test_a_vector_without_length_has_the_index_just_below_the_centre_and_keeps_its_norm() -> None:
+def test_vanishing_vector_gets_the_middle_index_and_its_norm() -> None:
     x = np.zeros((2, 64), np.float32)
     x[1, 5] = 1e-10
 
@@ -205,7 +205,7 @@ def test_a_vector_without_length_has_the_index_just_below_the_centre_and_keeps_i
 @pytest.mark.parametrize("lead", [(0,), (0, 3), (2, 0)])
 @pytest.mark.parametrize(("kind", "layout"), [("quantized", "dense"), ("quantized", "byte"), ("float16", "dense")])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_no_vectors_encode_to_no_rows(head_dim: int, kind: str, layout: str, lead: tuple[int, ...]) -> None:
+def test_empty_input_encodes_to_empty_output(head_dim: int, kind: str, layout: str, lead: tuple[int, ...]) -> None:
     spec = Codec(kind=kind, layout=layout, norm="unbiased").at(head_dim)
 
     encoded = reference.encode(np.zeros((*lead, head_dim), np.float16), spec)

@@ -12,14 +12,14 @@ from hadakv_kernels import tables
 KNOWN = "49cc0f77dd29b52debbdf7a9596514fd2da91bbde08e5b255771cc7f1c23cef4"
 
 
-def test_the_fingerprint_is_that_of_what_has_been_stored() -> None:
+def test_fingerprint_has_not_changed() -> None:
     assert tables.fingerprint() == KNOWN
 
 
 @pytest.mark.parametrize("codebook", ["mlx-native", "lloyd-max"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("part", ["centroids", "boundaries"])
-def test_another_number_in_any_table_is_another_fingerprint(part: str, bits: int, codebook: str) -> None:
+def test_changed_table_changes_the_fingerprint(part: str, bits: int, codebook: str) -> None:
     original = getattr(tables, part)
 
     def changed(asked_bits: int, asked_codebook: str) -> NDArray[np.float32]:
@@ -33,7 +33,7 @@ def test_another_number_in_any_table_is_another_fingerprint(part: str, bits: int
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256, 512])
-def test_another_sign_is_another_fingerprint(head_dim: int) -> None:
+def test_changed_sign_changes_the_fingerprint(head_dim: int) -> None:
     original = tables.sign_bits
 
     def changed(asked: int) -> NDArray[np.uint8]:

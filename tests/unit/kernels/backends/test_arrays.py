@@ -33,14 +33,14 @@ HOST = {
 
 
 @pytest.mark.parametrize("array", HOST.values(), ids=HOST)
-def test_an_array_comes_back_from_the_device_as_it_was(array: NDArray[Any], backend: Backend) -> None:
+def test_to_device_and_back_keeps_the_array(array: NDArray[Any], backend: Backend) -> None:
     got = backend.to_host(backend.to_device(array))
 
     assert got.flags.c_contiguous
     assert_same_bits(got, np.ascontiguousarray(array))
 
 
-def test_what_is_on_the_device_does_not_change_with_what_it_was_made_of(backend: Backend) -> None:
+def test_to_device_copies_the_values(backend: Backend) -> None:
     buffer = BYTES.copy()
 
     whole, part = backend.to_device(buffer), backend.to_device(buffer[:, :, 3:9])
@@ -50,7 +50,7 @@ def test_what_is_on_the_device_does_not_change_with_what_it_was_made_of(backend:
     assert_same_bits(backend.to_host(part), np.ascontiguousarray(BYTES[:, :, 3:9]))
 
 
-def test_what_is_on_the_device_does_not_keep_what_it_was_made_of(backend: Backend) -> None:
+def test_to_device_keeps_no_reference_to_the_source(backend: Backend) -> None:
     buffer = bytearray(BYTES.tobytes())
 
     kept = backend.to_device(np.frombuffer(buffer, np.uint8)[100:200])
@@ -60,7 +60,7 @@ def test_what_is_on_the_device_does_not_keep_what_it_was_made_of(backend: Backen
     assert len(kept) == 100
 
 
-def test_arrays_on_the_device_are_joined(backend: Backend) -> None:
+def test_concatenate_joins_device_arrays(backend: Backend) -> None:
     halves = [backend.to_device(BYTES[:, :, :16]), backend.to_device(BYTES[:, :, 16:])]
 
     assert_same_bits(backend.to_host(backend.concatenate(halves, 2)), BYTES)

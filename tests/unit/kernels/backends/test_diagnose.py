@@ -16,7 +16,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"d{spec.head_dim}-{spec.codec.bits}bit")
-def test_diagnosing_gives_the_bits_of_the_reference_and_of_encoding(spec: CodecSpec, backend: Backend) -> None:
+def test_diagnose_equals_reference_and_encode(spec: CodecSpec, backend: Backend) -> None:
     dtype = list(DTYPES)[spec.codec.bits % 3]
     x = np.random.default_rng(3).standard_normal((2, 17, spec.head_dim)).astype(DTYPES[dtype])
     expected = reference.diagnose(x, spec)
@@ -30,7 +30,7 @@ def test_diagnosing_gives_the_bits_of_the_reference_and_of_encoding(spec: CodecS
 
 
 @pytest.mark.parametrize(("head_dim", "d512_scale"), [(64, 1.0), (256, 1.0), (512, 1.0), (512, 16.0)])
-def test_a_rotated_unit_vector_is_scaled_to_a_column_of_signs(
+def test_unit_vector_is_rotated_to_a_column_of_signs(
     head_dim: int, d512_scale: float, backend: Backend
 ) -> None:
     element = 5
@@ -45,7 +45,7 @@ def test_a_rotated_unit_vector_is_scaled_to_a_column_of_signs(
     np.testing.assert_allclose(backend.to_host(got.rms)[0], d512_scale, rtol=3e-7)
 
 
-def test_unrotated_values_are_scaled_by_their_own_rms(backend: Backend) -> None:
+def test_unrotated_values_are_scaled_by_their_rms(backend: Backend) -> None:
     x = np.zeros((2, 512), np.float32)
     x[0, :256], x[0, 256:] = 2.0, -0.5
     x[1, 300] = 7.0
@@ -59,7 +59,7 @@ def test_unrotated_values_are_scaled_by_their_own_rms(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_rms_of_scaled_values_is_worked_out_from_them(head_dim: int, backend: Backend) -> None:
+def test_rms_is_the_rms_of_the_scaled_values(head_dim: int, backend: Backend) -> None:
     spec = Codec(d512_scale=3.0).at(head_dim)
     x = np.random.default_rng(5).standard_normal((7, head_dim)).astype(np.float32)
 
@@ -71,7 +71,7 @@ def test_the_rms_of_scaled_values_is_worked_out_from_them(head_dim: int, backend
 
 @pytest.mark.parametrize("lead", [(), (0,), (2, 0, 3), (1, 2, 3)])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_leading_axes_are_kept(head_dim: int, lead: tuple[int, ...], backend: Backend) -> None:
+def test_diagnose_keeps_leading_axes(head_dim: int, lead: tuple[int, ...], backend: Backend) -> None:
     spec = Codec().at(head_dim)
 
     got = backend.diagnose(np.ones((*lead, head_dim), np.float32), spec)

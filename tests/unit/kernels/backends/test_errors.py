@@ -30,7 +30,7 @@ CODECS = pytest.mark.parametrize("codec", [Codec(), Codec(kind="float16")], ids=
 
 @CODECS
 @pytest.mark.parametrize("dtype", ["float64", "int8", "uint8", "int32", "complex64", "bool", ">f4", ">f2", "S4"])
-def test_another_dtype_is_refused(dtype: str, codec: Codec, backend: Backend) -> None:
+def test_encode_rejects_unsupported_dtypes(dtype: str, codec: Codec, backend: Backend) -> None:
     x = np.zeros((2, 64), dtype)
 
     with pytest.raises(UnsupportedDtype, match="dtype must be one of float32, float16, bfloat16, not "):
@@ -41,19 +41,19 @@ def test_another_dtype_is_refused(dtype: str, codec: Codec, backend: Backend) ->
 @pytest.mark.parametrize(
     "x", [np.zeros((2, 63), np.float32), np.zeros((64, 2), np.float32), np.zeros(0, np.float32), np.float32(1)]
 )
-def test_another_last_axis_is_refused(x: NDArray[Any], codec: Codec, backend: Backend) -> None:
-    with pytest.raises(UnsupportedShape, match="the last axis must have 64 elements, the shape is"):
+def test_encode_rejects_a_wrong_last_axis(x: NDArray[Any], codec: Codec, backend: Backend) -> None:
+    with pytest.raises(UnsupportedShape, match="the last axis must have 64 elements, but the shape is"):
         backend.encode([Stream(np.asarray(x), codec.at(64))])
 
 
-def test_diagnosing_refuses_what_encoding_refuses(backend: Backend) -> None:
+def test_diagnose_rejects_unsupported_dtype_and_shape(backend: Backend) -> None:
     with pytest.raises(UnsupportedDtype):
         backend.diagnose(np.zeros((2, 64)), Codec().at(64))
     with pytest.raises(UnsupportedShape):
         backend.diagnose(np.zeros((2, 64), np.float32), Codec().at(128))
 
 
-def test_diagnosing_refuses_a_codec_that_does_not_quantize(backend: Backend) -> None:
+def test_diagnose_rejects_kind_float16(backend: Backend) -> None:
     for count in (0, 2):
         with pytest.raises(UnsupportedCodec, match=r'codec\.kind: must be "quantized" to be diagnosed, not "float16"'):
             backend.diagnose(np.zeros((count, 64), np.float32), Codec(kind="float16").at(64))
@@ -68,13 +68,13 @@ def decoded(backend: Backend, spec: CodecSpec, packed: NDArray[Any], norms: NDAr
 @pytest.mark.parametrize(
     "lead", [(), (0,), (1,), (6,), (2, 3), (3, 0)], ids=lambda lead: "x".join(map(str, lead)) or "one"
 )
-def test_rows_of_another_size_are_refused(lead: tuple[int, ...], head_dim: int, codec: Codec, backend: Backend) -> None:
+def test_decode_rejects_a_wrong_row_size(lead: tuple[int, ...], head_dim: int, codec: Codec, backend: Backend) -> None:
     spec = codec.at(head_dim)
     norms = np.ones((*lead, spec.norms), np.float32)
 
     for row_bytes in (0, 1, spec.row_bytes - 1, spec.row_bytes + 1, 2 * spec.row_bytes):
         shape = (*lead, row_bytes)
-        message = f"the last axis of packed must have {spec.row_bytes} bytes, the shape is {shape}"
+        message = f"the last axis of packed must have {spec.row_bytes} bytes, but the shape is {shape}"
         with pytest.raises(UnsupportedShape, match=re.escape(message)):
             decoded(backend, spec, np.zeros(shape, np.uint8), norms)
 
@@ -82,21 +82,21 @@ def test_rows_of_another_size_are_refused(lead: tuple[int, ...], head_dim: int, 
 @CODECS
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("lead", [(5,), (7,), (1,), (0,), (), (3, 2), (6, 1), (2, 2), (1, 2, 3)], ids=str)
-def test_norms_that_are_not_one_row_for_each_of_packed_are_refused(
+def test_decode_rejects_norms_with_other_leading_axes(
     lead: tuple[int, ...], head_dim: int, codec: Codec, backend: Backend
 ) -> None:
     spec = codec.at(head_dim)
     packed = np.zeros((2, 3, spec.row_bytes), np.uint8)
     norms = np.ones((*lead, spec.norms), np.float32)
 
-    message = f"norms must have the shape {(2, 3, spec.norms)} beside packed of {packed.shape}, not {norms.shape}"
+    message = f"norms must have the shape {(2, 3, spec.norms)} to match packed of shape {packed.shape}, not {norms.shape}"
     with pytest.raises(UnsupportedShape, match=re.escape(message)):
         decoded(backend, spec, packed, norms)
 
 
 @CODECS
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_another_number_of_norms_in_a_row_is_refused(head_dim: int, codec: Codec, backend: Backend) -> None:
+def test_decode_rejects_a_wrong_number_of_norms(head_dim: int, codec: Codec, backend: Backend) -> None:
     spec = codec.at(head_dim)
     packed = np.zeros((6, spec.row_bytes), np.uint8)
 
@@ -106,20 +106,20 @@ def test_another_number_of_norms_in_a_row_is_refused(head_dim: int, codec: Codec
 
 
 @pytest.mark.parametrize("norms", [np.float32(1), np.ones((), np.float32), np.ones(6, np.float32)], ids=repr)
-def test_norms_without_an_axis_of_their_own_are_refused(norms: NDArray[Any], backend: Backend) -> None:
-    with pytest.raises(UnsupportedShape, match=r"norms must have the shape \(6, 1\) beside packed of \(6, 32\), not"):
+def test_decode_rejects_norms_without_their_own_axis(norms: NDArray[Any], backend: Backend) -> None:
+    with pytest.raises(UnsupportedShape, match=r"norms must have the shape \(6, 1\) to match packed of shape \(6, 32\), not"):
         decoded(backend, Codec().at(64), np.zeros((6, 32), np.uint8), np.asarray(norms))
 
 
-def test_a_lone_byte_is_no_row(backend: Backend) -> None:
-    with pytest.raises(UnsupportedShape, match=r"the last axis of packed must have 32 bytes, the shape is \(\)"):
+def test_decode_rejects_packed_without_axes(backend: Backend) -> None:
+    with pytest.raises(UnsupportedShape, match=r"the last axis of packed must have 32 bytes, but the shape is \(\)"):
         decoded(backend, Codec().at(64), np.zeros((), np.uint8), np.ones(1, np.float32))
 
 
 @CODECS
 @pytest.mark.parametrize("dtype", ["int8", "bool", "uint16", "int32", "float32", "S1"])
 @pytest.mark.parametrize("count", [0, 6])
-def test_packed_of_another_dtype_is_refused(count: int, dtype: str, codec: Codec, backend: Backend) -> None:
+def test_decode_rejects_packed_of_another_dtype(count: int, dtype: str, codec: Codec, backend: Backend) -> None:
     spec = codec.at(64)
     packed = np.zeros((count, spec.row_bytes), dtype)
 
@@ -130,7 +130,7 @@ def test_packed_of_another_dtype_is_refused(count: int, dtype: str, codec: Codec
 @CODECS
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "uint8", "complex64", ">f4"])
 @pytest.mark.parametrize("count", [0, 6])
-def test_norms_of_another_dtype_are_refused(count: int, dtype: str, codec: Codec, backend: Backend) -> None:
+def test_decode_rejects_norms_of_another_dtype(count: int, dtype: str, codec: Codec, backend: Backend) -> None:
     spec = codec.at(64)
     norms = np.ones((count, spec.norms), dtype)
 
@@ -141,7 +141,7 @@ def test_norms_of_another_dtype_are_refused(count: int, dtype: str, codec: Codec
 @CODECS
 @pytest.mark.parametrize("dtype", ["float64", "int8", "Float32", "half", "", None])
 @pytest.mark.parametrize("count", [0, 6])
-def test_values_of_another_dtype_cannot_be_asked_for(count: int, dtype: Any, codec: Codec, backend: Backend) -> None:
+def test_decode_rejects_an_unsupported_result_dtype(count: int, dtype: Any, codec: Codec, backend: Backend) -> None:
     spec = codec.at(64)
     stored = Encoded(np.zeros((count, spec.row_bytes), np.uint8), np.ones((count, spec.norms), np.float32))
 
@@ -150,7 +150,7 @@ def test_values_of_another_dtype_cannot_be_asked_for(count: int, dtype: Any, cod
 
 
 @pytest.mark.parametrize("head_dim", [64, 512])
-def test_arrays_of_the_device_are_refused_alike(head_dim: int, backend: Backend) -> None:
+def test_decode_rejects_invalid_device_arrays(head_dim: int, backend: Backend) -> None:
     spec = Codec().at(head_dim)
     packed, norms = np.zeros((6, spec.row_bytes), np.uint8), np.ones((6, spec.norms), np.float32)
 
@@ -164,11 +164,11 @@ def test_arrays_of_the_device_are_refused_alike(head_dim: int, backend: Backend)
 
 @pytest.mark.parametrize("threads", [0, -1, -8])
 @pytest.mark.parametrize("isa", [None, "numpy"])
-def test_less_than_one_thread_is_refused(isa: str | None, threads: int) -> None:
+def test_cpu_backend_rejects_less_than_one_thread(isa: str | None, threads: int) -> None:
     with pytest.raises(ValueError, match=f"threads must be at least 1, or None for every processor, not {threads}"):
         CpuBackend(threads, isa)
 
 
-def test_there_is_no_backend_of_another_name() -> None:
-    with pytest.raises(BackendUnavailable, match="no backend named 'abacus'"):
+def test_open_backend_rejects_an_unknown_name() -> None:
+    with pytest.raises(BackendUnavailable, match="unknown backend 'abacus': choose one of metal, cuda, cpu"):
         open_backend("abacus")

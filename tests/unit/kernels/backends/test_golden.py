@@ -22,7 +22,7 @@ def spec_of(stream: GoldenStream) -> CodecSpec:
     return stream.codec.at(stream.x.shape[-1])
 
 
-def test_the_golden_files_hold_every_recorded_comparison() -> None:
+def test_golden_files_are_complete() -> None:
     recorded = [case for kernel in golden.KERNELS for case in golden.cases(kernel)]
 
     assert len(golden.KERNELS) == 12
@@ -31,7 +31,7 @@ def test_the_golden_files_hold_every_recorded_comparison() -> None:
 
 
 @pytest.mark.parametrize("kernel", golden.KERNELS)
-def test_the_reference_reproduces_the_metal_kernel(kernel: str) -> None:
+def test_reference_equals_golden_files(kernel: str) -> None:
     wrong = [
         case.id
         for case in golden.cases(kernel)
@@ -42,7 +42,7 @@ def test_the_reference_reproduces_the_metal_kernel(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", golden.KERNELS)
-def test_a_backend_reproduces_the_metal_kernel_with_all_streams_in_one_call(kernel: str, backend: Backend) -> None:
+def test_backend_equals_golden_files(kernel: str, backend: Backend) -> None:
     wrong = []
 
     for case in golden.cases(kernel):

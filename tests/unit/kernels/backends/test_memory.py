@@ -42,7 +42,7 @@ def at_the_end_of_memory() -> Iterator[AtEnd]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_encoding_reads_nothing_after_its_input(
+def test_encode_reads_nothing_past_its_input(
     head_dim: int, dtype: str, backend: Backend, at_the_end_of_memory: AtEnd
 ) -> None:
     for count in (1, 2, 3, 5, 8, 16, 17):
@@ -56,7 +56,7 @@ def test_encoding_reads_nothing_after_its_input(
 @pytest.mark.parametrize("layout", ["dense", "byte"])
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_decoding_reads_nothing_after_its_input(
+def test_decode_reads_nothing_past_its_input(
     head_dim: int, bits: int, layout: str, backend: Backend, at_the_end_of_memory: AtEnd
 ) -> None:
     spec = Codec(bits, layout=layout).at(head_dim)
@@ -70,7 +70,7 @@ def test_decoding_reads_nothing_after_its_input(
         assert_same_bits(got, reference.decode(stored, spec))
 
 
-def test_the_first_byte_after_an_array_at_the_end_of_memory_is_out_of_reach(at_the_end_of_memory: AtEnd) -> None:
+def test_guard_page_follows_the_array(at_the_end_of_memory: AtEnd) -> None:
     array = at_the_end_of_memory(np.arange(5, dtype=np.float32))
     path = b"/dev/zero"
     libc = ctypes.CDLL(None, use_errno=True)

@@ -45,7 +45,7 @@ def finite_vectors(backend: Backend, encoded: Encoded, codec: Codec, head_dim: i
 @pytest.mark.parametrize("bad", BAD.values(), ids=list(BAD))
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("codec", CODECS, ids=name)
-def test_a_bad_element_shows_wherever_it_stands(codec: Codec, head_dim: int, bad: float, backend: Backend) -> None:
+def test_nonfinite_element_is_detected_at_every_position(codec: Codec, head_dim: int, bad: float, backend: Backend) -> None:
     x = one_bad_element_each(bad, head_dim, "float32")
 
     (encoded,) = backend.encode([Stream(x, codec.at(head_dim))])
@@ -56,7 +56,7 @@ def test_a_bad_element_shows_wherever_it_stands(codec: Codec, head_dim: int, bad
 @pytest.mark.parametrize("bad", BAD.values(), ids=list(BAD))
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("codec", [Codec(), Codec(rotation="none"), Codec(kind="float16")], ids=name)
-def test_a_bad_element_of_a_short_dtype_shows(codec: Codec, dtype: str, bad: float, backend: Backend) -> None:
+def test_nonfinite_16_bit_element_is_detected(codec: Codec, dtype: str, bad: float, backend: Backend) -> None:
     x = one_bad_element_each(bad, 128, dtype)
 
     (encoded,) = backend.encode([Stream(x, codec.at(128))])
@@ -67,7 +67,7 @@ def test_a_bad_element_of_a_short_dtype_shows(codec: Codec, dtype: str, bad: flo
 @pytest.mark.parametrize("size", [2e19, 1e30, 3.4e38])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("codec", CODECS, ids=name)
-def test_a_length_beyond_float32_shows(codec: Codec, head_dim: int, size: float, backend: Backend) -> None:
+def test_norm_overflow_is_detected(codec: Codec, head_dim: int, size: float, backend: Backend) -> None:
     one = np.ones((3, head_dim), np.float32)
     one[0, 0] = one[1, head_dim // 2] = one[2, -1] = 32 * np.float64(size) if size < 1e38 else size
     every = np.full((1, head_dim), size, np.float32)
@@ -78,7 +78,7 @@ def test_a_length_beyond_float32_shows(codec: Codec, head_dim: int, size: float,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_value_beyond_float16_shows_in_a_float16_stream(dtype: str, backend: Backend) -> None:
+def test_float16_overflow_is_detected(dtype: str, backend: Backend) -> None:
     # 65520 is halfway to the next power of two: the first float32 that float16 rounds to infinity.
     fits = np.nextafter(np.float32(65520), np.float32(0))
     spec = Codec(kind="float16").at(64)
@@ -92,7 +92,7 @@ def test_a_value_beyond_float16_shows_in_a_float16_stream(dtype: str, backend: B
 
 @pytest.mark.parametrize("codec", CODECS, ids=name)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_bad_vector_leaves_its_neighbours_alone(head_dim: int, codec: Codec, backend: Backend) -> None:
+def test_nonfinite_vector_does_not_affect_neighbours(head_dim: int, codec: Codec, backend: Backend) -> None:
     spec = codec.at(head_dim)
     x = np.random.default_rng(1).standard_normal((31, head_dim)).astype(np.float32)
     clean = reference.encode(x, spec)
@@ -111,7 +111,7 @@ def test_a_bad_vector_leaves_its_neighbours_alone(head_dim: int, codec: Codec, b
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 1000])
 @pytest.mark.parametrize("codec", [Codec(), Codec(kind="float16")], ids=name)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_one_bad_vector_among_many_is_seen_at_either_end(
+def test_nonfinite_first_or_last_vector_is_detected(
     head_dim: int, codec: Codec, count: int, backend: Backend
 ) -> None:
     spec = codec.at(head_dim)
@@ -124,7 +124,7 @@ def test_one_bad_vector_among_many_is_seen_at_either_end(
     assert [backend.all_finite(encoded, spec) for encoded in streams] == [True, False, False]
 
 
-def test_no_vectors_are_all_finite(backend: Backend) -> None:
+def test_empty_streams_are_finite(backend: Backend) -> None:
     specs = [Codec().at(64), Codec(kind="float16").at(64)]
 
     streams = backend.encode([Stream(np.zeros((0, 64), np.float32), spec) for spec in specs])
@@ -135,7 +135,7 @@ def test_no_vectors_are_all_finite(backend: Backend) -> None:
 @pytest.mark.parametrize("norm", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("inverse", [True, False])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_bad_norm_is_decoded_without_harm_to_its_neighbours(
+def test_nonfinite_norm_does_not_affect_neighbours(
     head_dim: int, inverse: bool, norm: float, backend: Backend
 ) -> None:
     spec = Codec(8).at(head_dim)

@@ -88,7 +88,7 @@ def decoded_by_reference(spec: CodecSpec, *, inverse: bool) -> dict[str, NDArray
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("spec", SPECS, ids=name)
-def test_encoding_gives_the_bytes_of_the_reference(spec: CodecSpec, dtype: str, backend: Backend) -> None:
+def test_encode_equals_reference(spec: CodecSpec, dtype: str, backend: Backend) -> None:
     x = vectors_as(dtype, spec.head_dim)
     expected = encoded_by_reference(spec, dtype)
     same = comparable(backend, x)
@@ -101,7 +101,7 @@ def test_encoding_gives_the_bytes_of_the_reference(spec: CodecSpec, dtype: str, 
 
 @pytest.mark.parametrize("inverse", [True, False], ids=["values", "rotated"])
 @pytest.mark.parametrize("spec", SPECS, ids=name)
-def test_decoding_gives_the_bits_of_the_reference(spec: CodecSpec, inverse: bool, backend: Backend) -> None:
+def test_decode_equals_reference(spec: CodecSpec, inverse: bool, backend: Backend) -> None:
     encoded = on_device(backend, encoded_by_reference(spec))
     expected = decoded_by_reference(spec, inverse=inverse)
     same = comparable(backend, vectors(spec.head_dim))
@@ -114,7 +114,7 @@ def test_decoding_gives_the_bits_of_the_reference(spec: CodecSpec, inverse: bool
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_bits_above_an_index_in_the_byte_layout_are_ignored(head_dim: int, bits: int, backend: Backend) -> None:
+def test_byte_layout_ignores_bits_above_the_index(head_dim: int, bits: int, backend: Backend) -> None:
     spec = Codec(bits, layout="byte").at(head_dim)
     packed = np.arange(256 * head_dim, dtype=np.uint32).astype(np.uint8).reshape(256, head_dim)
     norms = np.ones((256, spec.norms), np.float32)
@@ -126,7 +126,7 @@ def test_bits_above_an_index_in_the_byte_layout_are_ignored(head_dim: int, bits:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_few_vectors_are_encoded_and_decoded_as_they_are_among_many(head_dim: int, backend: Backend) -> None:
+def test_result_does_not_depend_on_the_number_of_vectors(head_dim: int, backend: Backend) -> None:
     spec = Codec(5, norm="unbiased").at(head_dim)
     x, all_encoded = vectors(head_dim), encoded_by_reference(spec)
     all_decoded = decoded_by_reference(spec, inverse=True)["float32"]
@@ -142,7 +142,7 @@ def test_a_few_vectors_are_encoded_and_decoded_as_they_are_among_many(head_dim: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_float16_stream_has_the_bytes_of_the_reference(head_dim: int, dtype: str, backend: Backend) -> None:
+def test_float16_stream_equals_reference(head_dim: int, dtype: str, backend: Backend) -> None:
     spec = Codec(kind="float16").at(head_dim)
     x = vectors(head_dim).clip(-65280, 65280).astype(DTYPES[dtype])
     expected = reference.encode(x, spec)
@@ -157,7 +157,7 @@ def test_a_float16_stream_has_the_bytes_of_the_reference(head_dim: int, dtype: s
 
 @pytest.mark.parametrize("rotation", ["hadamard", "none"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_vectors_reach_both_sides_of_the_smallest_norm(head_dim: int, rotation: str) -> None:
+def test_vectors_are_on_both_sides_of_the_smallest_norm(head_dim: int, rotation: str) -> None:
     spec = Codec(rotation=rotation).at(head_dim)
 
     norms = encoded_by_reference(spec).norms
@@ -194,7 +194,7 @@ def vectors_on_boundaries(spec: CodecSpec) -> NDArray[np.float32]:
 @pytest.mark.parametrize("codebook", CHOICES["codebook"])
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_a_value_on_a_boundary_belongs_to_the_index_below_and_the_next_float_to_the_one_above(
+def test_value_on_a_boundary_gets_the_index_below(
     head_dim: int, bits: int, codebook: str, backend: Backend
 ) -> None:
     spec = Codec(bits, rotation="none", layout="byte", codebook=codebook).at(head_dim)
@@ -220,7 +220,7 @@ def every_finite(dtype: str) -> NDArray[np.generic]:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("codec", [Codec(8, rotation="none"), Codec(8), Codec(kind="float16")], ids=str)
-def test_every_value_of_a_short_dtype_is_read_as_it_is(codec: Codec, dtype: str, backend: Backend) -> None:
+def test_every_16_bit_value_is_encoded_exactly(codec: Codec, dtype: str, backend: Backend) -> None:
     values = every_finite(dtype)
     values = values[np.abs(values.astype(np.float32)) <= (65504 if codec.kind == "float16" else 1e18)]
     x = np.resize(values, (-(-len(values) // 64), 64))
@@ -244,7 +244,7 @@ def test_every_float16_is_decoded_to_every_dtype(backend: Backend) -> None:
         assert_same_bits(decoded, values.astype(np.float32).astype(DTYPES[dtype]))
 
 
-def test_a_float32_halfway_between_two_float16_values_goes_to_the_even_one(backend: Backend) -> None:
+def test_float16_rounding_is_to_nearest_even(backend: Backend) -> None:
     spec = Codec(kind="float16").at(64)
     positive = every_finite("float16")[:0x7C00].astype(np.float32)
     halfway = (positive[:-1] + positive[1:]) / 2
@@ -263,7 +263,7 @@ def test_a_float32_halfway_between_two_float16_values_goes_to_the_even_one(backe
 
 @pytest.mark.parametrize("d512_scale", [16.0, 22.627417, 0.3, 1e-30, 1e30])
 @pytest.mark.parametrize("norm", CHOICES["norm"])
-def test_the_ablation_factor_is_the_reference_s(norm: str, d512_scale: float, backend: Backend) -> None:
+def test_d512_scale_equals_reference(norm: str, d512_scale: float, backend: Backend) -> None:
     spec = Codec(norm=norm, d512_scale=d512_scale).at(512)
     x = np.random.default_rng(0).standard_normal((200, 512)).astype(np.float32)
     expected = reference.encode(x, spec)
@@ -277,7 +277,7 @@ def test_the_ablation_factor_is_the_reference_s(norm: str, d512_scale: float, ba
         )
 
 
-def test_a_projection_that_is_not_positive_keeps_the_exact_norm(backend: Backend) -> None:
+def test_nonpositive_projection_keeps_the_exact_norm(backend: Backend) -> None:
     if flushes(backend):
         pytest.skip("takes a factor of 1e-40 for 0")
     # So small a factor takes every scaled value to 0, whose centroid is negative.
@@ -291,7 +291,7 @@ def test_a_projection_that_is_not_positive_keeps_the_exact_norm(backend: Backend
     assert_same_encoded(on_host(backend, got), exact)
 
 
-def test_streams_of_different_codecs_dtypes_and_sizes_share_a_call(backend: Backend) -> None:
+def test_mixed_streams_in_one_call_equal_reference(backend: Backend) -> None:
     streams = [
         Stream(vectors_as(dtype, spec.head_dim)[: 3 * index].reshape(3, index, spec.head_dim), spec)
         for index, (spec, dtype) in enumerate(zip(SPECS[::29], np.resize(list(DTYPES), len(SPECS)), strict=False))
@@ -305,5 +305,5 @@ def test_streams_of_different_codecs_dtypes_and_sizes_share_a_call(backend: Back
         assert_same_encoded(of(on_host(backend, encoded), same), of(reference.encode(x, spec), same))
 
 
-def test_no_streams_give_nothing(backend: Backend) -> None:
+def test_encode_without_streams_returns_nothing(backend: Backend) -> None:
     assert backend.encode([]) == []

@@ -78,7 +78,7 @@ def stored_vectors(draw: st.DrawFn) -> tuple[Encoded, CodecSpec]:
 
 @given(finite_streams(), layouts)
 @settings(max_examples=300)
-def test_any_finite_input_is_encoded_as_by_the_reference(backend: Backend, stream: Stream, layout: str) -> None:
+def test_any_finite_input_is_encoded_as_reference(backend: Backend, stream: Stream, layout: str) -> None:
     x, spec = stream
     expected = reference.encode(x, spec)
 
@@ -94,7 +94,7 @@ def test_any_finite_input_is_encoded_as_by_the_reference(backend: Backend, strea
 
 @given(stored_vectors(), dtypes, layouts, st.booleans())
 @settings(max_examples=300)
-def test_any_bytes_and_norms_are_decoded_as_by_the_reference(
+def test_any_bytes_and_norms_are_decoded_as_reference(
     backend: Backend, stored: tuple[Encoded, CodecSpec], dtype: str, layout: str, inverse: bool
 ) -> None:
     encoded, spec = stored
@@ -110,7 +110,7 @@ def test_any_bytes_and_norms_are_decoded_as_by_the_reference(
 
 
 @given(specs, dtypes, st.lists(st.integers(0, 6), min_size=1, max_size=4), seeds)
-def test_parts_joined_and_sliced_are_the_whole(
+def test_concatenated_and_sliced_parts_equal_the_whole(
     backend: Backend, spec: CodecSpec, dtype: str, tokens: list[int], seed: int
 ) -> None:
     ends = list(accumulate(tokens))
@@ -128,7 +128,7 @@ def test_parts_joined_and_sliced_are_the_whole(
 
 
 @given(seeds, layouts)
-def test_encoding_leaves_its_input_as_it_was(backend: Backend, seed: int, layout: str) -> None:
+def test_encode_does_not_change_its_input(backend: Backend, seed: int, layout: str) -> None:
     x = laid_out(float_patterns((3, 64), seed, 130), layout)
     before = x.copy()
 
@@ -138,7 +138,7 @@ def test_encoding_leaves_its_input_as_it_was(backend: Backend, seed: int, layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_in_memory_changes_no_value(layout: str) -> None:
+def test_memory_layout_keeps_the_values(layout: str) -> None:
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
 
     moved = laid_out(x, layout)

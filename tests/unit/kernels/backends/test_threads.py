@@ -37,7 +37,7 @@ def many(spec: CodecSpec) -> tuple[NDArray[np.float32], Encoded, NDArray[Any]]:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"d{spec.head_dim}-{spec.codec.kind}-{spec.codec.bits}bit")
-def test_any_number_of_threads_gives_the_same_bits(spec: CodecSpec, threads: int) -> None:
+def test_result_does_not_depend_on_the_number_of_threads(spec: CodecSpec, threads: int) -> None:
     backend = CpuBackend(threads)
     x, expected, decoded = many(spec)
 
@@ -49,7 +49,7 @@ def test_any_number_of_threads_gives_the_same_bits(spec: CodecSpec, threads: int
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 8, 13])
-def test_more_threads_than_vectors_do_no_harm(count: int) -> None:
+def test_more_threads_than_vectors_equals_reference(count: int) -> None:
     spec = Codec(6).at(128)
     backend = CpuBackend(7)
     x = vectors(spec, count)
@@ -60,7 +60,7 @@ def test_more_threads_than_vectors_do_no_harm(count: int) -> None:
     assert_same_bits(backend.decode(got, spec, "float32"), reference.decode(got, spec))
 
 
-def test_callers_in_several_threads_do_not_disturb_one_another(backend: Backend) -> None:
+def test_concurrent_callers_get_their_own_results(backend: Backend) -> None:
     asked = [(spec, vectors(spec, 500 + seed, seed)) for seed in range(8) for spec in SPECS]
     expected = [reference.encode(x, spec) for spec, x in asked]
 
@@ -90,7 +90,7 @@ for _ in range(int(sys.argv[2])):
 
 
 @pytest.mark.parametrize("threads", [8, 32])
-def test_workers_that_are_late_for_one_job_do_no_harm_in_the_next(threads: int) -> None:
+def test_late_workers_do_not_disturb_the_next_job(threads: int) -> None:
     command = [sys.executable, "-c", HURRIED, str(threads), "20000"]
 
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
