@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import DTYPES, Codec, CodecSpec, reference, tables
 from metal_emulator.proofs.kernel_calls import Array
-from unit.kernels.backends.test_parity import (
+from support.hard_vectors import (
     LONGEST,
     SCALES,
-    around_the_smallest_norm,
-    on_and_beside,
+    near_smallest_norm,
+    on_and_next_to,
     patterns,
     vectors_on_boundaries,
 )
@@ -29,7 +29,7 @@ def hard_vectors(head_dim: int, dtype: str = "float32") -> Array:
     rounds = 3 if head_dim < 256 else 2
     scales = np.resize(SCALES, rounds * len(shapes))
     zeros = [np.zeros(head_dim), np.full(head_dim, -0.0), np.resize([0.0, -0.0], head_dim)]
-    smallest = around_the_smallest_norm(head_dim)
+    smallest = near_smallest_norm(head_dim)
     rows = np.vstack([np.tile(shapes, (rounds, 1)) * scales[:, None], *zeros, smallest[:: -(-len(smallest) // 9)]])
     rows = np.vstack([rows, rng.standard_normal((ROWS[head_dim] - len(rows), head_dim))])
     rows *= np.minimum(1, LONGEST / np.linalg.norm(rows, axis=1, keepdims=True).clip(1))
@@ -43,7 +43,7 @@ def boundary_vectors(spec: CodecSpec) -> NDArray[np.float32]:
     rows = vectors_on_boundaries(spec)
     norms = reference.exact_norms(rows, spec)
     scaled = reference.scaled_values(rows, norms, spec)
-    wanted = set(on_and_beside(tables.boundaries(spec.codec.bits, spec.codec.codebook)).ravel().tolist())
+    wanted = set(on_and_next_to(tables.boundaries(spec.codec.bits, spec.codec.codebook)).ravel().tolist())
     chosen = []
     for row, values in zip(rows, scaled.tolist(), strict=True):
         if not wanted.isdisjoint(values):

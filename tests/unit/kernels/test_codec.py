@@ -106,9 +106,7 @@ def test_unsupported_head_dim_is_rejected(head_dim: int) -> None:
         (Codec(kind="float16", layout="byte"), 512, 1024, 0, 1024),
     ],
 )
-def test_sizes_for_codec_and_head_dim(
-    codec: Codec, head_dim: int, row_bytes: int, norms: int, nbytes: int
-) -> None:
+def test_sizes_for_codec_and_head_dim(codec: Codec, head_dim: int, row_bytes: int, norms: int, nbytes: int) -> None:
     spec = codec.at(head_dim)
 
     assert (spec.row_bytes, spec.norms, spec.nbytes) == (row_bytes, norms, nbytes)

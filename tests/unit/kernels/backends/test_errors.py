@@ -1,4 +1,4 @@
-"""What a backend refuses, before it touches anything."""
+"""Errors that every backend raises for invalid input."""
 
 import re
 from typing import Any
@@ -64,10 +64,8 @@ def decoded(backend: Backend, spec: CodecSpec, packed: NDArray[Any], norms: NDAr
 
 
 @CODECS
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize(
-    "lead", [(), (0,), (1,), (6,), (2, 3), (3, 0)], ids=lambda lead: "x".join(map(str, lead)) or "one"
-)
+@pytest.mark.parametrize("head_dim", [64, 512])
+@pytest.mark.parametrize("lead", [(), (0,), (6,), (2, 3)], ids=lambda lead: "x".join(map(str, lead)) or "one")
 def test_decode_rejects_a_wrong_row_size(lead: tuple[int, ...], head_dim: int, codec: Codec, backend: Backend) -> None:
     spec = codec.at(head_dim)
     norms = np.ones((*lead, spec.norms), np.float32)
@@ -80,18 +78,16 @@ def test_decode_rejects_a_wrong_row_size(lead: tuple[int, ...], head_dim: int, c
 
 
 @CODECS
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("lead", [(5,), (7,), (1,), (0,), (), (3, 2), (6, 1), (2, 2), (1, 2, 3)], ids=str)
-def test_decode_rejects_norms_with_other_leading_axes(
-    lead: tuple[int, ...], head_dim: int, codec: Codec, backend: Backend
-) -> None:
+@pytest.mark.parametrize("head_dim", [64, 512])
+def test_decode_rejects_norms_with_other_leading_axes(head_dim: int, codec: Codec, backend: Backend) -> None:
     spec = codec.at(head_dim)
     packed = np.zeros((2, 3, spec.row_bytes), np.uint8)
-    norms = np.ones((*lead, spec.norms), np.float32)
 
-    message = f"norms must have the shape {(2, 3, spec.norms)} to match packed of shape {packed.shape}, not {norms.shape}"
-    with pytest.raises(UnsupportedShape, match=re.escape(message)):
-        decoded(backend, spec, packed, norms)
+    for lead in ((5,), (7,), (1,), (0,), (), (3, 2), (6, 1), (2, 2), (1, 2, 3)):
+        norms = np.ones((*lead, spec.norms), np.float32)
+        message = f"must have the shape {(2, 3, spec.norms)} to match packed of shape {packed.shape}, not {norms.shape}"
+        with pytest.raises(UnsupportedShape, match=re.escape(message)):
+            decoded(backend, spec, packed, norms)
 
 
 @CODECS
@@ -107,7 +103,7 @@ def test_decode_rejects_a_wrong_number_of_norms(head_dim: int, codec: Codec, bac
 
 @pytest.mark.parametrize("norms", [np.float32(1), np.ones((), np.float32), np.ones(6, np.float32)], ids=repr)
 def test_decode_rejects_norms_without_their_own_axis(norms: NDArray[Any], backend: Backend) -> None:
-    with pytest.raises(UnsupportedShape, match=r"norms must have the shape \(6, 1\) to match packed of shape \(6, 32\), not"):
+    with pytest.raises(UnsupportedShape, match=r"must have the shape \(6, 1\) to match packed of shape \(6, 32\), not"):
         decoded(backend, Codec().at(64), np.zeros((6, 32), np.uint8), np.asarray(norms))
 
 
