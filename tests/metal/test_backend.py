@@ -45,7 +45,9 @@ def test_auto_selects_cpu_if_kernels_do_not_compile(
 ) -> None:
     with executing(), patch.object(mx.fast, "metal_kernel", lambda *_, **__: refuse):
         assert open_backend().name == "cpu"
-        assert "the metal backend does not work on this machine: no such instruction; using the CPU instead" in caplog.text
+        assert (
+            "the metal backend does not work on this machine: no such instruction; using the CPU instead" in caplog.text
+        )
         with pytest.raises(BackendUnavailable, match="no such instruction"):
             open_backend("metal")
 
@@ -75,7 +77,8 @@ def test_memory_nbytes_is_what_the_system_reports(info: dict[str, str | int], nb
 
     assert (backend.detail, backend.memory_nbytes) == (info["device_name"], nbytes)
     with pytest.raises(
-        BackendUnavailable, match=f"has {nbytes} bytes of memory. A memory budget of {nbytes - 9} bytes leaves less than the 10"
+        BackendUnavailable,
+        match=f"has {nbytes} bytes of memory. A memory budget of {nbytes - 9} bytes leaves less than the 10",
     ):
         backend.limit_memory(nbytes - 9, working=10)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from metal_emulator.proofs import kernel_calls as calls
 from metal_emulator.proofs.hard_vectors import ROWS, boundary_vectors, hard_vectors, unrotated_bytes
 from metal_emulator.proofs.kernel_calls import Call, Decoding, Encoding
 from metal_emulator.proofs.outputs import check, check_decoding, check_encoding
+from support.covering import thinned
 from unit.kernels.backends.test_golden import matches, spec_of
 
 
@@ -48,30 +50,40 @@ def prove_once_each(executor: Executor, some: Sequence[Call]) -> None:
 # ---- every variant ----
 
 
-@pytest.mark.parametrize("dtype", calls.NAMES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_encode_kernels_equal_reference(executor: Executor, head_dim: int, dtype: str) -> None:
-    prove_once_each(executor, calls.single_encodings([head_dim], [dtype]))
+def by_head_dim(every: Sequence[Call], representative: Sequence[Call]) -> list[Any]:
+    """Group calls by head_dim: the representative ones, and the others for exhaustive runs."""
+    always = set(representative)
+    assert always <= set(every)
+    parameters = []
+    for head_dim in HEAD_DIMS:
+        here = [call for call in every if call.head_dim == head_dim]
+        parameters.append(pytest.param([call for call in here if call in always], id=f"d{head_dim}"))
+        others = [call for call in here if call not in always]
+        parameters.append(pytest.param(others, id=f"d{head_dim}-others", marks=pytest.mark.exhaustive))
+    return parameters
 
 
-@pytest.mark.parametrize("dtype", calls.NAMES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_decode_kernels_equal_reference(executor: Executor, head_dim: int, dtype: str) -> None:
-    prove_once_each(executor, calls.decodings([head_dim], [dtype]))
+@pytest.mark.parametrize("some", by_head_dim(calls.single_encodings(), calls.representative_encodings()))
+def test_encode_kernels_equal_reference(executor: Executor, some: Sequence[Call]) -> None:
+    prove_once_each(executor, some)
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_diagnose_kernels_equal_reference(executor: Executor, head_dim: int) -> None:
-    # Dtypes take turns: loading is the same as above.
-    every = [calls.diagnosing([head_dim], [dtype]) for dtype in calls.NAMES]
-    prove_once_each(executor, [some[turn % 3] for turn, some in enumerate(zip(*every, strict=True))])
+@pytest.mark.parametrize("some", by_head_dim(calls.decodings(), calls.representative_decodings()))
+def test_decode_kernels_equal_reference(executor: Executor, some: Sequence[Call]) -> None:
+    prove_once_each(executor, some)
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_two_stream_kernels_equal_reference(
-    executor: Executor, head_dim: int
-) -> None:
-    prove_once_each(executor, calls.some_pairs(head_dim))
+@pytest.mark.parametrize("some", by_head_dim(calls.diagnosing(), calls.representative_encodings(diagnose=True)))
+def test_diagnose_kernels_equal_reference(executor: Executor, some: Sequence[Call]) -> None:
+    prove_once_each(executor, some)
+
+
+PAIRS = [call for head_dim in HEAD_DIMS for call in calls.some_pairs(head_dim)]
+
+
+@pytest.mark.parametrize("some", by_head_dim(PAIRS, calls.representative_pairs()))
+def test_two_stream_kernels_equal_reference(executor: Executor, some: Sequence[Call]) -> None:
+    prove_once_each(executor, some)
 
 
 @pytest.mark.parametrize("rotation", CHOICES["rotation"])
@@ -89,9 +101,7 @@ def test_vectors_are_on_both_sides_of_the_smallest_norm(head_dim: int, rotation:
 
 @pytest.mark.parametrize("rows", [1, 7, 33])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_result_does_not_depend_on_lane_order(
-    executor: Executor, head_dim: int, rows: int
-) -> None:
+def test_result_does_not_depend_on_lane_order(executor: Executor, head_dim: int, rows: int) -> None:
     executor.passes = THREE_PASSES
 
     prove(executor, calls.one_of_each(head_dim), rows)
@@ -118,9 +128,7 @@ FLUSHED = (Codec(), Codec(8, norm="unbiased"), Codec(3, rotation="none"))
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_flushed_denormals_change_no_ordinary_vector(
-    executor: Executor, head_dim: int, dtype: str
-) -> None:
+def test_flushed_denormals_change_no_ordinary_vector(executor: Executor, head_dim: int, dtype: str) -> None:
     executor.passes = (Pass(flush_denormals=True),)
     x = hard_vectors(head_dim, dtype)
     meets_none = without_denormals(x)
@@ -151,21 +159,18 @@ def test_flushed_denormal_element_becomes_zero(executor: Executor) -> None:
 # ---- every boundary ----
 
 
-@pytest.mark.parametrize("codebook", CHOICES["codebook"])
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_value_on_a_boundary_gets_the_index_below(
-    executor: Executor, head_dim: int, codebook: str
-) -> None:
+@pytest.mark.parametrize("rows", thinned((HEAD_DIMS, BITS, CHOICES["codebook"]), name="d{}".format))
+def test_value_on_a_boundary_gets_the_index_below(executor: Executor, rows: list[Any]) -> None:
     executor.passes = (Pass(),)
-    specs = {bits: unrotated_bytes(bits, codebook, head_dim) for bits in BITS}
-    executor.prepare(calls.planned(executor, mlx_kernels, [Encoding("float32", spec) for spec in specs.values()]))
-    for bits, spec in specs.items():
+    specs = [unrotated_bytes(bits, codebook, head_dim) for head_dim, bits, codebook in rows]
+    executor.prepare(calls.planned(executor, mlx_kernels, [Encoding("float32", spec) for spec in specs]))
+    for spec in specs:
         x = boundary_vectors(spec)
         scaled = reference.diagnose(x, spec).scaled
 
         packed = calls.on_host(Encoding("float32", spec).run(mlx_kernels, x)[0])
 
-        boundaries = tables.boundaries(bits, codebook)
+        boundaries = tables.boundaries(spec.codec.bits, spec.codec.codebook)
         np.testing.assert_array_equal(packed, np.searchsorted(boundaries, scaled, side="left"))
 
 

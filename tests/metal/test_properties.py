@@ -11,15 +11,15 @@ from metal_emulator.launch import Pass
 from unit.kernels.backends.test_properties import (
     test_any_bytes_and_norms_are_decoded_as_reference,
     test_any_finite_input_is_encoded_as_reference,
-    test_encode_does_not_change_its_input,
     test_concatenated_and_sliced_parts_equal_the_whole,
+    test_encode_does_not_change_its_input,
 )
 
 __all__ = [
     "test_any_bytes_and_norms_are_decoded_as_reference",
     "test_any_finite_input_is_encoded_as_reference",
-    "test_encode_does_not_change_its_input",
     "test_concatenated_and_sliced_parts_equal_the_whole",
+    "test_encode_does_not_change_its_input",
 ]
 
 

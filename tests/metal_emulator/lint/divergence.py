@@ -1,22 +1,26 @@
-"""Finds calls that all lanes of a simdgroup must make together, where only some of them may get to.
+"""Finds collective calls that only some lanes of a simdgroup may make.
 
-A value is lane-dependent if it is computed from a lane's own position, read at an index that is, or assigned where a
-lane-dependent condition decides; values from reductions and votes are the same in every lane. A call of a simdgroup
-function or barrier, or of a function that makes one, is reported if a lane-dependent condition decides whether it is
-made: a branch, a loop, a short circuit, or an earlier return, break or continue.
+A value is lane-dependent if it is computed from the lane's own position, read at a lane-dependent index, or assigned
+under a lane-dependent condition. Results of reductions and votes are the same in every lane. The analysis reports a
+call of a simdgroup function or barrier, or of a function that makes one, if a lane-dependent condition decides whether
+it is made: a branch, a loop, a short circuit, or an earlier return, break or continue.
 
-The analysis errs on the side of reporting. `thread_position_in_grid.x / 32` is lane-dependent to it though it is the
-same in all 32 lanes; a kernel says which simdgroup it is with `simdgroup_index_in_threadgroup` and
-`threadgroup_position_in_grid`, and what only some lanes need is computed by all and stored by some. A variable once
-lane-dependent stays so: the result of a reduction wants a name of its own. Functions are matched by name, members of
-structs by their declaration; loads through pointers are as dependent as the pointer and the index, not as what was
-stored there.
+The analysis may report too much, but not too little:
+
+- `thread_position_in_grid.x / 32` is lane-dependent here, although it is the same in all 32 lanes. Kernels use
+  `simdgroup_index_in_threadgroup` and `threadgroup_position_in_grid` instead. What only some lanes need is computed by
+  all lanes and stored by some.
+- A variable that was lane-dependent once stays so. Give the result of a reduction a name of its own.
+- Functions are matched by name, struct members by their declaration. A load through a pointer is as dependent as the
+  pointer and the index, whatever was stored there.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from clang.cindex import Cursor, CursorKind, TokenKind, TypeKind
+from clang.cindex import Cursor, CursorKind
+
+from metal_emulator.lint.syntax import Node, function_definitions
 
 POSITIONS = frozenset(
     {
@@ -28,7 +32,7 @@ POSITIONS = frozenset(
     }
 )
 BARRIERS = frozenset({"threadgroup_barrier", "simdgroup_barrier"})
-# The same in every lane, whatever goes in.
+# Functions whose result is the same in every lane, for any argument.
 UNIFORM = frozenset(
     f"simd_{what}"
     for what in (
@@ -37,16 +41,16 @@ UNIFORM = frozenset(
     )
 )
 
-_FUNCTIONS = {CursorKind.FUNCTION_DECL, CursorKind.FUNCTION_TEMPLATE, CursorKind.CXX_METHOD}
 _LOOPS = {CursorKind.FOR_STMT, CursorKind.WHILE_STMT, CursorKind.DO_STMT}
 _BRANCHES = {CursorKind.IF_STMT, CursorKind.SWITCH_STMT, CursorKind.CONDITIONAL_OPERATOR}
+_CONDITIONAL = _LOOPS | _BRANCHES
 _ASSIGNING = {CursorKind.BINARY_OPERATOR, CursorKind.COMPOUND_ASSIGNMENT_OPERATOR}
 _JUMPS = {CursorKind.RETURN_STMT, CursorKind.BREAK_STMT, CursorKind.CONTINUE_STMT}
 
 
 @dataclass(frozen=True)
 class DivergentCall:
-    """A call that not every lane may make."""
+    """A call that some lanes may not make."""
 
     line: int
     name: str
@@ -55,116 +59,122 @@ class DivergentCall:
 @dataclass
 class _Program:
     file: str
-    functions: dict[str, list[Cursor]]
+    functions: dict[str, list[Node]]
     collective: set[str] = field(default_factory=set)
-    dependent: set[str] = field(default_factory=set)  # declarations, by where they are
+    dependent: set[str] = field(default_factory=set)  # keys of lane-dependent declarations
 
     def size(self) -> int:
         return len(self.dependent) + len(self.collective)
 
-    def gathers(self, cursor: Cursor) -> bool:
+    def is_collective_call(self, node: Node) -> bool:
         """Whether this is a call that all lanes must make together."""
-        if cursor.kind != CursorKind.CALL_EXPR:
+        if node.kind != CursorKind.CALL_EXPR:
             return False
-        name = _callee(cursor)
+        name = node.callee
         return name in BARRIERS or name.startswith(("simd_", "quad_")) or name in self.collective
 
-    def own(self, member: Cursor) -> Cursor | None:
-        """The field an expression names, if the text declares it."""
-        field_ = member.referenced if member.kind == CursorKind.MEMBER_REF_EXPR else None
-        place = field_.location.file if field_ and field_.kind == CursorKind.FIELD_DECL else None
-        return field_ if place and place.name == self.file else None
+    def named(self, node: Node) -> str:
+        """Return the key of the variable, or of the member declared in this file, that an expression names."""
+        if node.kind == CursorKind.DECL_REF_EXPR:
+            return node.variable
+        if node.kind == CursorKind.MEMBER_REF_EXPR and node.member[0] == self.file:
+            return node.member[1]
+        return ""
 
 
 def divergent_calls(roots: Iterable[Cursor], file: str) -> list[DivergentCall]:
-    """What the functions among these declarations of a file, and below them, do wrong."""
-    functions: dict[str, list[Cursor]] = {}
-    for root in roots:
-        for cursor in root.walk_preorder():
-            if cursor.kind in _FUNCTIONS and cursor.is_definition():
-                functions.setdefault(cursor.spelling, []).append(cursor)
+    """Return the divergent calls in the functions among these declarations of a file, and below them."""
+    everything = function_definitions(map(Node, roots))
+    functions: dict[str, list[Node]] = {}
+    for function in everything:
+        functions.setdefault(function.spelling, []).append(function)
     program = _Program(file, functions)
-    everything = [function for overloads in functions.values() for function in overloads]
     before = -1
-    while program.size() != before:  # facts only ever grow
+    while program.size() != before:  # the sets only grow, so this ends
         before = program.size()
         for function in everything:
-            if any(program.gathers(cursor) for cursor in function.walk_preorder()):
+            if any(program.is_collective_call(node) for node in function.walk()):
                 program.collective.add(function.spelling)
             _learn(function, program, decided=False)
     found = {call for function in everything for call in _Walk(program).function(function)}
     return sorted(found, key=lambda call: (call.line, call.name))
 
 
-def _learn(cursor: Cursor, program: _Program, decided: bool) -> None:
-    """Note what becomes lane-dependent below a cursor; `decided` if a lane-dependent condition leads here."""
-    children = list(cursor.get_children())
-    position = cursor.kind == CursorKind.PARM_DECL and cursor.spelling in POSITIONS
-    if position or (cursor.kind == CursorKind.VAR_DECL and _depends(children, program)):
-        program.dependent.add(_key(cursor))
-    elif cursor.kind in _ASSIGNING and _assigns(cursor, children) and (decided or _depends(children[1:], program)):
+def _learn(node: Node, program: _Program, decided: bool) -> None:
+    """Record which declarations below a node are lane-dependent.
+
+    Args:
+        node: where to start.
+        program: what is known so far.
+        decided: whether a lane-dependent condition decides that control gets here.
+    """
+    children = node.children
+    position = node.kind == CursorKind.PARM_DECL and node.spelling in POSITIONS
+    if position or (node.kind == CursorKind.VAR_DECL and _depends(children, program)):
+        program.dependent.add(node.key)
+    elif node.kind in _ASSIGNING and _assigns(node) and (decided or _depends(children[1:], program)):
         program.dependent |= _variables(children[0], program)
-    elif cursor.kind == CursorKind.UNARY_OPERATOR and decided:
-        program.dependent |= _variables(cursor, program)
-    elif cursor.kind == CursorKind.CALL_EXPR:
-        _learn_call(cursor, program, decided)
-    elif cursor.kind == CursorKind.INIT_LIST_EXPR:
-        given = zip(_fields(cursor), children, strict=False)
-        program.dependent |= {_key(field_) for field_, value in given if _depends([value], program)}
-    deciding = decided or (cursor.kind in _LOOPS | _BRANCHES and _depends(_conditions(cursor, children), program))
+    elif node.kind == CursorKind.UNARY_OPERATOR and decided:
+        program.dependent |= _variables(node, program)
+    elif node.kind == CursorKind.CALL_EXPR:
+        _learn_call(node, program, decided)
+    elif node.kind == CursorKind.INIT_LIST_EXPR:
+        given = zip(node.fields, children, strict=False)
+        program.dependent |= {key for key, value in given if _depends([value], program)}
+    deciding = decided or (node.kind in _CONDITIONAL and _depends(_conditions(node), program))
     for child in children:
         _learn(child, program, deciding)
 
 
-def _learn_call(call: Cursor, program: _Program, decided: bool) -> None:
-    name = _callee(call)
-    arguments = list(call.get_arguments())
-    some = decided or any(_depends([argument], program) for argument in arguments)
-    for function in program.functions.get(name, []):
-        parameters = [child for child in function.get_children() if child.kind == CursorKind.PARM_DECL]
-        for parameter, argument in zip(parameters, arguments, strict=False):
-            if _depends([argument], program):
-                program.dependent.add(_key(parameter))
-            # What it points to may have been written from any of the others.
-            if some and parameter.type.get_canonical().kind in (TypeKind.POINTER, TypeKind.LVALUEREFERENCE):
+def _learn_call(call: Node, program: _Program, decided: bool) -> None:
+    overloads = program.functions.get(call.callee, [])
+    if not overloads:
+        return
+    depend = [_depends([argument], program) for argument in call.arguments]
+    some = decided or any(depend)
+    for function in overloads:
+        parameters = [child for child in function.children if child.kind == CursorKind.PARM_DECL]
+        for parameter, argument, depends in zip(parameters, call.arguments, depend, strict=False):
+            if depends:
+                program.dependent.add(parameter.key)
+            # The function may write a value of any other argument through a pointer or reference.
+            if some and parameter.is_indirect:
                 program.dependent |= _variables(argument, program)
 
 
 @dataclass
 class _Walk:
-    """One function, statement by statement: what leads to each call."""
+    """Walk through one function in program order, with the conditions that lead to each call."""
 
     program: _Program
     left: bool = False  # some lanes may have returned
-    loops: list[bool] = field(default_factory=list)  # of each loop around: some lanes may have left its body
+    loops: list[bool] = field(default_factory=list)  # for each enclosing loop: some lanes may have left its body
 
-    def function(self, function: Cursor) -> Iterator[DivergentCall]:
-        for child in function.get_children():
+    def function(self, function: Node) -> Iterator[DivergentCall]:
+        for child in function.children:
             if child.kind == CursorKind.COMPOUND_STMT:
                 yield from self.visit(child, decided=False)
 
-    def visit(self, cursor: Cursor, decided: bool) -> Iterator[DivergentCall]:
-        children = list(cursor.get_children())
-        if (decided or self.left or any(self.loops)) and self.program.gathers(cursor):
-            yield DivergentCall(cursor.location.line, _callee(cursor))
-        if cursor.kind in _JUMPS and decided:
-            self._jump(cursor.kind)
-        if cursor.kind in _LOOPS:
-            yield from self._loop(cursor, children, decided)
+    def visit(self, node: Node, decided: bool) -> Iterator[DivergentCall]:
+        if (decided or self.left or any(self.loops)) and self.program.is_collective_call(node):
+            yield DivergentCall(node.line, node.callee)
+        if node.kind in _JUMPS and decided:
+            self._jump(node.kind)
+        if node.kind in _LOOPS:
+            yield from self._loop(node, decided)
             return
-        short = cursor.kind == CursorKind.BINARY_OPERATOR and _operator(cursor, children) in ("&&", "||")
-        conditional = cursor.kind in _BRANCHES or short
-        conditions = children[:1] if short else _conditions(cursor, children)
-        deciding = decided or (conditional and _depends(conditions, self.program))
-        for child in children:
+        short = node.kind == CursorKind.BINARY_OPERATOR and node.operator in ("&&", "||")
+        conditions = node.children[:1] if short else _conditions(node)
+        deciding = decided or ((short or node.kind in _BRANCHES) and _depends(conditions, self.program))
+        for child in node.children:
             yield from self.visit(child, decided if child in conditions else deciding)
 
-    def _loop(self, loop: Cursor, children: Sequence[Cursor], decided: bool) -> Iterator[DivergentCall]:
-        deciding = decided or _depends(_conditions(loop, children), self.program)
+    def _loop(self, loop: Node, decided: bool) -> Iterator[DivergentCall]:
+        deciding = decided or _depends(_conditions(loop), self.program)
         self.loops.append(False)
-        first = [call for child in children for call in self.visit(child, deciding)]
-        # A lane that left in one round is missing in all that follow.
-        again = [call for child in children for call in self.visit(child, deciding)] if self.loops[-1] else []
+        first = [call for child in loop.children for call in self.visit(child, deciding)]
+        # A lane that left in one iteration is missing in all later ones, so walk through the body again.
+        again = [call for child in loop.children for call in self.visit(child, deciding)] if self.loops[-1] else []
         self.loops.pop()
         yield from first + again
 
@@ -175,74 +185,39 @@ class _Walk:
             self.loops[-1] = True
 
 
-def _depends(cursors: Iterable[Cursor], program: _Program) -> bool:
-    return any(_depends_on(cursor, program) for cursor in cursors)
+def _depends(nodes: Iterable[Node], program: _Program) -> bool:
+    return any(_depends_on(node, program) for node in nodes)
 
 
-def _depends_on(cursor: Cursor, program: _Program) -> bool:
-    if cursor.kind == CursorKind.CALL_EXPR and _callee(cursor) in UNIFORM:
+def _depends_on(node: Node, program: _Program) -> bool:
+    if node.kind == CursorKind.CALL_EXPR and node.callee in UNIFORM:
         return False
-    if cursor.kind == CursorKind.INIT_LIST_EXPR and _fields(cursor):
-        return False  # what its members are is known of each
-    named = cursor.referenced if cursor.kind == CursorKind.DECL_REF_EXPR else program.own(cursor)
-    if named and _key(named) in program.dependent:
+    if node.kind == CursorKind.INIT_LIST_EXPR and node.fields:
+        return False  # each member is tracked separately
+    if program.named(node) in program.dependent:
         return True
-    return _depends(cursor.get_children(), program)
+    return _depends(node.children, program)
 
 
-def _conditions(cursor: Cursor, children: Sequence[Cursor]) -> Sequence[Cursor]:
-    """The children of a branch or loop that decide; of a for all but its body, for clang leaves out what is empty."""
-    if cursor.kind == CursorKind.DO_STMT:
-        return children[1:]
-    if cursor.kind == CursorKind.FOR_STMT:
-        return children[:-1]
-    return children[:1] if cursor.kind in _LOOPS | _BRANCHES else []
+def _conditions(node: Node) -> Sequence[Node]:
+    """Return the children of a branch or loop that decide. For a `for`, all but the body: clang omits empty parts."""
+    if node.kind == CursorKind.DO_STMT:
+        return node.children[1:]
+    if node.kind == CursorKind.FOR_STMT:
+        return node.children[:-1]
+    return node.children[:1] if node.kind in _CONDITIONAL else []
 
 
-def _assigns(cursor: Cursor, children: Sequence[Cursor]) -> bool:
-    if len(children) != 2:
+def _assigns(node: Node) -> bool:
+    if len(node.children) != 2:
         return False
-    return cursor.kind == CursorKind.COMPOUND_ASSIGNMENT_OPERATOR or _operator(cursor, children) == "="
+    return node.kind == CursorKind.COMPOUND_ASSIGNMENT_OPERATOR or node.operator == "="
 
 
-def _operator(cursor: Cursor, children: Sequence[Cursor]) -> str:
-    """A binary operator's sign: the first token after its left side."""
-    end = children[0].extent.end.offset
-    return next((token.spelling for token in cursor.get_tokens() if token.extent.start.offset >= end), "")
-
-
-def _variables(cursor: Cursor, program: _Program) -> set[str]:
-    """What an assignment to an expression, or through it, changes: the variable or member it begins with."""
-    for inner in cursor.walk_preorder():
-        named = inner.referenced if inner.kind == CursorKind.DECL_REF_EXPR else program.own(inner)
+def _variables(node: Node, program: _Program) -> set[str]:
+    """Return the variable or member that an assignment to an expression, or through it, changes: its first one."""
+    for inner in node.walk():
+        named = program.named(inner)
         if named:
-            return {_key(named)}
+            return {named}
     return set()
-
-
-def _fields(values: Cursor) -> list[Cursor]:
-    """The members that braces around values initialise; none if they are an array's or depend on the template."""
-    declaration = values.type.get_canonical().get_declaration()
-    return [child for child in declaration.get_children() if child.kind == CursorKind.FIELD_DECL]
-
-
-def _callee(call: Cursor) -> str:
-    """The name called; of what depends on the template, the last before the arguments."""
-    if call.spelling:
-        return str(call.spelling)
-    children = list(call.get_children())
-    # A binary operator of such values is a call too, and stands between its sides.
-    for inner in children[1].get_children() if len(children) > 1 else ():
-        if inner.kind == CursorKind.OVERLOADED_DECL_REF and inner.spelling.startswith("operator"):
-            return str(inner.spelling)
-    depth, name = 0, ""
-    for token in children[0].get_tokens() if children else ():
-        depth += {"<": 1, ">": -1, ">>": -2}.get(token.spelling, 0)
-        if depth == 0 and token.kind == TokenKind.IDENTIFIER:
-            name = token.spelling
-    return name
-
-
-def _key(declaration: Cursor) -> str:
-    start = declaration.location
-    return f"{start.file}:{start.line}:{start.column}:{declaration.spelling}"

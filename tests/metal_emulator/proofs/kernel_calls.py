@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Codec, CodecSpec
 from hadakv_kernels.codec import CHOICES
 from metal_emulator.executor import Dispatch, Executor
+from support.covering import covering
 
 Array = NDArray[Any]
 NAMES = tuple(DTYPES)
@@ -29,6 +30,11 @@ class Encoding:
     k: CodecSpec
     v: CodecSpec | None = None
     diagnose: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of a vector."""
+        return self.k.head_dim
 
     def __str__(self) -> str:
         codecs = " and ".join(map(_words, filter(None, (self.k, self.v))))
@@ -53,6 +59,11 @@ class Decoding:
     dtype: str
     spec: CodecSpec
     inverse: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of a vector."""
+        return self.spec.head_dim
 
     def __str__(self) -> str:
         return f"decode {_words(self.spec)} to {'' if self.inverse else 'rotated '}{self.dtype}"
@@ -128,6 +139,32 @@ def decodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAME
     """Every packing, rotated back and not."""
     choices = product(head_dims, STORED, dtypes, (True, False))
     return [Decoding(dtype, codec.at(d), inverse) for d, codec, dtype, inverse in choices]
+
+
+def representative_encodings(*, diagnose: bool = False) -> list[Encoding]:
+    """Return a part of `single_encodings`, or of `diagnosing`.
+
+    Every triple of codec options, head_dim and dtype occurs in it; with `diagnose`, every pair.
+    """
+    options = (CHOICES["rotation"], CHOICES["layout"], CHOICES["norm"])
+    by_options = {(codec.bits, codec.rotation, codec.layout, codec.norm): codec for codec in CODECS[:-1]}
+    rows = covering((HEAD_DIMS, NAMES, BITS, *options), strength=2 if diagnose else 3)
+    chosen = [] if diagnose else [Encoding(dtype, CODECS[-1].at(d)) for d, dtype in product(HEAD_DIMS, NAMES)]
+    for head_dim, dtype, bits, rotation, layout, norm in rows:
+        codec = by_options[bits, rotation, "dense" if bits == 8 else layout, norm]
+        chosen.append(Encoding(str(dtype), codec.at(head_dim), None, diagnose))
+    return list(dict.fromkeys(chosen))
+
+
+def representative_decodings() -> list[Decoding]:
+    """Return a part of `decodings`, in which every pair of packing, head_dim, dtype and direction occurs."""
+    rows = covering((HEAD_DIMS, STORED, NAMES, (True, False)))
+    return [Decoding(str(dtype), codec.at(head_dim), bool(inverse)) for head_dim, codec, dtype, inverse in rows]
+
+
+def representative_pairs() -> list[Encoding]:
+    """Return a part of `some_pairs` of all head_dims, in which every pair of codecs occurs at one head_dim."""
+    return [call for turn, head_dim in enumerate(HEAD_DIMS) for call in some_pairs(head_dim)[turn :: len(HEAD_DIMS)]]
 
 
 def one_of_each(head_dim: int) -> list[Call]:
