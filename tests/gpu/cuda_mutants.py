@@ -1,7 +1,6 @@
-"""What a CUDA device makes of a fault in its prelude: `python tests/gpu/cuda_mutants.py NAME` prints it.
+"""Run a fault of the CUDA prelude on a CUDA device: `python tests/gpu/cuda_mutants.py NAME` prints what is wrong.
 
-Asked once in a process: MLX keeps the kernels it has compiled by their names, and a fault may break the device for the
-process that met it.
+A process runs only one fault: MLX caches compiled kernels by name, and a fault may break the device for its process.
 """
 
 import sys
@@ -15,7 +14,7 @@ from metal_emulator.mutants.mutations import CUDA_MUTATIONS
 
 
 def seen(name: str) -> str:
-    """What is wrong; nothing where nothing is. Without a name the prelude is as it is."""
+    """Return what is wrong, or an empty text. Without a name, the prelude has no fault."""
     mlx_kernels = changed(CUDA_MUTATIONS[name] if name else None)
     try:
         must_be_same(mlx_kernels, [*ENCODINGS, *DECODINGS], "cuda")
@@ -25,4 +24,4 @@ def seen(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print(seen(" ".join(sys.argv[1:])))  # noqa: T201 - the answer
+    print(seen(" ".join(sys.argv[1:])))  # noqa: T201 - the result

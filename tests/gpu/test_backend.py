@@ -1,4 +1,4 @@
-"""The backend that is picked on a machine with a GPU."""
+"""Selection of the backend on a machine with a GPU."""
 
 import pytest
 

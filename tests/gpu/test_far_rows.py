@@ -1,4 +1,4 @@
-"""Vectors whose place in memory takes more than 32 bits to say, on a GPU that has room for so many."""
+"""Vectors whose offset in memory does not fit in 32 bits, on a GPU with enough memory."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def has_room() -> bool:
 
 pytestmark = pytest.mark.skipif(not has_room(), reason="needs a GPU with 48 GiB")
 
-# A period that divides no power of two: where an offset has lost its upper bits there is another vector.
+# The period divides no power of two. If an offset loses its upper bits, it points to a different vector.
 PERIOD = 65521
 TIMES = 513
 SOME = 1000
@@ -28,7 +28,7 @@ SOME = 1000
 
 @pytest.fixture
 def x() -> Iterator[mx.array]:
-    """Float16 `[rows, 128]` of more than 2**32 elements."""
+    """Float16 array `[rows, 128]` of more than 2**32 elements."""
     some = np.random.default_rng(0).standard_normal((PERIOD, 128)).astype(np.float16)
     x = mx.tile(on_device(some), (TIMES, 1))
     mx.eval(x)
@@ -39,7 +39,7 @@ def x() -> Iterator[mx.array]:
 
 
 def ends(array: mx.array) -> list[np.ndarray]:
-    """The first and the last vectors."""
+    """Return the first and the last vectors."""
     return [on_host(array[:SOME]), on_host(array[-SOME:])]
 
 

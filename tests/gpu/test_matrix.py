@@ -1,4 +1,4 @@
-"""The matrix runs, on the executor where there is no GPU, and says what it has found and what it has not."""
+"""The equality matrix, on the emulator: it runs, and reports what it has compared and what is left."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The comparison on the GPU bites: each of these faults in CUDA's prelude is seen by it."""
+"""The comparison on the GPU detects each of these faults in the CUDA prelude."""
 
 import subprocess
 import sys

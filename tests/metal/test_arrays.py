@@ -1,4 +1,4 @@
-"""What every backend's arrays must do, on the Metal source's backend."""
+"""Arrays of the emulated Metal backend behave like those of every backend."""
 
 from collections.abc import Iterator
 
@@ -24,6 +24,6 @@ __all__ = [
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    """MLX's arrays, without a GPU."""
+    """The Metal backend on the emulator."""
     with executing():
         yield GpuBackend("metal")

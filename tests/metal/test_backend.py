@@ -1,4 +1,4 @@
-"""Which backend is picked, and the bounds it sets to MLX's memory."""
+"""Selection of the backend, and the memory limits that it sets in MLX."""
 
 from contextlib import ExitStack
 from unittest.mock import patch
@@ -101,7 +101,7 @@ def test_grid_rejects_too_many_vectors() -> None:
     spec = Codec().at(64)
 
     assert mlx_kernels.grid(mlx_kernels.MAX_ROWS, spec)[0] == mlx_kernels.MAX_THREADGROUPS * mlx_kernels.THREADGROUP
-    # The kernel's own counting goes one stride beyond the last vector.
+    # The kernel's row counter goes one stride past the last vector.
     assert mlx_kernels.MAX_ROWS + mlx_kernels.MAX_THREADGROUPS * mlx_kernels.THREADGROUP // 32 * 8 < 2**32
     with pytest.raises(UnsupportedShape, match="exceed the maximum of 2147483647 per launch"):
         mlx_kernels.grid(mlx_kernels.MAX_ROWS + 1, spec)

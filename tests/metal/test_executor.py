@@ -1,4 +1,4 @@
-"""The executor computes what a GPU does."""
+"""The emulator computes what a GPU computes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The executor catches what a GPU leaves undefined."""
+"""The emulator reports behaviour that is undefined on a GPU."""
 
 import subprocess
 import sys
@@ -62,8 +62,8 @@ TOY_FAULTS = {
         "of output 'largest' is never written",
     ),
     "rows left out": (LAST, "if (row < 5) " + LAST, "byte 1280 of output 'y' is never written"),
-    "everybody writes": ("if (lane == 0) part", "part", "writes and thread .* writes it, with no barrier"),
-    "a threadgroup variable nobody wrote": (
+    "all lanes write": ("if (lane == 0) part", "part", "writes and thread .* writes it, with no barrier"),
+    "an unwritten threadgroup variable": (
         "all, part[k]",
         "all, part[k + 2]",
         "reads byte 8 of threadgroup variable 'part', which nothing",
@@ -175,7 +175,7 @@ def test_next_kernel_runs_after_a_fault(executor: Executor) -> None:
     assert run(executor, INDEX + "out[i] = x[i];").tolist() == list(range(32))
 
 
-# AddressSanitizer has to be there before anything else, so it gets a process of its own.
+# AddressSanitizer must be loaded before anything else, so it needs its own process.
 SANITIZED = """
 import sys
 import mlx.core as mx

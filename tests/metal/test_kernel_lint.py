@@ -1,7 +1,7 @@
-"""The text of every variant of the kernels is what Metal's compiler accepts: address spaces, precision, collectives.
+"""Lint of every variant of the kernels: address spaces, precision, collective calls.
 
-Clang reads every variant. What is read from the text itself, pointers to nowhere and calls that diverge, is the same
-in all variants of one signature, so it is looked for in one of each kind and dtype.
+Clang checks every variant. The rules for pointers and divergent calls find the same in all variants of one signature,
+so they check one variant of each kind and dtype.
 """
 
 from collections.abc import Sequence

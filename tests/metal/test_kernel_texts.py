@@ -1,7 +1,7 @@
-"""The text MLX will compile for every variant of the kernels, captured from MLX, is the one that is meant.
+"""The text that MLX compiles for every variant of the kernels, captured from MLX, is the expected one.
 
-It is said twice: by `expected_text`, which knows nothing of how kernels are launched, and by `metal_source`, whose text
-the executor compiles; so what is executed is what a Mac would run.
+It is compared with `expected_text`, which is independent of the launches, and with `metal_source`, whose text the
+emulator compiles. So the emulator runs the same text as a Mac.
 """
 
 import pytest
@@ -24,7 +24,7 @@ def test_variants_have_the_expected_text_and_unique_names(kind: str) -> None:
     for call, dispatch, text in zip(some, dispatches, generated, strict=True):
         assert text == expected_text(mlx_kernels, call), str(call)
         assert text == dispatch.text.text, str(call)
-    # MLX compiles one text of a name and takes it for all.
+    # MLX caches compiled kernels by name, so each text needs its own name.
     assert len({dispatch.text.name for dispatch in dispatches}) == len(set(generated)) == len(some)
 
 

@@ -1,4 +1,4 @@
-"""Every variant of the kernels, its Metal source executed: all that it writes is the reference's, to the bit."""
+"""The Metal source of the kernels on the emulator: all outputs equal the reference to the bit."""
 
 import subprocess
 import sys
@@ -33,21 +33,21 @@ def executor() -> Iterator[Executor]:
 
 
 def prove(executor: Executor, some: Sequence[Call], rows: int = 101) -> None:
-    # Compiled together, which is many times faster than one by one.
+    # Compile all calls together, which is many times faster than one by one.
     executor.prepare(calls.planned(executor, mlx_kernels, some, rows))
     for call in some:
         check(mlx_kernels, call, slice(rows))
 
 
 def prove_once_each(executor: Executor, some: Sequence[Call]) -> None:
-    # Where there are hundreds, the ways to run take turns.
+    # There are hundreds of calls, so each of them runs in only one of the three ways.
     executor.prepare(calls.planned(executor, mlx_kernels, some))
     for call, way in zip(some, cycle(THREE_PASSES), strict=False):
         executor.passes = (way,)
         check(mlx_kernels, call)
 
 
-# ---- every variant ----
+# ---- variants ----
 
 
 def by_head_dim(every: Sequence[Call], representative: Sequence[Call]) -> list[Any]:
@@ -96,7 +96,7 @@ def test_vectors_are_on_both_sides_of_the_smallest_norm(head_dim: int, rotation:
     assert (close <= reference.SMALLEST_NORM).any()
 
 
-# ---- every way to run ----
+# ---- ways to run ----
 
 
 @pytest.mark.parametrize("rows", [1, 7, 33])
@@ -117,7 +117,7 @@ def test_small_grids_process_vectors_in_strides(
 
     prove(executor, calls.one_of_each(head_dim))
 
-    # At head_dim 64 three threadgroups are more than there is to do.
+    # At head_dim 64 there is less work than for three threadgroups.
     elements = mlx_kernels.THREADGROUP * mlx_kernels.elements_per_lane(head_dim)
     most = min(threadgroups, -(-ROWS[head_dim] * head_dim // elements))
     assert {dispatch.grid[0] for dispatch in executor.dispatches} == {most * mlx_kernels.THREADGROUP}
@@ -132,7 +132,7 @@ def test_flushed_denormals_change_no_ordinary_vector(executor: Executor, head_di
     executor.passes = (Pass(flush_denormals=True),)
     x = hard_vectors(head_dim, dtype)
     meets_none = without_denormals(x)
-    # No float16, however small, leads to a denormal float32.
+    # Even the smallest float16 does not lead to a denormal float32.
     assert meets_none.all() if dtype == "float16" else meets_none.sum() > len(x) / 3
     for codec in FLUSHED:
         expected = reference.encode(x, codec.at(head_dim))
@@ -151,12 +151,12 @@ def test_flushed_denormal_element_becomes_zero(executor: Executor) -> None:
 
     flushed, *_ = map(calls.on_host, Encoding("float32", spec).run(mlx_kernels, x))
 
-    # Zero lies on a boundary, and what is on it belongs below.
+    # Zero is on a boundary, so it gets the index below.
     x[0, 1:] = 0
     np.testing.assert_array_equal(flushed, reference.encode(x, spec).packed)
 
 
-# ---- every boundary ----
+# ---- boundaries ----
 
 
 @pytest.mark.parametrize("rows", thinned((HEAD_DIMS, BITS, CHOICES["codebook"]), name="d{}".format))
@@ -186,7 +186,7 @@ def test_d512_scale_equals_reference(d512_scale: float) -> None:
         check_decoding(mlx_kernels, Decoding("bfloat16", spec), encoded.packed, encoded.norms)
 
 
-# ---- what must show ----
+# ---- non-finite values and golden files ----
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -249,7 +249,7 @@ def test_kernels_equal_golden_files(executor: Executor, kernel: str) -> None:
     assert all(len(some) == 1 or dispatch.grid[2] == 2 for some, dispatch in zip(streams, dispatches, strict=True))
 
 
-# AddressSanitizer has to be there before anything else, so it gets a process of its own.
+# AddressSanitizer must be loaded before anything else, so it needs its own process.
 SANITIZED = """
 from hadakv_kernels.gpu import mlx_kernels
 from metal_emulator.proofs import kernel_calls as calls

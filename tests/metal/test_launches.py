@@ -1,4 +1,4 @@
-"""What is asked for together is encoded in one launch."""
+"""Streams of one call are encoded in one launch."""
 
 from collections.abc import Iterator
 

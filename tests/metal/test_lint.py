@@ -1,4 +1,4 @@
-"""The lint accepts what Metal accepts, and rejects what only Metal's compiler would."""
+"""The lint accepts text that Metal accepts, and rejects text that only Metal's compiler would reject."""
 
 import pytest
 

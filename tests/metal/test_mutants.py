@@ -1,4 +1,4 @@
-"""The proofs bite: each of these faults in the kernels or their launch is seen by one of them at least."""
+"""Each deliberate fault in the kernels or their launches is detected by the expected proofs."""
 
 import pytest
 

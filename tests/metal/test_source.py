@@ -1,4 +1,4 @@
-"""metal_source() writes what MLX writes."""
+"""metal_source() generates the same text as MLX."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""`mx.fast.metal_kernel` on a machine without Metal: the same calls, run by the processor under supervision.
+"""Emulation of `mx.fast.metal_kernel` on a machine without Metal: kernels run on the CPU, with checks.
 
-`with executing() as executor:` replaces `mx.fast.metal_kernel` and `mx.metal.is_available`, so that code written for a
-GPU runs as it is: the grid, the threadgroup, the template arguments and the shapes it asks for are those that are used.
+`with executing() as executor:` replaces `mx.fast.metal_kernel` and `mx.metal.is_available`. Code for a GPU then runs
+unchanged, with the grid, threadgroup, template arguments and shapes that it asks for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,13 +26,13 @@ from metal_emulator.compile.metal_source import (
 )
 from metal_emulator.launch import TWO_PASSES, Buffer, CompiledKernel, Counts, Pass, Size, check_sizes
 
-# MLX's own, whatever stands in its place later.
+# The original function of MLX, before it is replaced.
 MLX_METAL_KERNEL = mx.fast.metal_kernel
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One call of a kernel, without the values."""
+    """One call of a kernel, without its values."""
 
     definition: Definition
     variant: Variant
@@ -42,20 +42,20 @@ class Dispatch:
 
     @property
     def text(self) -> KernelText:
-        """What is compiled for it."""
+        """Return the text that is compiled for the call."""
         return metal_source(self.definition, self.variant)
 
 
 @dataclass
 class Executor:
-    """How kernels run, and what has run.
+    """Options for running kernels, and a record of the calls.
 
     Attributes:
-        passes: the ways each call is run; their results must be equal.
-        compiler: for the kernels.
-        planning: calls are written down and return zeros; nothing is compiled.
-        dispatches: every call so far.
-        counts: of the last call.
+        passes: the ways in which each call runs; their results must be equal.
+        compiler: compiler for the kernels.
+        planning: whether calls are only recorded and return zeros, without compiling.
+        dispatches: all calls so far.
+        counts: counts of the last call.
     """
 
     passes: Sequence[Pass] = TWO_PASSES
@@ -75,16 +75,16 @@ class Executor:
         atomic_outputs: bool = False,
         compile_options: object | None = None,
     ) -> "ExecutedMetalKernel":
-        """Stands in for `mx.fast.metal_kernel`."""
+        """Create a kernel, as `mx.fast.metal_kernel` does."""
         if compile_options not in (None, {}, {"math_mode": "safe"}):
-            raise ValueError(f"only safe math is executed, not {compile_options}")
+            raise ValueError(f"only safe math is supported, not {compile_options}")
         names = (tuple(input_names), tuple(output_names))
         definition = Definition(name, *names, source, header, ensure_row_contiguous, atomic_outputs)
         return ExecutedMetalKernel(self, definition)
 
     @contextmanager
     def plan(self) -> Iterator[list[Dispatch]]:
-        """Within, calls are only written down."""
+        """Record calls without running them, inside the `with` block."""
         first = len(self.dispatches)
         planned: list[Dispatch] = []
         self.planning = True
@@ -98,19 +98,19 @@ class Executor:
         """Compile the kernels of these calls together, which is many times faster than one by one.
 
         Returns:
-            how many were not compiled yet.
+            the number of kernels that had to be compiled.
         """
         return build((dispatch.text for dispatch in dispatches), self.compiler)
 
     def run(self, dispatch: Dispatch, inputs: Sequence[mx.array], init_value: float | None) -> list[mx.array]:
-        """Execute one call."""
+        """Run one call."""
         check_sizes(dispatch.grid, dispatch.threadgroup)
         self.dispatches.append(dispatch)
         outputs = _output_buffers(dispatch, init_value)
         if not self.planning:
             mx.eval(*inputs)
             buffers = _input_buffers(dispatch.definition, inputs) + outputs
-            # MLX cuts a threadgroup that is larger than the grid.
+            # MLX shrinks a threadgroup that is larger than the grid.
             x, y, z = map(min, dispatch.grid, dispatch.threadgroup)
             kernel = CompiledKernel(dispatch.text, self.compiler)
             self.counts = kernel.run(buffers, dispatch.grid, (x, y, z), self.passes)
@@ -120,7 +120,7 @@ class Executor:
 
 @dataclass(frozen=True)
 class ExecutedMetalKernel:
-    """What `mx.fast.metal_kernel` returns, here."""
+    """Kernel that runs on the emulator. Replaces the result of `mx.fast.metal_kernel`."""
 
     executor: Executor
     definition: Definition
@@ -138,12 +138,12 @@ class ExecutedMetalKernel:
         verbose: bool = False,
         stream: Any = None,
     ) -> list[mx.array]:
-        """Run it; the result is there when this returns.
+        """Run the kernel and return its outputs.
 
         Raises:
-            KernelFault: the kernel did what a GPU does not define.
-            CompileError: it does not compile.
-            ValueError: MLX or Metal would refuse the call.
+            KernelFault: the kernel's behaviour is undefined on a GPU.
+            CompileError: the kernel does not compile.
+            ValueError: MLX or Metal would reject the call.
         """
         del stream
         self._check_counts(len(inputs), len(output_shapes), len(output_dtypes))
@@ -162,15 +162,17 @@ class ExecutedMetalKernel:
     def _check_counts(self, inputs: int, shapes: int, dtypes: int) -> None:
         expected = (len(self.definition.input_names), *[len(self.definition.output_names)] * 2)
         if (inputs, shapes, dtypes) != expected:
-            raise ValueError(f"inputs, output_shapes, output_dtypes: {(inputs, shapes, dtypes)}, not {expected}")
+            raise ValueError(
+                f"numbers of inputs, output_shapes, output_dtypes are {(inputs, shapes, dtypes)}, must be {expected}"
+            )
 
 
 @contextmanager
 def executing(executor: Executor | None = None) -> Iterator[Executor]:
-    """Within, this process seems to have Metal."""
+    """Make Metal available in this process, inside the `with` block."""
     executor = executor or Executor()
     with ExitStack() as replaced:
-        # A kernel made outside is not made again inside, nor the other way round.
+        # Kernels are cached. Clear the cache, so that kernels from outside are not used inside, and the reverse.
         for forget in (mlx_kernels.encode_kernel.cache_clear, mlx_kernels.decode_kernel.cache_clear):
             forget()
             replaced.callback(forget)
@@ -180,7 +182,7 @@ def executing(executor: Executor | None = None) -> Iterator[Executor]:
 
 
 def mlx_dtype(dtype: Dtype) -> mx.Dtype:
-    """MLX's own."""
+    """Return the dtype of MLX."""
     return cast("mx.Dtype", getattr(mx, "bool_" if dtype.name == "bool" else dtype.name))
 
 
@@ -198,7 +200,7 @@ def _template_argument(value: Any) -> TemplateArgument:
         return value
     if isinstance(value, mx.Dtype):
         return _dtype(value)
-    raise ValueError(f"template argument {value!r} is neither a dtype nor an int nor a bool")
+    raise ValueError(f"template argument {value!r} must be a dtype, an int or a bool")
 
 
 def _input_buffers(definition: Definition, inputs: Sequence[mx.array]) -> list[Buffer]:
@@ -226,9 +228,9 @@ def _output_buffers(dispatch: Dispatch, init_value: float | None) -> list[Buffer
 
 
 def _to_numpy(value: mx.array) -> np.ndarray[Any, Any]:
-    """The array's bytes in C order; NumPy has no bfloat16, so that one comes as uint16."""
+    """Return the array in C order. NumPy has no bfloat16, so such an array is returned as uint16."""
     bits = value.view(mx.uint16) if value.dtype == mx.bfloat16 else value
-    # Copied where need be: what the kernel is told of strides is then what it gets.
+    # Copy to C order if need be, so that the strides match those that the kernel is given.
     return np.asarray(np.array(cast("Any", bits), copy=False), order="C")
 
 

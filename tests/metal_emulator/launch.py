@@ -1,4 +1,4 @@
-"""Runs a compiled kernel: several passes that a right kernel cannot tell apart, and their results compared."""
+"""Launch of a compiled kernel in several passes. A correct kernel gives equal results in all of them."""
 
 import ctypes
 import threading
@@ -18,21 +18,21 @@ SUM_ORDERS = {"butterfly": 0, "up": 1, "down": 2, "wide butterfly": 3}
 
 
 class KernelFault(Exception):
-    """The kernel did what a GPU does not define, or its result depends on what it must not depend on."""
+    """The kernel's behaviour is undefined on a GPU, or its result depends on the order of execution."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One way to run a kernel, of those a GPU may choose from.
+    """One way to run a kernel, of those that a GPU may choose from.
 
     Attributes:
-        lane_order: who runs first, where the language leaves it open; also of simdgroups and threadgroups.
-        seed: of the shuffled order.
-        sum_order: how reductions such as simd_sum associate.
-        poison: the byte that fills outputs, threadgroup memory and everything around buffers.
-        guard: which end of the buffers touches an inaccessible page.
-        strict: whether a simdgroup function called by only some lanes of a simdgroup is an error.
-        flush_denormals: to zero, as Metal is free to.
+        lane_order: order of lanes, simdgroups and threadgroups where the language leaves it open.
+        seed: seed of the shuffled order.
+        sum_order: order of additions in reductions such as simd_sum.
+        poison: byte that fills outputs, threadgroup memory and the surroundings of buffers.
+        guard: the end of the buffers that touches an inaccessible page.
+        strict: whether a simdgroup function that only some lanes call is an error.
+        flush_denormals: whether denormals are flushed to zero, as Metal may do.
     """
 
     lane_order: Literal["forward", "reverse", "shuffled"] = "forward"
@@ -44,20 +44,20 @@ class Pass:
     flush_denormals: bool = False
 
 
-# Every byte of every float type is a NaN in the first, and a number nothing computes in the second.
+# The poison of the first pass is a NaN in every float type; that of the second is a number that no kernel computes.
 TWO_PASSES = (Pass(), Pass("reverse", sum_order="up", poison=0x5A, guard="start"))
 THREE_PASSES = (*TWO_PASSES, Pass("shuffled", seed=1, sum_order="wide butterfly", poison=0xA5))
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """An argument of a kernel.
+    """Buffer argument of a kernel.
 
     Attributes:
-        name: for messages.
-        array: its bytes, C order; an output's are replaced.
+        name: name in messages.
+        array: the bytes, in C order; those of an output are replaced.
         writable: whether it is an output.
-        initialised: an output that starts as the array is, rather than as poison.
+        initialised: whether an output starts with the bytes of the array, not with poison.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Counts:
-    """What happened in a pass."""
+    """Numbers of events in a pass."""
 
     threads: int
     collectives: int
@@ -107,30 +107,30 @@ class _Launch(ctypes.Structure):
 
 Size = tuple[int, int, int]
 MAX_THREADS = 1024
-CPU_SECONDS = 120  # enough for any test; what loops for ever is stopped
+CPU_SECONDS = 120  # limit for endless loops, more than any test needs
 
-# The runtime has one scheduler.
+# The runtime has only one scheduler.
 _one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """A kernel that can be launched."""
+    """Kernel that can be launched."""
 
     text: KernelText
     compiler: Compiler
 
     def run_pass(self, buffers: Sequence[Buffer], grid: Size, threadgroup: Size, options: Pass) -> Counts:
-        """Launch once; outputs are written into their arrays.
+        """Launch once, and write the outputs into their arrays.
 
         Args:
-            buffers: in the order of the kernel's buffer indices.
-            grid: threads, in each direction.
-            threadgroup: threads of a threadgroup, in each direction.
-            options: how.
+            buffers: arguments, in the order of the kernel's buffer indices.
+            grid: threads in each dimension.
+            threadgroup: threads of a threadgroup in each dimension.
+            options: the way to run.
 
         Raises:
-            KernelFault: what the kernel did.
+            KernelFault: the kernel had a fault.
         """
         runtime = _load_runtime(runtime_library(self.compiler))
         kernel = _load(library_of(self.text, self.compiler), f"run_{self.text.name}")
@@ -161,13 +161,13 @@ class CompiledKernel:
         return Counts(*counts)
 
     def run(self, buffers: Sequence[Buffer], grid: Size, threadgroup: Size, passes: Sequence[Pass]) -> Counts:
-        """Launch once per pass and compare; outputs are the last pass's, which are every pass's.
+        """Launch once per pass, and compare the outputs of the passes.
 
         Returns:
             the counts of the last pass.
 
         Raises:
-            KernelFault: what the kernel did in a pass, or where two passes differ.
+            KernelFault: the kernel had a fault in a pass, or two passes have different outputs.
         """
         outputs = [buffer for buffer in buffers if buffer.writable]
         starts = [buffer.array.copy() if buffer.initialised else None for buffer in outputs]
@@ -196,7 +196,7 @@ class CompiledKernel:
 
 
 def check_sizes(grid: Size, threadgroup: Size) -> None:
-    """Refuse what Metal refuses.
+    """Check sizes as Metal does.
 
     Raises:
         ValueError: a size is not positive, or the threadgroup is too large.

@@ -1,4 +1,4 @@
-"""Small kernels for the tests of the executor itself; one that has something of everything."""
+"""Small kernels for the tests of the emulator itself. One of them uses every feature."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ inline void butterfly(thread float* v, uint lane) {
 }
 """
 
-# Rotates rows of D elements, one simdgroup each; the largest absolute value of a threadgroup's rows goes to `largest`.
+# Rotates rows of D elements, one simdgroup per row. `largest` gets the largest absolute value of each threadgroup.
 SOURCE = """
     uint lane = thread_index_in_simdgroup;
     uint row = threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup;
@@ -50,19 +50,19 @@ SOURCE = """
 
 
 def definition(source: str = SOURCE, header: str = HEADER) -> Definition:
-    """The kernel, or one like it."""
+    """Return the definition of the sample kernel, or of a variation."""
     return Definition("rotate", ("x",), ("y", "largest"), source, header)
 
 
 def text(source: str = SOURCE, header: str = HEADER, dtype: str = "float16") -> KernelText:
-    """Its text for rows of 64."""
+    """Return the text of the sample kernel for rows of 64."""
     element = Dtype(dtype)
     variant = Variant((ArrayType((4, 64), element),), (element, Dtype("float32")), (("T", element), ("D", 64)))
     return metal_source(definition(source, header), variant)
 
 
 def rotate(executor: Executor, x: mx.array, source: str = SOURCE, header: str = HEADER) -> tuple[mx.array, mx.array]:
-    """Run it on rows [rows, head_dim], an even number of them."""
+    """Run the sample kernel on `[rows, head_dim]`. The number of rows is even."""
     rows, head_dim = x.shape
     kernel = executor.metal_kernel("rotate", ["x"], ["y", "largest"], source, header)
     y, largest = kernel(
@@ -77,7 +77,7 @@ def rotate(executor: Executor, x: mx.array, source: str = SOURCE, header: str = 
 
 
 def reference(x: np.ndarray[Any, Any]) -> Any:
-    """The same rotation in float64."""
+    """Compute the same rotation in float64."""
     head_dim = x.shape[1]
     matrix = np.ones((1, 1))
     while len(matrix) < head_dim:
@@ -98,7 +98,7 @@ def run(
     init_value: float | None = None,
     atomic: bool = False,
 ) -> mx.array:
-    """A kernel from `x` to `out`, of as many elements as there are threads."""
+    """Run a kernel from `x` to `out`. By default, `out` has one element per thread."""
     kernel = executor.metal_kernel("toy", ["x"], ["out"], source, header, atomic_outputs=atomic)
     (out,) = kernel(
         inputs=[mx.arange(32, dtype=mx.float32) if x is None else x],
@@ -112,5 +112,5 @@ def run(
 
 
 def rows(dtype: mx.Dtype = mx.float32, head_dim: int = 64, count: int = 6) -> mx.array:
-    """Rows for `rotate`, always the same."""
+    """Return rows for `rotate`, the same on every call."""
     return mx.random.normal((count, head_dim), key=mx.random.key(1)).astype(dtype)

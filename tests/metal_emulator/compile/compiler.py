@@ -1,4 +1,4 @@
-"""Compiles Metal source into shared objects, many kernels to one, and keeps them by the hash of all that went in."""
+"""Compilation of Metal source to shared objects, many kernels per object, cached by a hash of all inputs."""
 
 import hashlib
 import os
@@ -19,23 +19,22 @@ HERE = Path(__file__).parent
 RUNTIME, SHIM = HERE.parent / "runtime", HERE.parent / "shim"
 CACHE = Path(os.environ.get("HADAKV_METAL_CACHE", HERE.parents[2] / "build" / "metal"))
 
-# More to a translation unit saves the headers' second or so each time; fewer keeps every processor busy.
+# More kernels per translation unit save compile time for the headers. Fewer keep all processors busy.
 KERNELS_PER_UNIT = 24
 
-# The walk of a lane's call path needs frame pointers.
+# The runtime walks call paths by frame pointers.
 COMMON_FLAGS = ("-fPIC", "-fno-omit-frame-pointer", "-fno-exceptions", "-pipe")
 RUNTIME_FLAGS = (*COMMON_FLAGS, "-std=c++17", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra")
-# Unoptimised: see shim/metal.h. Locals start as a pattern that no computation mistakes for a value.
+# Without optimisation: see shim/metal.h. Uninitialised locals get a pattern that is no plausible value.
 KERNEL_FLAGS = (
     *(*COMMON_FLAGS, "-std=gnu++14", "-O0", "-w", "-fno-optimize-sibling-calls", "-fno-strict-aliasing"),
     *("-fno-rtti", "-fsigned-char", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern"),
 )
-# Reported by runtime/undefined.cpp, not by the sanitizer's own library; so are those of -fsanitize=thread, which
-# runtime/accesses.cpp takes.
+# runtime/undefined.cpp replaces the library of these sanitizers, and runtime/accesses.cpp that of -fsanitize=thread.
 CHECK_FLAGS = (
     "-fsanitize=bounds,shift,integer-divide-by-zero,signed-integer-overflow,float-cast-overflow,alignment,bool,return",
 )
-# The second needs its own library, loaded before all others: see sanitized().
+# By `sanitize`. AddressSanitizer needs its own library, loaded before all others: see sanitized().
 ACCESS_FLAGS = {False: "-fsanitize=thread", True: "-fsanitize=address"}
 GCC_FLAGS = ("-fexcess-precision=16", "-fsingle-precision-constant")
 CLANG_FLAGS = ("-Xclang", "-ffloat16-excess-precision=none", "-Xclang", "-cl-single-precision-constant")
@@ -44,17 +43,17 @@ _HALF_TEST = "_Float16 twice(_Float16 x) { return x * 2; }"
 
 
 class CompileError(Exception):
-    """The compiler rejects a text, or there is no compiler."""
+    """The compiler rejects a text, or no compiler is found."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler that knows half precision.
+    """C++ compiler with half precision.
 
     Attributes:
-        command: its path.
-        is_clang: which family its options are of.
-        sanitize: kernels are built for AddressSanitizer, in place of the runtime's own watch over accesses.
+        command: path of the compiler.
+        is_clang: whether it takes the options of clang, not those of GCC.
+        sanitize: whether kernels are built for AddressSanitizer, not for the runtime's own checks of accesses.
     """
 
     command: str
@@ -63,35 +62,35 @@ class Compiler:
 
     @cached_property
     def version(self) -> str:
-        """What it says of itself."""
+        """Version text of the compiler."""
         return subprocess.run([self.command, "--version"], capture_output=True, text=True, check=True).stdout
 
     @cached_property
     def runtime_identity(self) -> str:
-        """Changes whenever the runtime has to be compiled again."""
+        """Hash that changes whenever the runtime must be compiled again."""
         return _hash(self.version, *RUNTIME_FLAGS, *_texts(RUNTIME))
 
     @cached_property
     def identity(self) -> str:
-        """Changes whenever kernels have to be compiled again."""
+        """Hash that changes whenever kernels must be compiled again."""
         interface = (RUNTIME / "interface.h").read_text()
         return _hash(self.version, *self.kernel_flags, *_texts(SHIM), interface, (HERE / "translate.py").read_text())
 
     @property
     def kernel_flags(self) -> list[str]:
-        """Options for kernel text."""
+        """Return the options for kernel text."""
         flags = [*KERNEL_FLAGS, *CHECK_FLAGS, ACCESS_FLAGS[self.sanitize], *DEFINES]
         flags += CLANG_FLAGS if self.is_clang else GCC_FLAGS
         return flags + [f"-I{folder}" for folder in (SHIM, RUNTIME, _mlx_headers())]
 
     def preprocess(self, text: str) -> str:
-        """The text with its macros expanded; nothing is included."""
+        """Expand the macros of a text, without including files."""
         return self._run(["-E", "-undef", "-nostdinc", "-w", *DEFINES, "-x", "c++", "-"], text)
 
     def compile(self, flags: Sequence[str], sources: Sequence[Path], target: Path) -> None:
-        """Sources to a shared object, which appears complete or not at all."""
+        """Compile sources to a shared object. The target file appears atomically."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The runtime has what the objects need of the sanitizers, so linking is not told of them.
+        # The runtime provides the sanitizer functions, so the linker gets no sanitizer options.
         link = ["-shared", *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
@@ -111,10 +110,10 @@ class Compiler:
 
 @cache
 def find_compiler() -> Compiler:
-    """The compiler to use: $HADAKV_METAL_CXX, or the first that knows half precision.
+    """Find the compiler: $HADAKV_METAL_CXX, or the first one with half precision.
 
     Raises:
-        CompileError: there is none.
+        CompileError: no suitable compiler is found.
     """
     named = os.environ.get("HADAKV_METAL_CXX")
     for command in [named] if named else ["g++", "clang++", "c++"]:
@@ -126,10 +125,10 @@ def find_compiler() -> Compiler:
 
 
 def sanitized() -> dict[str, str]:
-    """The environment for a process whose kernels AddressSanitizer watches.
+    """Return the environment for a process whose kernels run with AddressSanitizer.
 
     Raises:
-        CompileError: the compiler has no such library.
+        CompileError: the compiler has no library of AddressSanitizer.
     """
     compiler = find_compiler()
     name = f"libclang_rt.asan-{os.uname().machine}.so" if compiler.is_clang else "libasan.so"
@@ -137,7 +136,7 @@ def sanitized() -> dict[str, str]:
     library = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if not Path(library).is_absolute():
         raise CompileError(f"{compiler.command} has no {name}")
-    # Faults and leaks are not its business here, and fibers change stacks behind its back.
+    # The runtime handles faults itself, leaks do not matter, and fibers switch stacks without AddressSanitizer's help.
     options = "detect_leaks=0:detect_stack_use_after_return=0:use_sigaltstack=0:" + ":".join(
         f"handle_{signal}=0" for signal in ("segv", "sigbus", "sigill", "sigfpe", "abort")
     )
@@ -145,7 +144,7 @@ def sanitized() -> dict[str, str]:
 
 
 def runtime_library(compiler: Compiler) -> Path:
-    """The runtime as a shared object, built if need be."""
+    """Return the runtime as a shared object. Build it if need be."""
     target = CACHE / f"runtime-{compiler.runtime_identity}.so"
     if not target.exists():
         compiler.compile([*RUNTIME_FLAGS, f"-I{RUNTIME}"], sorted(RUNTIME.glob("*.cpp")), target)
@@ -153,10 +152,10 @@ def runtime_library(compiler: Compiler) -> Path:
 
 
 def library_of(text: KernelText, compiler: Compiler) -> Path:
-    """The shared object that has this kernel, compiled alone unless `build` did it before.
+    """Return the shared object with this kernel. Compile it alone unless `build` has compiled it.
 
     Raises:
-        CompileError: with what the compiler says.
+        CompileError: the compiler rejects the text; the message is the compiler's.
     """
     link = _link(text, compiler)
     if not link.exists():
@@ -165,13 +164,13 @@ def library_of(text: KernelText, compiler: Compiler) -> Path:
 
 
 def build(texts: Iterable[KernelText], compiler: Compiler, jobs: int | None = None) -> int:
-    """Compile those not compiled yet, several to a translation unit and several units at once.
+    """Compile kernels that are not in the cache: several per translation unit, and several units at once.
 
     Returns:
-        how many were compiled.
+        the number of compiled kernels.
 
     Raises:
-        CompileError: with what the compiler says of the first unit it rejects.
+        CompileError: the compiler rejects a unit; the message is the compiler's.
     """
     missing = list({text: None for text in texts if not _link(text, compiler).exists()})
     missing.sort(key=lambda text: (text.header, text.name))

@@ -1,9 +1,9 @@
-"""The text `mlx.fast.metal_kernel` compiles, written out without MLX.
+"""Kernel text as `mlx.fast.metal_kernel` generates it, without MLX.
 
-MLX makes one function of a kernel's `source`: buffers for the inputs, their shapes, strides and ndim where the source
-names them, the outputs, and the thread attributes the source names; then one explicit instantiation if there are
-template arguments. The rules are those of mlx/backend/common/metal_kernel.cpp, mistakes included: names are found by
-substring search, and the comma after an output is decided by counting arrays instead of buffers.
+MLX makes one function of a kernel's `source`. Its parameters are buffers for the inputs, the shapes, strides and ndim
+that the source names, the outputs, and the thread attributes that the source names. An explicit instantiation follows
+if there are template arguments. The rules are those of mlx/backend/common/metal_kernel.cpp, including its mistakes:
+names are found by substring search, and the comma after an output depends on the number of arrays, not of buffers.
 """
 
 import math
@@ -62,13 +62,13 @@ DESCRIPTIONS: tuple[tuple[Literal["shape", "strides", "ndim"], str], ...] = (
 
 @dataclass(frozen=True)
 class Dtype:
-    """A dtype by MLX's name, "float32"; also a template argument."""
+    """Dtype by its name in MLX, for example "float32". It can be a template argument."""
 
     name: str
 
     @property
     def metal(self) -> str:
-        """As the text spells it."""
+        """Name of the type in Metal."""
         return TYPES[self.name]
 
 
@@ -77,20 +77,20 @@ TemplateArgument = bool | int | Dtype
 
 @dataclass(frozen=True)
 class ArrayType:
-    """What of an array decides how it is passed."""
+    """Properties of an array that decide how it is passed."""
 
     shape: tuple[int, ...]
     dtype: Dtype
 
     @property
     def size(self) -> int:
-        """Its elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What `metal_kernel` is given."""
+    """Arguments of `metal_kernel`."""
 
     name: str
     input_names: tuple[str, ...]
@@ -101,13 +101,13 @@ class Definition:
     atomic_outputs: bool = False
 
     def describes(self, input_name: str) -> list[str]:
-        """Which of shape, strides and ndim the source names of an input."""
+        """Return which of shape, strides and ndim of an input the source names."""
         return [what for what, _ in DESCRIPTIONS if f"{input_name}_{what}" in self.source]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What of a call decides which function is compiled."""
+    """Properties of a call that decide which function is compiled."""
 
     inputs: tuple[ArrayType, ...]
     output_dtypes: tuple[Dtype, ...]
@@ -116,7 +116,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class KernelText:
-    """One compiled function."""
+    """Text of one kernel function."""
 
     name: str
     header: str
@@ -124,12 +124,12 @@ class KernelText:
 
     @property
     def text(self) -> str:
-        """As MLX hands it to Metal, after its own prelude."""
+        """The whole text that MLX passes to Metal after its own prelude."""
         return self.header + self.function
 
 
 def metal_source(definition: Definition, variant: Variant) -> KernelText:
-    """The text for one variant of a kernel."""
+    """Return the text for one variant of a kernel."""
     name = kernel_name(definition, variant)
     lines = [_template_line(variant.template)] if variant.template else []
     lines.append(f"[[kernel]] void {name}(\n")
@@ -142,7 +142,7 @@ def metal_source(definition: Definition, variant: Variant) -> KernelText:
 
 
 def kernel_name(definition: Definition, variant: Variant) -> str:
-    """The function's name: the kernel's, the template arguments, every array's type and how it is passed."""
+    """Return the function's name: the kernel's name, the template arguments, and the type and passing of each array."""
     parts = ["custom_kernel_" + definition.name]
     if variant.template:
         arguments = _template_arguments(variant.template).replace(", ", "_")

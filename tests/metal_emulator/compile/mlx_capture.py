@@ -1,7 +1,7 @@
-"""The text MLX itself generates, from MLX.
+"""Capture of the kernel text that MLX generates.
 
-Exporting a function traces it without running it, and a Metal kernel called with `verbose=True` prints its text as it
-is traced, on every system.
+Exporting a function traces it without running it. A Metal kernel that is called with `verbose=True` prints its text
+while it is traced, on every system.
 """
 
 import os
@@ -21,10 +21,10 @@ _TEXT = re.compile(r"^```\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 
 
 def mlx_texts(dispatches: Sequence[Dispatch]) -> list[str]:
-    """What MLX compiles for each of these calls, without its prelude.
+    """Return the text that MLX compiles for each of these calls, without MLX's prelude.
 
     Raises:
-        ValueError: MLX refuses a call.
+        ValueError: MLX rejects a call.
     """
     with tempfile.TemporaryDirectory() as folder:
         printed = Path(folder) / "printed"
@@ -69,7 +69,7 @@ def _template_value(value: TemplateArgument) -> object:
 
 @contextmanager
 def _standard_output_to(path: Path) -> Iterator[None]:
-    """MLX prints from C++, past sys.stdout."""
+    """Redirect file descriptor 1, because MLX prints from C++ and bypasses sys.stdout."""
     sys.stdout.flush()
     saved = os.dup(1)
     file = os.open(path, os.O_WRONLY | os.O_CREAT)

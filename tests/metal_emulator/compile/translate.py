@@ -1,8 +1,8 @@
-"""Metal source into C++ that compiles against the headers in `shim/`.
+"""Translation of Metal source to C++ that compiles against the headers in `shim/`.
 
-Macros are expanded first, so that what is done to the text below also happens to what a macro makes of it. Then
-declarations of threadgroup variables ask the runtime for the threadgroup's copy, attributes go, and each kernel gets a
-function through which a launch calls it.
+Macros are expanded first, so that the later steps also apply to their expansion. Then declarations of threadgroup
+variables become requests to the runtime for the threadgroup's copy, attributes are removed, and each kernel gets an
+entry function for launches.
 """
 
 import re
@@ -18,7 +18,7 @@ PROLOGUE = """\
 #include "mlx/backend/metal/kernels/utils.h"
 """
 
-# What Apple's compiler defines and text may ask for.
+# Macros that Apple's compiler defines and kernel text may test.
 DEFINES = ("-D__METAL__=1", "-D__METAL_VERSION__=320")
 
 INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b.*$", re.MULTILINE)
@@ -35,15 +35,15 @@ Preprocess = Callable[[str], str]
 
 
 class TranslationError(Exception):
-    """The text is not what this module understands."""
+    """The text has a form that this module does not support."""
 
 
 def translate(texts: Sequence[KernelText], preprocess: Preprocess) -> str:
-    """One C++ translation unit with every kernel; an exported function run_<name> for each.
+    """Return one C++ translation unit with all kernels, and an exported function run_<name> for each.
 
     Args:
-        texts: of different names. Those with the same header share it.
-        preprocess: expands macros, as a C++ preprocessor does.
+        texts: kernels with different names. Kernels with the same header share it.
+        preprocess: function that expands macros, as a C++ preprocessor does.
     """
     groups = [(header, list(group)) for header, group in groupby(sorted(texts, key=_header), key=_header)]
     marked = "".join(
@@ -73,7 +73,7 @@ def _with_entries(text: str) -> str:
 
 
 def _kernels(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Each kernel's name and, for each of its parameters, what the runtime binds to it."""
+    """Yield each kernel's name, and the arguments that the runtime binds to its parameters."""
     for match in _KERNEL.finditer(text):
         end = text.find(") {", match.end())
         parameters = text[match.end() : end].split(",\n")
@@ -91,11 +91,11 @@ def _argument(kernel: str, parameter: str) -> str:
 
 
 def replace_threadgroup_variables(text: str, by: str) -> str:
-    """`threadgroup float a[4], b;` becomes one declaration for each variable.
+    """Replace declarations such as `threadgroup float a[4], b;` by one declaration per variable.
 
     Args:
-        text: without macros.
-        by: the declaration, without its semicolon; it may name {name}, {element}, {extents} and {place}.
+        text: text without macros.
+        by: format of the declaration, without semicolon; it may use {name}, {element}, {extents} and {place}.
     """
     out, position, place = [], 0, 0
     for match in _THREADGROUP.finditer(text):
@@ -113,7 +113,7 @@ def replace_threadgroup_variables(text: str, by: str) -> str:
 
 
 def declaration_end(text: str, start: int) -> int | None:
-    """Where the semicolon of a variable's declaration is; None for a pointer, a parameter or a cast."""
+    """Return the position of the semicolon of a variable's declaration; None for a pointer, a parameter or a cast."""
     closing = {"[": "]", "<": ">", "(": ")"}
     waiting: list[str] = []
     for i in range(start, len(text)):
@@ -135,12 +135,12 @@ def _after_alignas(text: str, position: int) -> bool:
 
 
 def _declared(declaration: str) -> Iterator[tuple[str, str, str]]:
-    """(name, type of an element, extents) of each variable; every region is aligned well enough for any alignas."""
+    """Yield (name, element type, extents) of each variable. alignas is dropped, as every region is aligned enough."""
     declaration = re.sub(r"alignas\s*\([^()]*\)", "", declaration)
     first, *others = _split(declaration)
     declarator = _DECLARATOR.search(first)
     if not declarator:
-        raise TranslationError(f"not understood: threadgroup {declaration};")
+        raise TranslationError(f"unsupported declaration: threadgroup {declaration};")
     base = first[: declarator.start()].strip()
     yield declarator[1], base, _flat(declarator[2])
     for other in others:
@@ -153,7 +153,7 @@ def _flat(extents: str) -> str:
 
 
 def _split(text: str) -> Iterable[str]:
-    """Split at commas that are in no bracket."""
+    """Split at commas outside brackets."""
     depth, start = 0, 0
     for i, c in enumerate(text):
         depth += (c in "[<(") - (c in "]>)")

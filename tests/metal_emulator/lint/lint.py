@@ -1,8 +1,8 @@
-"""Metal source through clang's C++ for OpenCL, whose address spaces are Metal's, and through rules of Metal's own.
+"""Lint of Metal source: clang's C++ for OpenCL, which has the same address spaces, and additional rules of Metal.
 
-A diagnostic of clang in the kernel's text is a finding: a missing or mixed address space, a double or a literal without
-its f, a variable used before it has a value. To that come pointers and references without an address space, which
-OpenCL has and Metal has not; variables at program scope outside `constant`; and the calls `divergence` finds.
+Every diagnostic of clang in the kernel's text is a finding: a missing or mixed address space, a double or a literal
+without f, an uninitialised variable. Further findings are pointers and references without an address space, which
+OpenCL allows and Metal does not; variables at program scope outside `constant`; and the calls from `divergence`.
 """
 
 import re
@@ -20,7 +20,7 @@ from metal_emulator.lint.divergence import divergent_calls
 
 HEADERS = Path(__file__).parent / "headers"
 LANGUAGE = ("-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-target", "spir64", "-ferror-limit=0")
-# Half precision and unnamed pointers to anywhere, which the check below reports; above all no double precision.
+# Enable half precision and generic pointers, which the check below reports. Disable double precision.
 EXTENSIONS = ("-Xclang", "-cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space")
 WARNINGS = (
     "-Wall",
@@ -31,10 +31,10 @@ WARNINGS = (
     "-Wno-sign-compare",
 )
 
-# How clang numbers the address spaces that are Metal's; 0 is none and 5 what OpenCL makes of a pointer to none.
+# Clang's numbers of Metal's address spaces. 0 is none, and 5 is OpenCL's generic address space.
 SPACES = {"device": 1, "threadgroup": 2, "constant": 3, "thread": 4}
 
-# Metal's own pragma, which clang does not know; any other it does not know is a finding.
+# Metal's pragma, which clang does not know. Any other unknown pragma is a finding.
 _METAL_PRAGMA = re.compile(
     r"^[ \t]*#pragma METAL fp (contract\((off|on|fast)\)|math_mode\((safe|relaxed|fast)\))[ \t]*$", re.M
 )
@@ -56,7 +56,7 @@ _FUNCTIONS = {cindex.TypeKind.FUNCTIONPROTO, cindex.TypeKind.FUNCTIONNOPROTO}
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, and where in the text."""
+    """One problem, and its place in the text."""
 
     file: str
     line: int
@@ -67,13 +67,13 @@ class Finding:
 
 
 def lint(text: KernelText, variants: Sequence[KernelText] = (), compiler: Compiler | None = None) -> list[Finding]:
-    """Everything wrong with a kernel's text, in order of its lines.
+    """Return all findings in a kernel's text, in the order of its lines.
 
     Args:
-        text: what Metal will be given.
-        variants: others of the same kernel and header. What is read from the text is the same in all of them; what
-            clang says of each is found for a hundredth of the time a text by itself takes.
-        compiler: whose preprocessor expands its macros.
+        text: the text that Metal gets.
+        variants: other variants of the same kernel and header. Only clang checks them, because the other rules find
+            the same in all variants. This takes a hundredth of the time of a separate text.
+        compiler: compiler whose preprocessor expands macros.
     """
     code = _as_opencl([text, *variants], compiler or find_compiler())
     places = _places(code)
@@ -91,7 +91,7 @@ def lint(text: KernelText, variants: Sequence[KernelText] = (), compiler: Compil
 
 
 def _line(diagnostic: cindex.Diagnostic, name: str) -> int:
-    """Where in the text; 0 for what is found in the headers, which is as wrong."""
+    """Return the line in the text, or 0 for a diagnostic in the headers."""
     place = diagnostic.location
     return place.line if place.file and place.file.name == name else 0
 
@@ -105,7 +105,7 @@ def _as_opencl(texts: Sequence[KernelText], compiler: Compiler) -> str:
 
 
 def _places(code: str) -> list[tuple[str, int]]:
-    """The file and line each line of the code stands for; libclang does not tell."""
+    """Return the original file and line of each line of the code, which libclang does not provide."""
     places, file, line = [("", 0)], "", 0
     for physical in code.splitlines():
         marker = _MARKER.match(physical)
@@ -123,7 +123,7 @@ def _index() -> cindex.Index:
 
 
 def _address_spaces(root: cindex.Cursor) -> Iterator[tuple[int, str]]:
-    """Declarations and casts of pointers and references that do not say to where, as Metal wants."""
+    """Yield declarations and casts of pointers and references that lack the address space that Metal requires."""
     for cursor in root.walk_preorder():
         type_ = cursor.type.get_canonical() if cursor.kind in _DECLARATIONS else None
         if type_ is None or type_.kind not in _INDIRECT:
@@ -133,6 +133,6 @@ def _address_spaces(root: cindex.Cursor) -> Iterator[tuple[int, str]]:
 
 
 def _spaces(type_: cindex.Type) -> set[int]:
-    """What is said of the type and, if it is an array, of its elements."""
+    """Return the address spaces of a type and, if it is an array, of its elements."""
     said = {type_.get_address_space()}
     return said | _spaces(type_.element_type) if type_.kind in _ARRAYS else said

@@ -1,4 +1,4 @@
-"""Faults planted into the sources, in memory, and the calls that are asked to show them."""
+"""Copies of the modules with a fault in them, in memory, and the calls that must show the fault."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -21,7 +21,7 @@ ENCODINGS = (
     Encoding("float32", Codec(4).at(256)),
     Encoding("float32", Codec(3, norm="unbiased").at(64), Codec(8, rotation="none").at(64)),
     Encoding("bfloat16", Codec(5, norm="unbiased").at(512), Codec(6).at(512)),
-    # So small a factor takes every value to one index: half of the projections are negative, some are nothing.
+    # This factor gives every value the same index: half of the projections are negative, and some are zero.
     Encoding("bfloat16", Codec(5, norm="unbiased", d512_scale=1e-30).at(512), Codec(6).at(512)),
     Encoding("float16", Codec(kind="float16").at(128), Codec(2, rotation="none", layout="byte").at(128)),
     Encoding("float32", Codec(5).at(128), diagnose=True),
@@ -56,7 +56,7 @@ def changed_backend(mutation: Mutation | None) -> ModuleType:
 
 
 def must_be_same(mlx_kernels: ModuleType, some: Iterable[Call], platform: str = "metal") -> None:
-    """Refuse any difference in what the calls write, in every way to run them."""
+    """Check all outputs of the calls, in every way to run them."""
     for call in some:
         for output in chain.from_iterable(every_way(mlx_kernels, call, platform=platform)):
             output.must_be_same()
@@ -70,7 +70,9 @@ def _text(file: str) -> str:
 def _faulty(mutation: Mutation) -> str:
     text = _text(mutation.file)
     if text.count(mutation.right) != 1:
-        raise LookupError(f"{mutation.file} has {text.count(mutation.right)} times {mutation.right!r}")
+        raise LookupError(
+            f"{mutation.file} contains {mutation.right!r} {text.count(mutation.right)} times, must be once"
+        )
     return text.replace(mutation.right, mutation.wrong)
 
 

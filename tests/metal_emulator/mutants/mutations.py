@@ -1,4 +1,4 @@
-"""Deliberate faults: in which file, what is replaced by what, and which proofs must see it."""
+"""Deliberate faults: the file, the replacement, and the proofs that must detect it."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ class Mutation:
     """One fault.
 
     Attributes:
-        file: of `hadakv_kernels`.
-        right: a passage that is there once.
-        wrong: what stands there instead.
-        seen_by: of "text, lint, execution" those that see it.
+        file: file of `hadakv_kernels.gpu`.
+        right: passage that occurs exactly once.
+        wrong: its replacement.
+        seen_by: the proofs of "text, lint, execution" that detect the fault.
     """
 
     file: str
@@ -21,13 +21,13 @@ class Mutation:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kernels that are asked to show it."""
+        """The kernels that must show the fault."""
         if self.file in ("mlx_kernels.py", "prelude_cuda.msl"):
             return "encode", "decode"
         return ("decode",) if self.file == "decode.msl" else ("encode",)
 
 
-# Shared by the next two: where lanes' sums meet.
+# Start of the loop that adds the sums of lanes. Three faults change it.
 _REDUCTION = "for (int d = 1; d < Layout<D>::lanes; d *= 2) {\n        HK_UNROLL\n        for (int m"
 
 _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
@@ -184,8 +184,8 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
 
 MUTATIONS = {name: Mutation(file, *fault) for file, faults in _FAULTS.items() for name, fault in faults.items()}
 
-# Only a CUDA device can show these: nothing else takes the text. Not among them is a missing barrier, which a device
-# may be quick enough to hide, nor what only does work twice, as half as many simdgroups to a threadgroup do.
+# Only a CUDA device can show these faults, because nothing else compiles the text. A missing barrier is not among them,
+# because timing may hide it. Faults that only repeat work, such as too few simdgroups per threadgroup, are not either.
 _IN_THE_CUDA_PRELUDE = {
     "products fused into sums": (
         "return __fmul_rn(a, b); }\nHK_FN float add(float a, float b) { return __fadd_rn(a, b); }",

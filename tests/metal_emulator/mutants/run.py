@@ -1,6 +1,6 @@
-"""Deliberate faults in the kernels and in what launches them, and which proof sees each.
+"""Deliberate faults in the kernels and their launches, and the proofs that detect each of them.
 
-`python tests/metal_emulator/mutants/run.py` prints the table. A fault replaces one passage of a file, in memory.
+`python tests/metal_emulator/mutants/run.py` prints a table. A fault replaces one passage of a file, in memory.
 """
 
 import sys
@@ -38,14 +38,14 @@ from metal_emulator.proofs.kernel_calls import Call
 from metal_emulator.proofs.outputs import check_encoding
 
 PROOFS = ("text", "lint", "execution")
-# Every product of a row's number is in them.
+# These calls use every multiplication of a row number.
 FAR = {"encode": ENCODINGS[-2:], "decode": DECODINGS[-1:]}
 EXCEPTIONS = (AssertionError, KernelFault, CompileError, ValueError)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What each proof says; nothing where it sees no fault."""
+    """Message of each proof; empty if the proof detects no fault."""
 
     text: str
     lint: str
@@ -53,12 +53,12 @@ class Verdict:
 
     @property
     def seen_by(self) -> str:
-        """The proofs that see a fault."""
+        """Names of the proofs that detect a fault."""
         return ", ".join(name for name in PROOFS if getattr(self, name))
 
 
 def verdict(mutation: Mutation | None) -> Verdict:
-    """All three proofs of the kernels with that fault, or as they are."""
+    """Run all three proofs on the kernels with a fault, or without one."""
     if mutation and mutation.file in ("backend.py", "batching.py"):
         return Verdict("", "", _gathering(mutation))
     mlx_kernels = changed(mutation)
@@ -92,14 +92,14 @@ def _lint(executor: Executor, mlx_kernels: ModuleType, some: Sequence[Call]) -> 
 
 @cache
 def _first_finding(texts: tuple[KernelText, ...]) -> str:
-    """Cached, as many faults of a launch change no text."""
+    """Return the first lint finding. Cached, because many faults of a launch do not change the text."""
     return str(next(iter(lint(texts[0], texts[1:])), "")) if texts else ""
 
 
 def _planned(executor: Executor, mlx_kernels: ModuleType, some: Sequence[Call]) -> list[Dispatch]:
     try:
         return calls.planned(executor, mlx_kernels, some)
-    except ValueError:  # MLX or Metal refuses the call: that is for execution to see
+    except ValueError:  # MLX or Metal rejects the call, which execution reports
         return []
 
 
@@ -138,15 +138,16 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def main() -> None:
-    """Print the table."""
+def main() -> int:
+    """Print a table of all faults. The exit status is 1 if a fault is not detected."""
     missed = 0
     for name, mutation in MUTATIONS.items():
         found = verdict(mutation)
         missed += not found.seen_by
         print(f"{mutation.file:18} {name:46} {found.seen_by or '-'}", flush=True)  # noqa: T201 - the table
-    print(f"{len(MUTATIONS)} faults, {len(MUTATIONS) - missed} seen")  # noqa: T201 - the table's last line
+    print(f"{len(MUTATIONS)} faults, {len(MUTATIONS) - missed} detected")  # noqa: T201 - the table's last line
+    return int(missed > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

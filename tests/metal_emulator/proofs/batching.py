@@ -1,4 +1,4 @@
-"""The GPU backend gathers what it is given into few launches and gives each its own part back."""
+"""Test of batching: the GPU backend encodes streams in few launches, and returns to each stream its own part."""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ KEEPS_ALL_ON_THE_DEVICE, KEEPS_NONE = 0, 1 << 30
 
 
 def stream(spec: CodecSpec, *lead: int, dtype: str = "float32") -> Stream:
-    """Gaussian vectors, other ones for each shape."""
+    """Return Gaussian vectors that depend on the shape."""
     x = np.random.default_rng(lead).standard_normal((*lead, spec.head_dim))
     return Stream(x.astype(DTYPES[dtype]), spec)
 
 
 def requests() -> Iterator[tuple[list[Stream], int]]:
-    """Streams that are encoded together, and in how many launches."""
+    """Yield streams that are encoded in one call, with the expected number of launches."""
     four, eight, half = Codec().at(64), Codec(8).at(64), Codec(kind="float16").at(64)
     yield [stream(spec, 2, tokens) for tokens in (1, 5, 2) for spec in (eight, four)], 1
     yield [stream(half, 3, 2), stream(four, 3, 2)], 1
@@ -37,10 +37,10 @@ def requests() -> Iterator[tuple[list[Stream], int]]:
 
 
 def must_gather(module: ModuleType, executor: Executor) -> None:
-    """Refuse other bits, more launches, and parts that keep all that was encoded with them.
+    """Check the bits, the number of launches, and that a part does not keep the memory of its batch.
 
     Raises:
-        AssertionError: there is one.
+        AssertionError: a check fails.
     """
     backend = module.GpuBackend("metal")
     for small in (KEEPS_NONE, KEEPS_ALL_ON_THE_DEVICE):
@@ -59,7 +59,7 @@ def must_gather(module: ModuleType, executor: Executor) -> None:
 
 
 def must_be_its_own(backend: Any, streams: Sequence[Stream], got: Sequence[Any]) -> None:
-    """Each stream has its own part, and it can be decoded where it is, and from the last vector to the first."""
+    """Check that each stream got its own part, and that the part can be decoded, also in reverse order."""
     for (x, spec), encoded in zip(streams, got, strict=True):
         expected = reference.encode(x, spec)
         values = reference.decode(expected, spec, "float32")
@@ -70,7 +70,7 @@ def must_be_its_own(backend: Any, streams: Sequence[Stream], got: Sequence[Any])
 
 
 def keeps_only_its_own(backend: Any) -> None:
-    """A part that is kept leaves the memory of the others to others."""
+    """Check that keeping one part does not keep the memory of the other parts."""
     spec = Codec(8).at(512)
     long, short = stream(spec, 3000), stream(spec, 4)
     gc.collect()
@@ -79,4 +79,4 @@ def keeps_only_its_own(backend: Any) -> None:
     gc.collect()
     grown = mx.get_active_memory() - before
     assert len(kept) == 1
-    assert grown < 1 << 20, f"{grown} bytes are kept for {4 * spec.nbytes}"
+    assert grown < 1 << 20, f"{grown} bytes are kept for a part of {4 * spec.nbytes} bytes"

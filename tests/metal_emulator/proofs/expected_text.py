@@ -1,4 +1,4 @@
-"""What the text of a kernel must be, said without the code that launches it."""
+"""Expected text of a kernel, built independently of the code that launches it."""
 
 import re
 from typing import Any
@@ -20,11 +20,11 @@ PLACES = (
 
 
 def expected_text(mlx_kernels: Any, call: Call) -> str:
-    """All of it, for a call with enough vectors for every array of theirs to be in device memory.
+    """Return the whole text, for a call with enough vectors for all arrays to be in device memory.
 
     Args:
-        mlx_kernels: the module whose header and body stand in it.
-        call: whose signature, buffers and template arguments.
+        mlx_kernels: module that provides the header and the body.
+        call: call that determines the signature, buffers and template arguments.
     """
     kind, buffers, template = _encoding(call) if isinstance(call, Encoding) else _decoding(call)
     arguments = [value for _, value in template]
@@ -42,11 +42,11 @@ def expected_text(mlx_kernels: Any, call: Call) -> str:
 
 
 def contractions(header: str) -> list[str]:
-    """What in a header lets Metal compute anything but what is written."""
+    """Return the parts of a header that allow Metal to contract or approximate arithmetic."""
     pragma = header.find("#pragma METAL fp contract(off)\n")
     first = header.find("namespace")
-    unsaid = [] if 0 <= pragma < first else ["contraction is not off before the first function"]
-    # Without a namespace the math mode decides how exact a function is.
+    unsaid = [] if 0 <= pragma < first else ["contraction is not turned off before the first function"]
+    # Without a namespace, the math mode decides the precision of a function.
     roots = re.findall(r"[\w:]*\b(?:r?sqrt|exp2?|log2?|pow)(?=\()", header)
     return unsaid + [root for root in roots if root != "metal::precise::sqrt"]
 

@@ -1,8 +1,8 @@
-"""The kernels on vectors so far from the first that their place takes more than 32 bits to say.
+"""Test of 64-bit addressing: kernels run on vectors whose offset from the first one does not fit in 32 bits.
 
-No memory is that large here. The kernel is told that it has FAR vectors more than there are and that its threadgroups
-come after those that would have done them, and every pointer is moved back by as much: an address is within the
-buffers if, and only if, it was worked out in 64 bits.
+No test has that much memory. So the kernel is told that there are FAR more vectors, and that its threadgroups follow
+those of the extra vectors. All pointers are moved back by the same amount. An address is then inside the buffers if and
+only if it is computed in 64 bits.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from unittest.mock import patch
 from metal_emulator.proofs.kernel_calls import Call, Encoding
 from metal_emulator.proofs.outputs import outputs
 
-# The last that kernels can count to, nearly, and whole threadgroups at every head_dim.
+# Close to the maximum number of vectors, and a whole number of threadgroups at every head_dim.
 FAR = 2**31 - 2**20
 
 _STREAM = "{0}_BITS == 0 ? 2 * D : D / 8 * {0}_WIDTH"
-# Elements a vector has in each array.
+# Number of elements per vector in each array.
 ENCODED = {
     **{"k": "D", "v": "D", "k_packed": _STREAM.format("K"), "v_packed": _STREAM.format("V"), "scaled": "D"},
     **dict.fromkeys(("k_norms", "v_norms", "rms"), "hadakv::Layout<D>::blocks"),
 }
-# Stand-ins have one element, which is not far.
+# Placeholders have one element, at offset 0.
 STAND_INS = """if (thread_index_in_threadgroup + threadgroup_position_in_grid.x + threadgroup_position_in_grid.z == 0) {
     if (!DIAGNOSE) scaled[0] = rms[0] = 0.0f;
     if (STREAMS == 1) v_packed[0] = 0;
@@ -33,10 +33,10 @@ DECODED = {"packed": "D / 8 * WIDTH", "norms": "hadakv::Layout<D>::blocks", "val
 
 
 def must_be_same_far(mlx_kernels: ModuleType, call: Call) -> None:
-    """Refuse any difference in what a call writes there.
+    """Check all outputs of a call for far vectors.
 
     Raises:
-        AssertionError: there is one.
+        AssertionError: an output differs from the reference.
         KernelFault: an address is out of bounds.
     """
     name = "encode_kernel" if isinstance(call, Encoding) else "decode_kernel"

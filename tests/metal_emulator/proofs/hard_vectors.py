@@ -1,4 +1,4 @@
-"""A hundred vectors that are hard to encode, and values on and beside every boundary."""
+"""Up to 101 vectors that are hard to encode, and values on and next to every boundary."""
 
 from functools import lru_cache
 
@@ -16,14 +16,14 @@ from support.hard_vectors import (
     vectors_on_boundaries,
 )
 
-# Odd, and five more than a multiple of eight: the last simdgroup and the last threadgroup are partial wherever they
-# hold more than one vector; and more than one threadgroup of each.
+# The numbers are odd, and 5 modulo 8. So the last simdgroup and the last threadgroup are partial if they hold more than
+# one vector. There is more than one threadgroup for every head_dim.
 ROWS = {64: 101, 128: 101, 256: 61, 512: 61}
 
 
 @lru_cache
 def hard_vectors(head_dim: int, dtype: str = "float32") -> Array:
-    """Every pattern at several scales, zeros, and norms about the smallest, shuffled: `[ROWS, head_dim]`."""
+    """Return all patterns at several scales, zeros, and norms near the smallest, shuffled: `[ROWS, head_dim]`."""
     rng = np.random.default_rng(head_dim)
     shapes = patterns(head_dim, rng)
     rounds = 3 if head_dim < 256 else 2
@@ -39,7 +39,7 @@ def hard_vectors(head_dim: int, dtype: str = "float32") -> Array:
 
 @lru_cache
 def boundary_vectors(spec: CodecSpec) -> NDArray[np.float32]:
-    """The fewest of the vectors on boundaries that have every boundary and the floats beside it once."""
+    """Return a small set of vectors on boundaries that contains every boundary and the floats next to it."""
     rows = vectors_on_boundaries(spec)
     norms = reference.exact_norms(rows, spec)
     scaled = reference.scaled_values(rows, norms, spec)
@@ -54,5 +54,5 @@ def boundary_vectors(spec: CodecSpec) -> NDArray[np.float32]:
 
 
 def unrotated_bytes(bits: int, codebook: str, head_dim: int) -> CodecSpec:
-    """The codec whose scaled values are the vector's own, and whose indices can be read."""
+    """Return a codec without rotation and packing, so that scaled values and indices can be read directly."""
     return Codec(bits, rotation="none", layout="byte", codebook=codebook).at(head_dim)

@@ -1,6 +1,6 @@
-"""Every call that `hadakv_kernels.gpu.mlx_kernels` makes of its kernels: what there is to prove.
+"""Every call that `hadakv_kernels.gpu.mlx_kernels` makes of its kernels. The proofs cover these calls.
 
-The module is passed in, so that a changed one can be proved wrong.
+The module is a parameter, so that a mutated copy can be tested.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ NAMES = tuple(DTYPES)
 
 @dataclass(frozen=True)
 class Encoding:
-    """A call of `mlx_kernels.encode`; the second stream has a codec of its own."""
+    """A call of `mlx_kernels.encode`; the second stream has its own codec."""
 
     dtype: str
     k: CodecSpec
@@ -47,7 +47,7 @@ class Encoding:
         return outputs
 
     def plan(self, mlx_kernels: Any, rows: int) -> None:
-        """Call it for zeros."""
+        """Call the kernel for zeros."""
         x = np.zeros((rows, self.k.head_dim), DTYPES[self.dtype])
         self.run(mlx_kernels, x, x)
 
@@ -76,7 +76,7 @@ class Decoding:
         return values
 
     def plan(self, mlx_kernels: Any, rows: int) -> None:
-        """Call it for zeros."""
+        """Call the kernel for zeros."""
         self.run(
             mlx_kernels, np.zeros((rows, self.spec.row_bytes), np.uint8), np.zeros((rows, self.spec.norms), np.float32)
         )
@@ -86,9 +86,9 @@ Call = Encoding | Decoding
 
 
 def _codecs() -> tuple[Codec, ...]:
-    """Every codec whose kernel differs; codebooks, which are only numbers to a kernel, take turns."""
+    """Return every codec with a different kernel. Codebooks alternate, because they are only numbers to a kernel."""
     options = product(BITS, CHOICES["rotation"], CHOICES["layout"], CHOICES["norm"])
-    # At 8 bits both layouts are the same.
+    # With 8 bits, both layouts are the same.
     distinct = [some for some in options if some[0] != 8 or some[2] == "dense"]
     return (
         *(
@@ -100,22 +100,22 @@ def _codecs() -> tuple[Codec, ...]:
 
 
 CODECS = _codecs()
-# What else there is to a decoder, it gets as numbers.
+# A decoder depends on the packing only. Everything else is numbers to it.
 STORED = tuple(codec for codec in CODECS if codec.rotation == "hadamard" and codec.norm == "exact")[:-1]
 
 
 def single_encodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Encoding]:
-    """One stream: every codec."""
+    """Return the encodings of one stream: every codec."""
     return [Encoding(dtype, codec.at(d)) for d, codec, dtype in product(head_dims, CODECS, dtypes)]
 
 
 def diagnosing(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Encoding]:
-    """The diagnostic output: every codec that quantizes."""
+    """Return the encodings with diagnostic output: every codec that quantizes."""
     return [Encoding(dtype, codec.at(d), None, True) for d, codec, dtype in product(head_dims, CODECS[:-1], dtypes)]
 
 
 def every_pair() -> list[Encoding]:
-    """Two streams: every codec beside every other, while head_dims and dtypes take turns."""
+    """Return the encodings of two streams: every pair of codecs, with alternating head_dims and dtypes."""
     pairs = product(enumerate(CODECS), enumerate(CODECS))
     return [
         Encoding(NAMES[(i + j) % 3], k.at(HEAD_DIMS[(i // 3 + j) % 4]), v.at(HEAD_DIMS[(i // 3 + j) % 4]))
@@ -124,9 +124,9 @@ def every_pair() -> list[Encoding]:
 
 
 def some_pairs(head_dim: int) -> list[Encoding]:
-    """Two streams: every codec once, as K and as V in turns; and the hybrids, K as float16 and V unrotated."""
+    """Return some encodings of two streams: every codec once, and the hybrids of float16 K and unrotated V."""
     half = Codec(kind="float16")
-    # Neighbours are nearly alike.
+    # Neighbours in CODECS are similar, so combine codecs that are far apart.
     apart = [CODECS[7 * turn % len(CODECS)] for turn in range(len(CODECS) + 1)]
     pairs = list(zip(apart[::2], apart[1::2], strict=True))
     if HEAD_DIMS.index(head_dim) % 2:
@@ -136,7 +136,7 @@ def some_pairs(head_dim: int) -> list[Encoding]:
 
 
 def decodings(head_dims: Sequence[int] = HEAD_DIMS, dtypes: Sequence[str] = NAMES) -> list[Decoding]:
-    """Every packing, rotated back and not."""
+    """Return the decodings: every packing, with and without inverse rotation."""
     choices = product(head_dims, STORED, dtypes, (True, False))
     return [Decoding(dtype, codec.at(d), inverse) for d, codec, dtype, inverse in choices]
 
@@ -168,7 +168,7 @@ def representative_pairs() -> list[Encoding]:
 
 
 def one_of_each(head_dim: int) -> list[Call]:
-    """One call of every kind of kernel."""
+    """Return one call of every kind of kernel."""
     three, eight = Codec(3, norm="unbiased").at(head_dim), Codec(8, codebook="lloyd-max").at(head_dim)
     half, bare = Codec(kind="float16").at(head_dim), Codec(6, rotation="none", layout="byte").at(head_dim)
     return [
@@ -184,7 +184,7 @@ def one_of_each(head_dim: int) -> list[Call]:
 
 @cache
 def every_kind() -> dict[str, Sequence[Call]]:
-    """Every call there is, by what it is for."""
+    """Return all calls, by kind."""
     return {
         "one stream": single_encodings(),
         "two streams": every_pair(),
@@ -194,7 +194,7 @@ def every_kind() -> dict[str, Sequence[Call]]:
 
 
 def planned(executor: Executor, mlx_kernels: Any, calls: Iterable[Call], rows: int = 9) -> list[Dispatch]:
-    """What the calls would dispatch."""
+    """Return the dispatches of the calls, without running them."""
     with executor.plan() as dispatches:
         for call in calls:
             call.plan(mlx_kernels, rows)
@@ -202,14 +202,14 @@ def planned(executor: Executor, mlx_kernels: Any, calls: Iterable[Call], rows: i
 
 
 def on_device(array: Array) -> mx.array:
-    """MLX's own array of it."""
+    """Return an MLX array with the values."""
     if array.dtype == DTYPES["bfloat16"]:
         return mx.array(array.view(np.uint16)).view(mx.bfloat16)
     return mx.array(array)
 
 
 def on_host(array: mx.array) -> Array:
-    """NumPy's own array of it."""
+    """Return a NumPy array with the values."""
     if array.dtype == mx.bfloat16:
         return np.array(array.view(mx.uint16)).view(DTYPES["bfloat16"])
     return np.array(array)

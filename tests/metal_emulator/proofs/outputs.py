@@ -1,4 +1,4 @@
-"""A call gives the bits of the reference, in everything it writes: on the executor, or on a GPU."""
+"""Comparison of all outputs of a call with the reference, bit by bit: on the emulator, or on a GPU."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from hadakv_kernels import CodecSpec, Encoded, reference
 from metal_emulator.proofs.hard_vectors import hard_vectors
 from metal_emulator.proofs.kernel_calls import Array, Call, Decoding, Encoding, on_host
 
-# Some of the hard vectors: their numbers.
+# Indices of hard vectors.
 Rows = slice | NDArray[np.intp]
 ALL = slice(None)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a call wrote to one of its outputs, beside the reference's."""
+    """One output of a call, with the expected output of the reference."""
 
     call: Call
     name: str
@@ -29,17 +29,17 @@ class Output:
 
     @property
     def differing(self) -> int:
-        """How many elements differ in a bit; all of them where even the shape or the dtype does."""
+        """Number of elements that differ in a bit; all elements if the shape or the dtype differs."""
         if (self.got.dtype, self.got.shape) != (self.expected.dtype, self.expected.shape):
             return max(self.expected.size, 1)
         bits = f"u{self.expected.dtype.itemsize}"
         return int(np.count_nonzero(self.got.view(bits) != self.expected.view(bits)))
 
     def must_be_same(self) -> None:
-        """Refuse any difference.
+        """Check that the outputs are equal.
 
         Raises:
-            AssertionError: there is one.
+            AssertionError: they differ.
         """
         try:
             assert_same_bits(self.got, self.expected)
@@ -48,18 +48,18 @@ class Output:
 
 
 def check(mlx_kernels: Any, call: Call, rows: Rows = ALL) -> None:
-    """Run a call on the executor with the hard vectors, or some of them.
+    """Run a call on the emulator with the hard vectors, or some of them, and compare it with the reference.
 
     Raises:
-        AssertionError: it does not give the reference's bits.
-        KernelFault: it does what a GPU does not define.
+        AssertionError: an output differs from the reference.
+        KernelFault: the kernel's behaviour is undefined on a GPU.
     """
     for output in outputs(mlx_kernels, call, rows):
         output.must_be_same()
 
 
 def every_way(mlx_kernels: Any, call: Call, rows: Rows = ALL, platform: str = "metal") -> Iterator[list[Output]]:
-    """One vector alone, all of them, and all by one threadgroup, which goes through them in strides."""
+    """Run a call for one vector, for all vectors, and for all vectors in one threadgroup, which takes strides."""
     yield outputs(mlx_kernels, call, slice(1) if isinstance(rows, slice) else rows[:1], platform)
     yield outputs(mlx_kernels, call, rows, platform)
     with patch.object(mlx_kernels, "MAX_THREADGROUPS", 1):
@@ -68,7 +68,7 @@ def every_way(mlx_kernels: Any, call: Call, rows: Rows = ALL, platform: str = "m
 
 
 def outputs(mlx_kernels: Any, call: Call, rows: Rows = ALL, platform: str = "metal") -> list[Output]:
-    """Every output of a call with the hard vectors, stand-ins included."""
+    """Return all outputs of a call with the hard vectors, including placeholders."""
     if isinstance(call, Encoding):
         x = hard_vectors(call.k.head_dim, call.dtype)[rows]
         return encoded(mlx_kernels, call, x, x[::-1].copy(), platform)
@@ -76,7 +76,7 @@ def outputs(mlx_kernels: Any, call: Call, rows: Rows = ALL, platform: str = "met
 
 
 def encoded(mlx_kernels: Any, call: Encoding, x: Array, y: Array, platform: str = "metal") -> list[Output]:
-    """Every output of encoding x and, as the second stream, y."""
+    """Return all outputs of encoding x and, as the second stream, y."""
     expected = _encoded(call.k, x)
     expected += [np.zeros(1, np.uint8), np.zeros(1, np.float32)] if call.v is None else _encoded(call.v, y)
     if call.diagnose:
@@ -91,26 +91,26 @@ def encoded(mlx_kernels: Any, call: Encoding, x: Array, y: Array, platform: str 
 
 
 def decoded(mlx_kernels: Any, call: Decoding, packed: Array, norms: Array, platform: str = "metal") -> list[Output]:
-    """The values of packed rows and their norms."""
+    """Return the output of decoding packed rows and norms."""
     with np.errstate(over="ignore"):
         expected = reference.decode(Encoded(packed, norms), call.spec, call.dtype, inverse=call.inverse)
     return [Output(call, "values", on_host(call.run(mlx_kernels, packed, norms, platform)), expected)]
 
 
 def check_encoding(mlx_kernels: Any, call: Encoding, x: Array, y: Array) -> None:
-    """Refuse any difference in what encoding x and y gives on the executor."""
+    """Check all outputs of encoding x and y on the emulator."""
     for output in encoded(mlx_kernels, call, x, y):
         output.must_be_same()
 
 
 def check_decoding(mlx_kernels: Any, call: Decoding, packed: Array, norms: Array) -> None:
-    """The same of decoding."""
+    """Check the output of decoding on the emulator."""
     for output in decoded(mlx_kernels, call, packed, norms):
         output.must_be_same()
 
 
 def stored(spec: CodecSpec, rows: Rows = ALL) -> tuple[Array, Array]:
-    """Any bytes are a packed row: random ones have every index everywhere. The norms are those of hard vectors."""
+    """Return random packed rows, which contain every index at every position, and the norms of the hard vectors."""
     norms = reference.exact_norms(hard_vectors(spec.head_dim), spec)
     packed = np.random.default_rng(spec.row_bytes).integers(0, 256, (len(norms), spec.row_bytes), np.uint8)
     return packed[rows], norms[rows]

@@ -1,6 +1,6 @@
-// Kernels are compiled with -fsanitize=thread, whose calls come here instead of to the sanitizer's own library. Two
-// accesses of one byte by different threads, one of them a write, must have a barrier between them that orders that
-// memory; threads of different threadgroups have none.
+// Kernels are compiled with -fsanitize=thread. Its calls come here, not to the sanitizer's own library. Two accesses of
+// one byte by different threads, one of them a write, need a barrier between them that orders that memory. Threads of
+// different threadgroups have no barrier.
 #include "accesses.h"
 
 #include <sys/mman.h>
@@ -127,7 +127,7 @@ bool Accesses::same_simdgroup(const Access& a, const Access& b) {
   return (a.thread - 1) / kWidth == (b.thread - 1) / kWidth;
 }
 
-// Whether nothing puts `before` before `now`.
+// Whether no barrier orders `before` before `now`.
 bool Accesses::unordered(const Access& before, const Access& now) {
   if (!before.thread || before.thread == kAtomic || (before.thread == now.thread && !before.several)) return false;
   if ((before.thread - 1) / kMaxThreads != (now.thread - 1) / kMaxThreads) return true;
@@ -135,7 +135,7 @@ bool Accesses::unordered(const Access& before, const Access& now) {
   return before.several == 2 || !same_simdgroup(before, now) || before.simdgroup_epoch == now.simdgroup_epoch;
 }
 
-void Accesses::conflict(const Memory& memory, size_t offset, const Deed& before, const Deed& now) {
+void Accesses::conflict(const Memory& memory, size_t offset, const AccessKind& before, const AccessKind& now) {
   uint32_t first = before.access.thread - 1, second = now.access.thread - 1;
   bool same_group = first / kMaxThreads == second / kMaxThreads;
   fail("byte %zu of %s: thread %u %s and thread %u %s it, %s", offset, memory.name.c_str(), first % kMaxThreads, before.verb,
@@ -144,7 +144,7 @@ void Accesses::conflict(const Memory& memory, size_t offset, const Deed& before,
   abandon_lane();
 }
 
-// One record stands for all readers since the last write that are not ordered among themselves.
+// One record represents all readers since the last write that are not ordered among each other.
 void Accesses::add_reader(Access& read, const Access& now) {
   bool concurrent = read.thread && read.thread != now.thread && unordered(read, now);
   uint32_t several = concurrent ? (same_simdgroup(read, now) && read.several < 2 ? 1 : 2) : 0;

@@ -9,23 +9,23 @@ namespace lanes {
 
 enum class Space : int { threadgroup, device };
 
-// What mem_flags a barrier was given orders: bit 0 device memory, bit 1 threadgroup memory, as in shim/simdgroup.h.
+// Memory that a barrier's mem_flags order: bit 0 device memory, bit 1 threadgroup memory, as in shim/simdgroup.h.
 constexpr unsigned kOrdersDevice = 1, kOrdersThreadgroup = 2;
 
 class Accesses {
  public:
   // Forgets all memory.
   void begin();
-  // Memory too large to watch is not.
+  // Watches memory, unless it is too large.
   void watch(std::string name, const char* bytes, size_t size, Space space, bool initialised);
   void begin_threadgroup(uint32_t serial);
   void pass_threadgroup_barrier(unsigned flags);
   void pass_simdgroup_barrier(unsigned simdgroup, unsigned flags);
-  // By the thread now running.
+  // Accesses by the running thread.
   void read(const void* address, size_t size);
   void write(const void* address, size_t size);
   void write_atomically(const void* address, size_t size);
-  // Says which output has bytes that nobody wrote; false if there is one.
+  // Whether all bytes of all outputs are written. Records a failure that names the output if not.
   bool all_written() const;
 
  private:
@@ -34,7 +34,7 @@ class Accesses {
     uint32_t group_epoch, simdgroup_epoch;
     uint32_t several;  // readers: 0 one, 1 several of one simdgroup, 2 of several simdgroups
   };
-  struct Deed {
+  struct AccessKind {
     const Access& access;
     const char* verb;
   };
@@ -55,7 +55,7 @@ class Accesses {
   Access by_current(Space space) const;
   static bool unordered(const Access& before, const Access& now);
   static bool same_simdgroup(const Access& a, const Access& b);
-  [[noreturn]] static void conflict(const Memory& memory, size_t offset, const Deed& before, const Deed& now);
+  [[noreturn]] static void conflict(const Memory& memory, size_t offset, const AccessKind& before, const AccessKind& now);
   static void add_reader(Access& read, const Access& now);
 
   std::vector<Memory> memories_;

@@ -1,4 +1,4 @@
-// What a simdgroup function does with the values of the lanes that call it.
+// Simdgroup functions on the values of the lanes that call them.
 #include <cstring>
 #include <type_traits>
 
@@ -33,8 +33,8 @@ struct Bfloat {
 // ---- moving values between lanes ----
 
 struct Source {
-  int lane;       // whose value
-  bool fill;      // its `fill` rather than its `value`
+  int lane;       // lane of the value
+  bool fill;      // whether to take its `fill`, not its `value`
 };
 
 Source source_of(const Call& call, int lane) {
@@ -44,7 +44,7 @@ Source source_of(const Call& call, int lane) {
     case Operation::shuffle_xor: return {lane ^ distance, false};
     case Operation::rotate_up: return {(lane - distance) & 31, false};
     case Operation::rotate_down: return {(lane + distance) & 31, false};
-    // Lanes with nobody to read from keep their own value.
+    // Lanes without a source lane keep their own value.
     case Operation::shuffle_up: return {lane < distance ? lane : lane - distance, false};
     case Operation::shuffle_down: return {lane + distance > 31 ? lane : lane + distance, false};
     case Operation::fill_up: return lane < distance ? Source{32 + lane - distance, true} : Source{lane - distance, false};
@@ -84,7 +84,7 @@ void broadcast_first(Calls calls) {
     if (calls[i]) memcpy(calls[i]->result, value, calls[i]->bytes);
 }
 
-// A bit for each lane, of those whose value is true or of those that are there.
+// Sets the bit of each lane whose value is true, or of each active lane.
 void ballot(Calls calls, bool values) {
   uint64_t mask = 0;
   for (unsigned i = 0; i < kWidth; i++)

@@ -1,4 +1,4 @@
-// A launch: buffers into guarded memory, every threadgroup of the grid through the scheduler, outputs back.
+// Launch of a kernel: copies buffers to guarded memory, schedules all threadgroups of the grid, and copies outputs back.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -23,7 +23,7 @@ struct Buffer {
   void* bytes;
   uint64_t size;
   int writable;
-  int initialised;  // an output that starts with the bytes given rather than with poison
+  int initialised;  // an output that starts with the given bytes, not with poison
 };
 
 struct Launch {
@@ -48,7 +48,7 @@ const Region* region_of(const void* address) {
 
 bool describe(const void* address, char* text, size_t room) {
   if (const Region* region = region_of(address)) return region->describe(address, text, room), true;
-  // A 32-bit index that went below zero points 2^32 elements too far.
+  // A 32-bit index that underflows points 2^32 elements too far.
   for (size_t element = 1; element <= 16; element *= 2) {
     const char* meant = static_cast<const char*>(address) - (element << 32);
     if (const Region* region = region_of(meant)) return region->describe(meant, text, room), true;
@@ -56,7 +56,7 @@ bool describe(const void* address, char* text, size_t room) {
   return false;
 }
 
-// Denormals flushed to zero, as Metal is free to, for as long as this lives.
+// Flushes denormals to zero during its lifetime, as Metal may do.
 class FloatingPointMode {
  public:
   explicit FloatingPointMode(bool flush) {
@@ -99,7 +99,7 @@ void place_buffers(const Launch& launch) {
   threadgroup_memory.begin(launch.options.guard_at_start != 0, poison);
 }
 
-// Fills in what thread `index` of the threadgroup at `at`, of size `size`, can ask about itself.
+// Fills in the builtins of thread `index` in the threadgroup at `at` of size `size`.
 void describe_thread(Builtins& b, unsigned index, Triple at, Triple size, const Launch& launch) {
   const unsigned *grid = launch.grid, *group = launch.threadgroup;
   unsigned whole = group[0] * group[1] * group[2], threads = size.x * size.y * size.z;
@@ -127,7 +127,7 @@ void describe_thread(Builtins& b, unsigned index, Triple at, Triple size, const 
 
 bool run_threadgroup(uint32_t serial, Triple at, const Launch& launch) {
   const unsigned *grid = launch.grid, *group = launch.threadgroup;
-  // The grid counts threads; threadgroups at its edge are cut.
+  // The grid counts threads, so threadgroups at its edge may be smaller.
   Triple size = {std::min(group[0], grid[0] - at.x * group[0]), std::min(group[1], grid[1] - at.y * group[1]),
                  std::min(group[2], grid[2] - at.z * group[2])};
   unsigned threads = size.x * size.y * size.z;
@@ -150,7 +150,7 @@ bool run_grid(const Launch& launch) {
   return true;
 }
 
-// Faults come back here. Nothing between this frame and a kernel owns anything that must be destroyed.
+// Faults return here. No frame between this one and the kernel owns resources.
 bool run_guarded(const Launch& launch) {
   if (sigsetjmp(after_fault, 1)) return false;
   return run_grid(launch);
@@ -159,8 +159,8 @@ bool run_guarded(const Launch& launch) {
 bool check_slack() {
   char text[256];
   for (const Region& region : regions)
-    if (!region.slack_intact(text, sizeof text)) return fail("something writes %s", text), false;
-  if (threadgroup_memory.overrun(text, sizeof text)) return fail("something writes %s", text), false;
+    if (!region.slack_intact(text, sizeof text)) return fail("the kernel writes %s", text), false;
+  if (threadgroup_memory.overrun(text, sizeof text)) return fail("the kernel writes %s", text), false;
   return true;
 }
 
@@ -174,7 +174,7 @@ LANES_EXPORT void* lanes_threadgroup_variable(const void* key, const char* name,
   return address;
 }
 
-// 0 if all went well, else lanes_failure() says what did not. One launch at a time.
+// Returns 0 on success. On failure, lanes_failure() has the reason. Only one launch may run at a time.
 LANES_EXPORT int lanes_launch(const Launch* launch) {
   clear_failure();
   counts = Counts();

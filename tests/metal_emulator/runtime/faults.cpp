@@ -29,7 +29,7 @@ pthread_t launching;
 Describe describe_address;
 unsigned seconds;
 
-// "reads" or "writes" where the processor says which.
+// Returns "reads" or "writes" if the processor reports it.
 const char* access_kind(void* context) {
 #if defined(__linux__) && defined(__x86_64__)
   return static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2 ? "writes" : "reads";
@@ -58,7 +58,7 @@ void handle(int signal, siginfo_t* info, void* context) {
       pthread_kill(launching, SIGVTALRM);
       return;
     }
-    // Somebody else's fault: let it happen again as if we had never been here.
+    // The fault is in another thread. Restore the previous handlers, so that it is handled as without this one.
     for (int i = 0; i < kCount; i++)
       if (kSignals[i] == signal) sigaction(signal, &previous[i], nullptr);
     return;
@@ -89,7 +89,7 @@ FaultGuard::FaultGuard(Describe describe, unsigned cpu_seconds) {
   launching = pthread_self();
   describe_address = describe;
   seconds = cpu_seconds;
-  // A fiber that overflowed its stack has none left to handle the signal on.
+  // A fiber that overflowed its stack cannot handle a signal on it.
   stack_t stack = {};
   stack.ss_sp = signal_stack();
   stack.ss_size = kStackBytes;

@@ -5,7 +5,7 @@
 
 namespace lanes {
 
-// Writes where an address belongs into the text; false if it belongs nowhere.
+// Describes the place of an address in the text. Returns false if the address is in no known memory.
 using Describe = bool (*)(const void* address, char* text, size_t room);
 
 class FaultGuard {
@@ -16,7 +16,7 @@ class FaultGuard {
   ~FaultGuard();
 };
 
-// Where a fault returns to: set with sigsetjmp before a FaultGuard is made.
+// Point to which a fault returns. Set it with sigsetjmp before creating a FaultGuard.
 extern sigjmp_buf after_fault;
 
 }  // namespace lanes

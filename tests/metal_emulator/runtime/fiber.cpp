@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <cstring>
 
-// Saves the callee-saved registers and the stack pointer, then takes up another stack where it left off. Floating-point
-// control registers are the same on every fiber, so they stay as they are.
+// Saves the callee-saved registers and the stack pointer, then continues on another stack. All fibers share the
+// floating-point control registers, so these are not saved.
 extern "C" void lanes_switch(void** save, void* load);
 
 #if defined(__APPLE__)
@@ -67,7 +67,7 @@ asm(".text\n.p2align 2\n.globl " LANES_SYMBOL "\n" LANES_SYMBOL R"(:
 #error "fibers are written for x86-64 and arm64"
 #endif
 
-// Known to AddressSanitizer's runtime only, when it is loaded.
+// Defined only if the runtime of AddressSanitizer is loaded.
 extern "C" __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void*, size_t);
 
 namespace lanes {
@@ -81,12 +81,12 @@ Stack::Stack(size_t index) {
   void* memory = mmap(nullptr, guard + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, guard, PROT_NONE) != 0) abort();
   bottom_ = static_cast<char*>(memory) + guard;
-  // Tops at the same offset of a page would all compete for the same few lines of the processor's cache.
+  // Stacks with tops at the same page offset would compete for the same cache lines, so the tops are staggered.
   top_ = bottom_ + kStackBytes - (index % 32) * 448;
 }
 
 void Stack::restart(void (*entry)()) {
-  // A lane abandoned in the middle of a call has left its frames' red zones behind.
+  // A lane that was abandoned in a call leaves the red zones of its frames poisoned.
   if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(bottom_, kStackBytes);
 #if defined(__x86_64__)
   void** slot = reinterpret_cast<void**>(top_);

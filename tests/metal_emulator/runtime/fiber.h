@@ -1,4 +1,4 @@
-// Fibers: one stack each, switched by hand. A thread of a kernel is a fiber.
+// Fibers with one stack each, switched explicitly. Each thread of a kernel is a fiber.
 #pragma once
 #include <cstddef>
 
@@ -13,7 +13,7 @@ class Stack {
   // Makes the next resume() start `entry` from its beginning, whatever ran here before.
   void restart(void (*entry)());
   void resume();
-  // Called on the fiber: back to whoever resumed it.
+  // Called on the fiber: returns to the caller of resume().
   void suspend();
   // Whether a frame record, two addresses long, can be there.
   bool holds_frame(const void* frame) const {

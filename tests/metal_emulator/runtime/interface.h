@@ -1,4 +1,4 @@
-// What a compiled kernel and the runtime know of each other.
+// Interface between a compiled kernel and the runtime.
 //
 // No C or C++ library header may be included from here: a global ::abs(int) would make `using namespace metal; abs(x)`
 // ambiguous in kernel text.

@@ -14,9 +14,9 @@
 namespace lanes {
 
 namespace {
-// Costs address space only, and names the buffer even for an index that is far off.
+// Guards take address space only. They are large so that an index far out of bounds still identifies its buffer.
 constexpr size_t kGuardBytes = size_t{16} << 20;
-// What Metal gives a buffer: wide loads may rely on it.
+// Alignment of buffers in Metal, on which wide loads may rely.
 constexpr size_t kBufferAlignment = 16;
 constexpr size_t kThreadgroupBytes = 32 * 1024;
 

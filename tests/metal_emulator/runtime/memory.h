@@ -1,4 +1,4 @@
-// Memory that faults where it ends: buffers and threadgroup variables live between inaccessible pages.
+// Memory with guard pages: buffers and threadgroup variables are placed between inaccessible pages.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace lanes {
 
 class Region {
  public:
-  // `bytes` of them, all `poison`, touching the guard pages after them or, if at_start, before them.
+  // Allocates `bytes` bytes filled with `poison`, next to the guard pages after them or, if at_start, before them.
   Region(std::string name, size_t bytes, size_t alignment, bool at_start, unsigned char poison);
   Region(Region&& other) noexcept;
   Region(const Region&) = delete;
@@ -26,7 +26,7 @@ class Region {
   bool covers(const void* address) const;
   // "12 bytes past the end of output 'y' (256 bytes)", for an address it covers.
   void describe(const void* address, char* text, size_t room) const;
-  // Whether the few bytes between the data and the start or end of its pages are still poison; says which if not.
+  // Whether the bytes between the data and the page ends are still poison. Describes the first that is not.
   bool slack_intact(char* text, size_t room) const;
 
  private:
@@ -36,7 +36,7 @@ class Region {
   unsigned char poison_;
 };
 
-// The threadgroup variables of the kernel that runs, found by the address of something unique to each.
+// Threadgroup variables of the running kernel, found by a unique key of each variable.
 class ThreadgroupMemory {
  public:
   void begin(bool guard_at_start, unsigned char poison);

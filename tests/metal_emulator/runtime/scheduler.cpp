@@ -1,6 +1,6 @@
-// Threads run until they wait in a simdgroup function or at a barrier. When no lane of a simdgroup can go on, waiting
-// lanes are grouped by their call path and the group that is first in program order is carried out: reconvergence as a
-// structured program has it.
+// Threads run until they wait in a simdgroup function or at a barrier. When no lane of a simdgroup can continue, waiting
+// lanes are grouped by call path, and the call of the group that is first in program order is executed. This is the
+// reconvergence of structured programs.
 #include "scheduler.h"
 
 #include <algorithm>
@@ -24,7 +24,7 @@ void wait(State state) {
   self->stack.suspend();
 }
 
-// Fibers come here first. They have nobody to return to.
+// Entry function of fibers. It never returns.
 void run_kernel() {
   kernel_to_run(buffers_to_pass);
   wait(State::finished);
@@ -63,7 +63,7 @@ void CallPath::record(const void* const* frame, const Stack& stack) {
 }
 
 int CallPath::compare(const CallPath& other) const {
-  // Recorded from the inside out, compared from the outside in: that is the order of the program's text.
+  // Paths are recorded from the innermost frame, but compared from the outermost, which is the program order.
   for (int i = 1; i <= std::min(depth, other.depth); i++) {
     const void *mine = address[depth - i], *theirs = other.address[other.depth - i];
     if (mine != theirs) return mine < theirs ? -1 : 1;
@@ -121,7 +121,7 @@ bool Scheduler::run_ready(unsigned first, unsigned count) {
   return true;
 }
 
-// Carries out one group's call. False if no lane waits in one, or on failure.
+// Executes the call of one group. Returns false if no lane waits, or on failure.
 bool Scheduler::run_collective(unsigned first, unsigned count) {
   Thread* leader = nullptr;
   for (unsigned i = first; i < first + count; i++) {
@@ -153,7 +153,7 @@ bool Scheduler::run_collective(unsigned first, unsigned count) {
   return true;
 }
 
-// True if every thread waits at one and the same barrier, which they have then passed.
+// Passes the barrier if all threads wait at the same one, and returns true then.
 bool Scheduler::pass_barrier() {
   Thread* leader = nullptr;
   unsigned waiting = 0;

@@ -16,13 +16,13 @@ enum class LaneOrder : int { forward, reverse, shuffled };
 struct Options {
   LaneOrder lane_order;
   unsigned seed;
-  int sum_order;  // of a reduction: 0 butterfly 1, 2, 4 ..; 1 from lane 0 up; 2 from lane 31 down; 3 butterfly 16, 8 ..
-  int strict;     // a collective that not every lane of the simdgroup makes is an error
+  int sum_order;  // order of reductions: 0 butterfly 1, 2, 4 ..; 1 from lane 0 up; 2 from lane 31 down; 3 butterfly 16, 8 ..
+  int strict;     // whether a collective call by only some lanes of the simdgroup is an error
   int flush_denormals;
   int guard_at_start;  // buffers begin at a guard page instead of ending at one
   unsigned poison;     // byte that fills outputs and threadgroup memory
   unsigned cpu_seconds;
-  int watch;  // the kernel was compiled to report its accesses
+  int watch;  // whether the kernel was compiled to report its accesses
 };
 
 struct Counts {
@@ -32,7 +32,7 @@ struct Counts {
 constexpr unsigned kWidth = 32;
 constexpr int kMaxDepth = 24;
 
-// Return addresses from the kernel inwards: two lanes are at the same call exactly if these are equal.
+// Return addresses of a lane. Two lanes are at the same call if and only if these are equal.
 struct CallPath {
   uint64_t hash;
   int depth;
@@ -62,9 +62,9 @@ struct Thread {
 
 class Scheduler {
  public:
-  // Threads [0, count), made if need be; their builtins are the caller's to fill in.
+  // Returns a thread, creating it if need be. The caller fills in its builtins.
   Thread& thread(unsigned index);
-  // Runs them all to their end. False if something went wrong; failure() says what.
+  // Runs all threads to their end. Returns false on failure, and failure() has the reason.
   bool run(Kernel kernel, void** buffers, unsigned count, const Options& options, Counts& counts);
 
  private:
@@ -80,17 +80,17 @@ class Scheduler {
   Counts* counts_ = nullptr;
 };
 
-// The thread now running, or null.
+// Returns the running thread, or null.
 Thread* current();
 
-// The first thing that went wrong in this launch; empty if nothing has.
+// First failure of this launch; empty if there is none.
 void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 const char* failure();
 void clear_failure();
 // Called on a fiber: records the failure and never runs this lane again.
 [[noreturn]] void abandon_lane();
 
-// Carries out one simdgroup function for the lanes that called it; null where a lane did not.
+// Executes one simdgroup function. `calls` has null for lanes that did not make the call.
 void execute(const Call* const* calls, const Options& options);
 
 }  // namespace lanes

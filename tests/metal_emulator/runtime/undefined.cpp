@@ -1,5 +1,5 @@
-// The compiler's checks for undefined behaviour (-fsanitize=...) report here instead of to their own library: each call
-// begins with where in the text it is.
+// Handlers for the compiler's checks of undefined behaviour (-fsanitize=...), in place of the sanitizer's own library.
+// The first argument of each handler points to the place in the text.
 #include <cstdint>
 
 #include "scheduler.h"

@@ -1,5 +1,5 @@
-// metal_atomic. Lanes run one at a time, so plain operations are atomic; they are no data races, so they are not watched
-// as other accesses are.
+// metal_atomic. Lanes run one at a time, so plain operations are atomic. They are not data races, so they are not watched
+// like other accesses.
 #pragma once
 #include "interface.h"
 

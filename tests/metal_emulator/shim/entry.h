@@ -1,4 +1,4 @@
-// How a launch calls a kernel: each argument by what the kernel's own signature says of it.
+// Calls of kernels by a launch. The kernel's signature determines how each argument is passed.
 #pragma once
 #include "interface.h"
 

@@ -1,4 +1,4 @@
-// Last of the headers: nothing after it may need the words it takes away.
+// This header must be the last one, because it redefines keywords.
 #pragma once
 #define device
 #define constant

@@ -1,5 +1,5 @@
 // metal_math: float is the C library's function, correctly rounded where Metal's precise one is; half and bfloat go
-// through float. metal::fast is the same here: what may differ on a GPU cannot be learned from a CPU.
+// through float. metal::fast is the same here, because a CPU cannot show how a GPU differs.
 #pragma once
 
 namespace metal {

@@ -1,8 +1,8 @@
-// As much of Metal's standard library as compute kernels use, for C++ compilers: g++ 12 and clang++ 15 or newer.
+// The part of Metal's standard library that compute kernels use, for g++ 12, clang++ 15, or newer.
 //
-// Kernel text is compiled without optimisation. Lanes are told apart by the return addresses on their stacks, and an
-// optimiser that duplicates or merges calls would make one call two, or two one. What is always_inline here is inlined
-// all the same, and stays one copy for each call in the text.
+// Kernel text is compiled without optimisation. Calls are identified by the return addresses on the stacks of lanes, and
+// an optimiser may duplicate or merge calls. Functions that are always_inline are inlined even so, with one copy for
+// each call in the text.
 #pragma once
 
 #pragma GCC diagnostic ignored "-Wattributes"

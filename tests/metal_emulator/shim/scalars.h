@@ -6,7 +6,7 @@
 #endif
 typedef _Float16 half;
 
-// Turns into a float by itself, and from one only when told to; arithmetic between two rounds to nearest even each time.
+// Converts to float implicitly, and from float explicitly. Each operation on two values rounds to nearest even.
 struct bfloat {
   uint16_t bits;
 

@@ -33,7 +33,7 @@ LANES_KIND(unsigned long, u64)
 
 }  // namespace detail
 
-// Where the text makes the call, for messages.
+// Place of the call in the text, for messages.
 #define LANES_PLACE const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()
 
 #define LANES_COLLECTIVE(name, operation, ...)                                                                     \

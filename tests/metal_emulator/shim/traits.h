@@ -1,7 +1,7 @@
 // metal_type_traits and metal_limits.
 #pragma once
 
-// What says that a constant is in the constant address space, where there are any.
+// Marks a constant as in the constant address space, if the compiler has address spaces.
 #if !defined(LANES_CONSTANT)
 #define LANES_CONSTANT
 #endif

@@ -1,4 +1,5 @@
-// float4 and its kind: components, indexing, arithmetic. No swizzles: text shared with CUDA has none.
+// Vector types such as float4: components, indexing, arithmetic. There are no swizzles, because text that is shared with
+// CUDA has none.
 #pragma once
 #include "traits.h"
 
@@ -19,7 +20,7 @@ struct vec;
     for (int i = 0; i < size; i++) result[i] = a[i] op b[i];                 \
     return result;                                                           \
   }
-// What all sizes have. The operators of integers are instantiated only where somebody uses them.
+// Members of all sizes. Integer operators are instantiated only where they are used.
 #define LANES_VECTOR(n)                                                                         \
   static constexpr LANES_CONSTANT int size = n;                                                                \
   typedef T scalar_type;                                                                        \

@@ -1,4 +1,4 @@
-"""What every test of the codec may ask for: a backend."""
+"""The `backend` fixture: runs a test on every backend."""
 
 import pytest
 
@@ -6,15 +6,16 @@ from backends import BACKENDS
 from hadakv_kernels import Backend
 from hadakv_kernels.cpu import CpuBackend
 
-# What others are compared with; a module that has something to ask of it says so by `WITH_NUMPY = True`.
+# The NumPy backend equals the reference. Modules that test it too set `WITH_NUMPY = True`.
 NUMPY = "cpu-numpy"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for a backend on each.
+    """Parametrize tests with a `backend` fixture.
 
-    Last of all parameters, so that backends follow one another and what is kept of the reference's answer serves all.
+    The backend is the last parameter. So a test runs on all backends in turn, and cached results of the reference are
+    used for all of them.
     """
     if "backend" in metafunc.fixturenames:
         also = [NUMPY] if getattr(metafunc.module, "WITH_NUMPY", False) else []
@@ -23,5 +24,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend in turn."""
+    """Every backend in turn."""
     return CpuBackend(isa="numpy") if request.param == NUMPY else BACKENDS[request.param]()

@@ -1,4 +1,4 @@
-"""The options of a codec, and the sizes that follow from them."""
+"""Options of a codec, and the sizes that follow from them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The reference's parts against what they stand for, worked out by other means."""
+"""Parts of the reference, compared with independent computations."""
 
 import math
 from itertools import pairwise, product

@@ -1,4 +1,4 @@
-"""The tables' fingerprint: what is stored with it is only ever decoded with the tables it was packed with."""
+"""Fingerprint of the tables. Stored sessions are decoded only with the tables they were encoded with."""
 
 from unittest.mock import patch
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import tables
 
-# Sessions are stored under this name. If it must change, the tables have, and nothing stored can be read any more.
+# Sessions are stored with this fingerprint. If it changes, stored sessions can no longer be read.
 KNOWN = "49cc0f77dd29b52debbdf7a9596514fd2da91bbde08e5b255771cc7f1c23cef4"
 
 

@@ -1,5 +1,5 @@
-// Metal's library as declarations, for clang's C++ for OpenCL: a language with the same address spaces. Nothing here is
-// ever run; what matters is that wrong kernel text does not compile against it.
+// Declarations of Metal's library for clang's C++ for OpenCL, which has the same address spaces. Nothing here runs. It
+// only makes wrong kernel text fail to compile.
 #pragma once
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 
@@ -167,7 +167,7 @@ LANES_ATOMIC(__local)
 
 }  // namespace metal
 
-// Stands where a kernel declares a threadgroup variable: only OpenCL's own kernels may.
+// Replaces a threadgroup variable, which only OpenCL's own kernels may declare.
 template <class T>
 __local T& lint_threadgroup_variable();
 

@@ -1,4 +1,4 @@
-"""Arrays on their way to a backend and back."""
+"""Transfer of arrays to a backend and back."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ NORMS = np.random.default_rng(7).standard_normal((3, 4, 40, 2)).astype(np.float3
 
 
 def misaligned(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array one byte beyond where its elements should lie, read-only."""
+    """Return a read-only copy of an array that is misaligned by one byte."""
     return np.frombuffer(b"x" + array.tobytes(), array.dtype, offset=1).reshape(array.shape)
 
 
@@ -54,7 +54,7 @@ def test_to_device_keeps_no_reference_to_the_source(backend: Backend) -> None:
     buffer = bytearray(BYTES.tobytes())
 
     kept = backend.to_device(np.frombuffer(buffer, np.uint8)[100:200])
-    # A bytearray that somebody still looks at cannot shrink.
+    # A bytearray that still has a view cannot shrink.
     buffer.clear()
 
     assert len(kept) == 100

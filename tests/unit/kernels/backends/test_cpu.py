@@ -1,4 +1,4 @@
-"""That the fast path is here to be tested at all, and what it can be asked for."""
+"""The CPU backend: the native kernels are built, and the instruction set can be chosen."""
 
 import platform
 

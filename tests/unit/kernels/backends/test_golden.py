@@ -1,4 +1,4 @@
-"""The reference Metal kernels, as they were executed, against the reference and every backend."""
+"""The reference and every backend equal the recorded outputs of the reference Metal kernels."""
 
 import numpy as np
 import pytest

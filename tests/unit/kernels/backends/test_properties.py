@@ -1,4 +1,4 @@
-"""Whatever the shape, the codec, the values or the memory they lie in: what the reference gives."""
+"""Properties: every backend equals the reference for any shape, codec, values and memory layout."""
 
 from itertools import accumulate
 from typing import Any
@@ -26,19 +26,19 @@ leading_axes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 dtypes = st.sampled_from(list(DTYPES))
 layouts = st.sampled_from(LAYOUTS)
 seeds = st.integers(0, 2**32 - 1)
-# Bits of a float32 exponent: up to 1 (2**0), to float16's largest (2**15), and to what is finite (2**127).
+# Maximum exponent bits of a float32: of 2**0, of 2**15 (the maximum of float16), and of 2**127 (the maximum).
 top_exponents = st.sampled_from([127, 142, 254]) | st.integers(0, 254)
 
 
 def float_patterns(shape: tuple[int, ...], seed: int, top_exponent: int) -> NDArray[np.float32]:
-    """Finite float32 values with random bits, denormals included, below 2**(top_exponent - 126)."""
+    """Return finite float32 values with random bits, including denormals, below 2**(top_exponent - 126)."""
     bits = np.random.default_rng(seed).integers(0, 2**32, shape, np.uint32)
     exponents = (bits >> 23 & 0xFF) % (top_exponent + 1)
     return (bits & 0x807FFFFF | exponents << 23).view(np.float32)
 
 
 def laid_out(x: NDArray[Any], layout: str) -> NDArray[Any]:
-    """The same values at other places in memory."""
+    """Return the same values in another memory layout."""
     if layout == "misaligned":
         blob = b"\x7f" + x.tobytes()
         return np.frombuffer(blob, x.dtype, x.size, offset=1).reshape(x.shape)
@@ -58,9 +58,9 @@ def laid_out(x: NDArray[Any], layout: str) -> NDArray[Any]:
 
 @st.composite
 def finite_streams(draw: st.DrawFn) -> Stream:
-    """Finite values of any dtype and leading axes, and any codec for them."""
+    """Draw finite values of any dtype and leading axes, with any codec."""
     spec, dtype, lead = draw(specs), draw(dtypes), draw(leading_axes)
-    # The largest values that stay finite as float16, exact in bfloat16 too, and in any dtype.
+    # Limits that stay finite: in float16 (and exact in bfloat16), or in any other dtype.
     limit = 65280 if "float16" in (dtype, spec.codec.kind) else 3.3e38
     values = float_patterns((*lead, spec.head_dim), draw(seeds), draw(top_exponents))
     return Stream(values.clip(-limit, limit).astype(DTYPES[dtype]), spec)
@@ -68,7 +68,7 @@ def finite_streams(draw: st.DrawFn) -> Stream:
 
 @st.composite
 def stored_vectors(draw: st.DrawFn) -> tuple[Encoded, CodecSpec]:
-    """Any bytes and finite norms, and a codec they could be of."""
+    """Draw any packed bytes and finite norms, with a codec that fits them."""
     spec, lead, seed = draw(specs), draw(leading_axes), draw(seeds)
     packed = np.random.default_rng(seed).integers(0, 256, (*lead, spec.row_bytes), np.uint8)
     if spec.codec.kind == "float16":
@@ -76,8 +76,14 @@ def stored_vectors(draw: st.DrawFn) -> tuple[Encoded, CodecSpec]:
     return Encoded(packed, float_patterns((*lead, spec.norms), seed, draw(top_exponents))), spec
 
 
-@given(finite_streams(), layouts)
+# tests/metal runs these tests with fewer examples, because each new codec has to be compiled there.
+ANY_INPUT = given(finite_streams(), layouts)
+ANY_STORED = given(stored_vectors(), dtypes, layouts, st.booleans())
+ANY_PARTS = given(specs, dtypes, st.lists(st.integers(0, 6), min_size=1, max_size=4), seeds)
+
+
 @settings(max_examples=300)
+@ANY_INPUT
 def test_any_finite_input_is_encoded_as_reference(backend: Backend, stream: Stream, layout: str) -> None:
     x, spec = stream
     expected = reference.encode(x, spec)
@@ -92,8 +98,8 @@ def test_any_finite_input_is_encoded_as_reference(backend: Backend, stream: Stre
     assert backend.all_finite(encoded, spec) == finite.all()
 
 
-@given(stored_vectors(), dtypes, layouts, st.booleans())
 @settings(max_examples=300)
+@ANY_STORED
 def test_any_bytes_and_norms_are_decoded_as_reference(
     backend: Backend, stored: tuple[Encoded, CodecSpec], dtype: str, layout: str, inverse: bool
 ) -> None:
@@ -109,7 +115,7 @@ def test_any_bytes_and_norms_are_decoded_as_reference(
         assert_same_bits(got[finite], expected[finite])
 
 
-@given(specs, dtypes, st.lists(st.integers(0, 6), min_size=1, max_size=4), seeds)
+@ANY_PARTS
 def test_concatenated_and_sliced_parts_equal_the_whole(
     backend: Backend, spec: CodecSpec, dtype: str, tokens: list[int], seed: int
 ) -> None:
