@@ -3,9 +3,9 @@
     python tests/gpu/matrix.py [--journal FILE] [--processes N] [--seconds N]
 
 Every call of `kernel_calls` runs in every way of `outputs.every_way`. Then the tests in tests/unit/kernels/backends
-run, without those that would repeat the same. Each process compiles the kernels that it runs, which takes most of the time.
-Results are written to the journal at once, and a second run continues where the first one ended. The exit status is 0
-only if everything has run and is equal.
+run, without those that would repeat the same. Each process compiles the kernels that it runs, which takes most of the
+time. Results are written to the journal at once, and a second run continues where the first one ended. The exit status
+is 0 only if everything has run and is equal.
 """
 
 import argparse
