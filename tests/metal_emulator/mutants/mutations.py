@@ -39,9 +39,9 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
         "the sides of a shuffle": ("? -1.0f : 1.0f;\n        HK_UNROLL", "? 1.0f : -1.0f;\n        HK_UNROLL"),
         "a butterfly's sign": ("add(a, -b)", "add(b, -a)"),
         "a stage of the transform left out": ("butterflies<FIRST, ", "butterflies<2 * FIRST, "),
-        "a reduction that leaves out the last distance": (_REDUCTION, _REDUCTION.replace("lanes;", "lanes / 2;")),
-        "a reduction that takes in other vectors": (_REDUCTION, _REDUCTION.replace("Layout<D>::lanes;", "32;")),
-        "a reduction from the far lanes on": (
+        "a reduction without the last distance": (_REDUCTION, _REDUCTION.replace("lanes;", "lanes / 2;")),
+        "a reduction across vectors": (_REDUCTION, _REDUCTION.replace("Layout<D>::lanes;", "32;")),
+        "a reduction that starts with the far lanes": (
             _REDUCTION,
             _REDUCTION.replace("d = 1; d < Layout<D>::lanes; d *= 2", "d = Layout<D>::lanes / 2; d > 0; d /= 2"),
         ),
@@ -50,11 +50,11 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
             "s = fma(a[first + i], b[first + i], s);",
         ),
         "a sign table off by one": ("element & 7u)", "(element + 1) & 7u)"),
-        "a codebook that is filled in part": (
+        "a partially filled codebook": (
             "i < uint(Lookup<BITS>::centroids)",
             "i < uint(Lookup<BITS>::centroids) / 2",
         ),
-        "an index with a bit of the next": ("(1u << BITS) - 1u) << entry", "(2u << BITS) - 1u) << entry"),
+        "an index with a bit of the next index": ("(1u << BITS) - 1u) << entry", "(2u << BITS) - 1u) << entry"),
         "a pointer without an address space": ("butterflies(HK_THREAD float* y)", "butterflies(float* y)", "lint"),
         "a pointer to the wrong address space": (
             "look_up(const HK_THREADGROUP_ARGUMENT float*",
@@ -63,49 +63,49 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
         ),
     },
     "encode.msl": {
-        "the gain divided by the norm at once": (
+        "the gain divided by the norm in one step": (
             "mul(norm[n] > 1e-10f ? divide(1.0f, norm[n]) : 0.0f, c.gain)",
             "(norm[n] > 1e-10f ? divide(c.gain, norm[n]) : 0.0f)",
         ),
-        "the smallest norm itself": ("norm[n] > 1e-10f ?", "norm[n] >= 1e-10f ?"),
-        "a smaller smallest norm for what is unbiased": ("norm[n] > 1e-10f &&", "norm[n] > 0.0f &&"),
-        "a value on a boundary above it": ("value > cell.x", "value >= cell.x"),
+        "the smallest norm treated as nonzero": ("norm[n] > 1e-10f ?", "norm[n] >= 1e-10f ?"),
+        "a smaller smallest norm for unbiased norms": ("norm[n] > 1e-10f &&", "norm[n] > 0.0f &&"),
+        "a value on a boundary gets the index above": ("value > cell.x", "value >= cell.x"),
         "a value that is not clamped": ("clamp_to_one(fma(v, c.scale, 0.5f))", "fma(v, c.scale, 0.5f)"),
-        "cells that are filled in part": ("i < uint(Lookup<BITS>::cells)", "i < uint(Lookup<BITS>::cells) / 2"),
+        "partially filled cells": ("i < uint(Lookup<BITS>::cells)", "i < uint(Lookup<BITS>::cells) / 2"),
         "a cell rounded down": ("::last), 8388608.0f", "::last), 8388607.5f"),
-        "the nibbles' order": ("= low | (high << 16);", "= high | (low << 16);"),
-        "the last byte of five bits": ("uchar(high >> 12)", "uchar(high >> 11)"),
-        "a vector read that is not there": ("row < rows ? row : rows - 1", "row"),
-        "a row written that is not there": ("if (exists) {\n                const uint octet", "{\n const uint octet"),
+        "nibbles swapped": ("= low | (high << 16);", "= high | (low << 16);"),
+        "the last byte of 5-bit indices": ("uchar(high >> 12)", "uchar(high >> 11)"),
+        "a read past the last vector": ("row < rows ? row : rows - 1", "row"),
+        "a row written past the last one": ("if (exists) {\n                const uint octet", "{\n const uint octet"),
         "a norm written by every lane": ("}\n        if (exists && sub_lane == 0) {", "}\n        if (exists) {"),
         "no barrier after the tables": ("    threadgroup_barrier(mem_flags::mem_threadgroup);\n", ""),
-        "a reduction only some lanes reach": (
+        "a reduction that only some lanes reach": (
             "block_sums<D>(y, y, squares);",
             "if (exists) { block_sums<D>(y, y, squares); }",
             "lint, execution",
         ),
-        "a projection of nothing divided by": ("!(products[n] <= 0.0f)", "!(products[n] < 0.0f)"),
-        "a negative projection divided by": (" && !(products[n] <= 0.0f)", ""),
-        "a vector's place to read in 32 bits": ("x + ulong(row < rows", "x + (row < rows"),
-        "a row's place in 32 bits": ("stream.packed + ulong(row) *", "stream.packed + row *"),
-        "a scaled value's place in 32 bits": ("stream.scaled[ulong(row) *", "stream.scaled[row *"),
-        "a float16 vector's place in 32 bits": ("values + ulong(row) *", "values + row *"),
+        "division by a zero projection": ("!(products[n] <= 0.0f)", "!(products[n] < 0.0f)"),
+        "division by a negative projection": (" && !(products[n] <= 0.0f)", ""),
+        "a vector's read offset in 32 bits": ("x + ulong(row < rows", "x + (row < rows"),
+        "a row's offset in 32 bits": ("stream.packed + ulong(row) *", "stream.packed + row *"),
+        "a scaled value's offset in 32 bits": ("stream.scaled[ulong(row) *", "stream.scaled[row *"),
+        "a float16 vector's offset in 32 bits": ("values + ulong(row) *", "values + row *"),
         "double precision": ("const float a = sign", "const double a = sign", "lint"),
-        "a literal without its f": (": 0.0f, c.gain)", ": 0.0, c.gain)", "lint"),
+        "a literal without f": (": 0.0f, c.gain)", ": 0.0, c.gain)", "lint"),
     },
     "encode_kernel.msl": {
         "one row too many": ("KEncoder::run(stream, rows[0], place", "KEncoder::run(stream, rows[0] + 1, place"),
-        "a stand-in that is not written": ("scaled[0] = rms[0] = 0.0f;", "scaled[0] = 0.0f;"),
+        "a placeholder that is not written": ("scaled[0] = rms[0] = 0.0f;", "scaled[0] = 0.0f;"),
         "strides that overlap": ("threadgroups_per_grid.x * simd", "threadgroups_per_grid.x + 0 * simd"),
         "both streams in one buffer": ("v_table, signs, v_packed", "v_table, signs, k_packed"),
     },
     "decode.msl": {
         "a norm divided rather than multiplied": ("mul(stored.norm[n], c.inv_sqrt)", "divide(stored.norm[n], c.gain)"),
         "a bit of an index lost": ("(uint(q[2]) << 8)", "(uint(q[2]) << 7)"),
-        "values written that are not there": ("if (row < rows) {\n            HK_UNROLL", "{\n            HK_UNROLL"),
-        "a stored vector read that is not there": ("row < rows ? row : rows - 1", "row"),
-        "a stored vector's place in 32 bits": ("const ulong there", "const uint there"),
-        "a decoded vector's place in 32 bits": ("values + ulong(row) *", "values + row *"),
+        "values written past the last vector": ("if (row < rows) {\n            HK_UNROLL", "{\n            HK_UNROLL"),
+        "a stored vector read past the last one": ("row < rows ? row : rows - 1", "row"),
+        "a stored vector's offset in 32 bits": ("const ulong there", "const uint there"),
+        "a decoded vector's offset in 32 bits": ("values + ulong(row) *", "values + row *"),
     },
     "prelude_metal.msl": {
         "a bfloat16 in the wrong half": ("y[2] = float_of(words.y << 16)", "y[2] = float_of(words.y)"),
@@ -121,7 +121,7 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
         "inputs swapped": ('["k", "v", "k_table"', '["v", "k", "k_table"', "text, execution"),
         "outputs swapped": ('"k_packed", "k_norms", "v_p', '"k_norms", "k_packed", "v_p', "text, lint, execution"),
         "constants swapped": ("float(spec.inv_sqrt), float(spec.gain)", "float(spec.gain), float(spec.inv_sqrt)"),
-        "boundaries and what lies below them swapped": (
+        "boundaries and counts swapped": (
             "[fitted.boundary, fitted.below.astype(np.float32)]",
             "[fitted.below.astype(np.float32), fitted.boundary]",
         ),
@@ -130,7 +130,7 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
             'stream_template("V_", k_spec)',
             "text, execution",
         ),
-        "an index no wider than its bits": (
+        "a byte-layout index as wide as its bits": (
             'return 8 if spec.codec.layout == "byte" else spec.codec.bits',
             "return spec.codec.bits",
             "text, execution",
@@ -140,8 +140,8 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
             "v_table, signs, mx.array(rows, mx.uint32)]",
             "text, lint, execution",
         ),
-        "room for one norm where there are two": ("(rows, spec.norms) if spec.norms", "(rows, 1) if spec.norms"),
-        "rotated back though not asked to": (
+        "space for one norm instead of two": ("(rows, spec.norms) if spec.norms", "(rows, 1) if spec.norms"),
+        "rotated back although not requested": (
             'inverse and spec.codec.rotation == "hadamard"',
             'spec.codec.rotation == "hadamard"',
             "text, execution",
@@ -154,11 +154,11 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
     },
     "batching.py": {
         "every part from the start": ("        start = stop\n", ""),
-        "other codecs taken for alike": (", *map(str, spec.codec.to_mapping().values()))", ")"),
-        "other dtypes taken for alike": ("str(stream.x.dtype), *map(", "*map("),
-        "two streams of other sizes in one launch": ("shape = (size, *_batch_key", "shape = (0, *_batch_key"),
-        "any group cut in two": ("if len(group) == 2 and", "if len(group) == 2 or"),
-        "streams that nothing goes with in launches of their own": (
+        "different codecs joined": (", *map(str, spec.codec.to_mapping().values()))", ")"),
+        "different dtypes joined": ("str(stream.x.dtype), *map(", "*map("),
+        "two streams of different sizes in one launch": ("shape = (size, *_batch_key", "shape = (0, *_batch_key"),
+        "every group split in two": ("if len(group) == 2 and", "if len(group) == 2 or"),
+        "single streams never paired": (
             "shape = (size, *_batch_key",
             "shape = (size, str(group), *_batch_key",
         ),
@@ -167,16 +167,16 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
         "results in the order of launches": ("[results[i] for i in range(len(streams))]", "list(results.values())"),
         "the two streams' results swapped": ("in zip((first, second), whole", "in zip((second, first), whole"),
         "K's results for V": ("outputs[2 * i], outputs[2 * i + 1]", "outputs[0], outputs[1]"),
-        "a stand-in for the norms of float16": (
+        "a placeholder as the norms of float16": (
             "kept: Any = norms if spec.norms else",
             "kept: Any = norms if True else",
         ),
-        "no vectors launched": (
+        "a launch without vectors": (
             "        if rows == 0:\n            return [Encoded(",
             "        if False:\n            return [Encoded(",
         ),
-        "an array backwards as it is": ("if min(array.strides, default=0) < 0:", "if False:"),
-        "a part that keeps the whole": ("return Encoded(keep(part.packed), keep(part.norms))", "return part"),
+        "negative strides passed on": ("if min(array.strides, default=0) < 0:", "if False:"),
+        "a part that keeps the whole batch": ("return Encoded(keep(part.packed), keep(part.norms))", "return part"),
         "a copy that shares memory": ("joined = joined + mx.array(0, joined.dtype)", "pass"),
         "small results on the device": ("if packed.nbytes < SMALL_NBYTES:", "if False:"),
     },
