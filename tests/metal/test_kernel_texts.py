@@ -4,6 +4,8 @@ It is compared with `expected_text`, which is independent of the launches, and w
 emulator compiles. So the emulator runs the same text as a Mac.
 """
 
+from collections.abc import Sequence
+
 import pytest
 
 from hadakv_kernels.gpu import mlx_kernels
@@ -11,11 +13,11 @@ from metal_emulator.compile.mlx_capture import mlx_texts
 from metal_emulator.executor import executing
 from metal_emulator.proofs import kernel_calls as calls
 from metal_emulator.proofs.expected_text import contractions, expected_text
+from metal_emulator.proofs.kernel_calls import Call
 
 
-@pytest.mark.parametrize("kind", calls.every_kind())
-def test_variants_have_the_expected_text_and_unique_names(kind: str) -> None:
-    some = calls.every_kind()[kind]
+@pytest.mark.parametrize("some", calls.by_kind())
+def test_variants_have_the_expected_text_and_unique_names(some: Sequence[Call]) -> None:
     with executing() as executor:
         dispatches = calls.planned(executor, mlx_kernels, some)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Codec, CodecSpec
@@ -191,6 +192,19 @@ def every_kind() -> dict[str, Sequence[Call]]:
         "diagnosing": diagnosing(),
         "decoding": decodings(),
     }
+
+
+def by_kind() -> list[Any]:
+    """Parametrize a test with the calls of each kind.
+
+    Of the pairs of codecs, every 7th runs always, so that every codec occurs as K and as V. The others are exhaustive.
+    """
+    kinds = every_kind()
+    pairs = kinds["two streams"]
+    others = [pair for turn, pair in enumerate(pairs) if turn % 7]
+    parameters = [pytest.param(some, id=kind) for kind, some in kinds.items() if some is not pairs]
+    parameters.append(pytest.param(pairs[::7], id="two streams"))
+    return [*parameters, pytest.param(others, id="two streams-others", marks=pytest.mark.exhaustive)]
 
 
 def planned(executor: Executor, mlx_kernels: Any, calls: Iterable[Call], rows: int = 9) -> list[Dispatch]:
