@@ -1,6 +1,6 @@
-"""The codec: rotate, normalise and quantize KV vectors, the same bytes on every backend."""
+"""Codec for KV vectors: rotates, normalises and quantizes them, with the same bytes on every backend."""
 
-from hadakv_kernels.backend import Backend, Stream, open_backend
+from hadakv_kernels.backend import Backend, Stream
 from hadakv_kernels.codec import BITS, HEAD_DIMS, Codec, CodecSpec
 from hadakv_kernels.errors import (
     BackendUnavailable,
@@ -9,6 +9,7 @@ from hadakv_kernels.errors import (
     UnsupportedDtype,
     UnsupportedShape,
 )
+from hadakv_kernels.open import open_backend
 from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded
 
 __all__ = [

@@ -1,11 +1,11 @@
-"""The codec in C++. Buffers are contiguous NumPy arrays of any element type and alignment; sizes are checked."""
+"""The codec in C++. Buffers are contiguous NumPy arrays of any element type and alignment. Sizes are checked."""
 
 from typing import Any
 
 from numpy.typing import NDArray
 
 def isas() -> list[str]:
-    """Instruction sets this processor has kernels for, best first."""
+    """Return the instruction sets with kernels for this processor, fastest first."""
 
 class Plan:
     """A codec at a head_dim, with its tables."""
@@ -28,7 +28,7 @@ class Plan:
 class Engine:
     """Kernels for one instruction set, and the threads that run them.
 
-    Element types are 0, 1, 2 for float32, float16, bfloat16.
+    Element types are 0 for float32, 1 for float16 and 2 for bfloat16.
     """
 
     def __init__(self, isa: str, threads: int) -> None: ...
@@ -48,4 +48,4 @@ class Engine:
     ) -> None: ...
     def convert(self, from_dtype: int, to_dtype: int, x: NDArray[Any], out: NDArray[Any]) -> None: ...
     def memory_loop(self, x: NDArray[Any], out: NDArray[Any]) -> None:
-        """Read all of x and write all of out, computing nothing: the bound that benchmarks compare with."""
+        """Read all of x and write all of out without computing. Benchmarks use it as the upper bound."""

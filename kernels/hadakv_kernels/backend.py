@@ -1,16 +1,13 @@
-"""Where the codec runs: one interface over the processors it has an implementation for."""
+"""Interface that every backend of the codec implements, and the types it uses."""
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hadakv_kernels.codec import CodecSpec
-from hadakv_kernels.errors import BackendUnavailable
 from hadakv_kernels.reference import Diagnostics, Encoded
 
-_log = logging.getLogger(__name__)
-# In the order of preference.
+# Names of the GPU backends, in order of preference.
 GPUS = ("metal", "cuda")
 
 
@@ -22,16 +19,17 @@ class Stream(NamedTuple):
 
 
 class Backend(Protocol):
-    """What the service asks of a device. Bytes are the same on every backend.
+    """The codec on one device. All backends give the same bytes.
 
-    Encoded arrays live wherever the backend keeps them; `concatenate`, `to_device` and `to_host` are the only ways to
-    touch them besides slicing and reshaping.
+    A backend chooses where its encoded arrays live. Use only `concatenate`, `to_device`, `to_host`, slicing and
+    reshaping on them.
 
     Attributes:
         name: "metal", "cuda" or "cpu".
-        detail: what of it was picked, for people to read.
-        memory_nbytes: how much the device can hold before the machine swaps or refuses.
-        slice_nbytes: input that a call to encode should not exceed where others wait; None where all at once is best.
+        detail: description of the device, for users.
+        memory_nbytes: memory in bytes that the device can hold before the machine swaps or allocation fails.
+        slice_nbytes: maximum input in bytes for one call of `encode` while other jobs wait; None if the backend is
+            fastest with all input in one call.
     """
 
     name: str
@@ -40,15 +38,15 @@ class Backend(Protocol):
     slice_nbytes: int | None
 
     def limit_memory(self, stored: int, working: int) -> None:
-        """Make room for so many bytes of encoded arrays, and beside them for so many that come and go with requests.
+        """Reserve device memory: `stored` bytes for encoded arrays, and `working` bytes for requests in progress.
 
         Raises:
-            BackendUnavailable: the device cannot hold so much.
+            BackendUnavailable: the device has less memory than `stored + working`.
         """
         ...
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
-        """Encode every stream, those that are alike in one launch."""
+        """Encode every stream. Streams of the same codec, head_dim and dtype share a launch."""
         ...
 
     def all_finite(self, encoded: Encoded, spec: CodecSpec) -> bool:
@@ -56,72 +54,26 @@ class Backend(Protocol):
         ...
 
     def decode(self, encoded: Encoded, spec: CodecSpec, dtype: str, *, inverse: bool = True) -> Any:
-        """Values [..., head_dim] of that dtype, in host memory."""
+        """Decode to values [..., head_dim] of `dtype`, in host memory."""
         ...
 
     def diagnose(self, x: Any, spec: CodecSpec) -> Diagnostics:
-        """Encode, keeping the scaled values and the RMS of each block."""
+        """Encode x, and keep the scaled values and the RMS of each block."""
         ...
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
-        """A new array of the backend's own, joined along an axis."""
+        """Join arrays along an axis into a new array of the backend, which shares no memory with them."""
         ...
 
     def to_device(self, array: Any) -> Any:
-        """A NumPy array's values where encoded arrays of that size are kept: in C order, in memory of their own."""
+        """Copy a NumPy array to where the backend keeps encoded arrays of that size, in C order."""
         ...
 
     def to_host(self, array: Any) -> Any:
-        """The same values as a C-order NumPy array."""
+        """Return the values as a C-order NumPy array."""
         ...
 
 
-def open_backend(name: str = "auto", threads: int | None = None) -> Backend:
-    """The backend of that name, or the best there is.
-
-    Args:
-        name: "metal", "cuda", "cpu", or "auto" for the first of them that this machine has.
-        threads: worker threads of the CPU path; None uses every processor.
-
-    Raises:
-        BackendUnavailable: that backend cannot run here.
-    """
-    if name == "auto":
-        return _best(threads)
-    if name == "cpu":
-        from hadakv_kernels.cpu import CpuBackend
-
-        return CpuBackend(threads)
-    if name not in GPUS:
-        raise BackendUnavailable(f"no backend named {name!r}: there are {', '.join((*GPUS, 'cpu'))}")
-    try:
-        from hadakv_kernels.gpu import GpuBackend
-    except ImportError as error:
-        raise BackendUnavailable(f"the {name} backend needs MLX: {error}") from error
-    backend = GpuBackend(name)
-    backend.check()
-    return backend
-
-
-def _best(threads: int | None) -> Backend:
-    for name in GPUS:
-        try:
-            if not _is_there(name):
-                continue
-            return open_backend(name)
-        except BackendUnavailable as error:
-            _log.warning("%s; the CPU does the work", error)
-    return open_backend("cpu", threads)
-
-
-def _is_there(gpu: str) -> bool:
-    try:
-        from hadakv_kernels.gpu import is_available
-    except ImportError:
-        return False
-    return is_available(gpu)
-
-
 def host_memory_nbytes() -> int:
-    """The memory of this machine in bytes."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

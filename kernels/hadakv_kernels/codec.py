@@ -1,4 +1,4 @@
-"""What a codec is: its options as they stand on the wire, and the sizes that follow at a head_dim."""
+"""Codec options as they are sent over HTTP, and the sizes of a codec at a head_dim."""
 
 import math
 from collections.abc import Mapping
@@ -23,21 +23,21 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Codec:
-    """How one stream (K or V) is stored. Every combination of these options is valid.
+    """Options for storing one stream (K or V). Every combination of them is valid.
 
     Attributes:
         bits: bits per element: 2, 3, 4, 5, 6 or 8.
-        rotation: `"hadamard"` rotates each vector (random signs, Walsh-Hadamard transform) before it is
-            quantized, which spreads outliers over all elements; `"none"` leaves it as it is.
-        layout: `"dense"` is a little-endian bit stream; `"byte"` spends one byte on each index.
-        codebook: `"mlx-native"` has the reference kernels' tables, `"lloyd-max"` converged ones.
-        norm: `"exact"` stores the vector's norm, `"unbiased"` the value that makes the decoded vector's
-            projection on the original right.
-        kind: `"float16"` stores the vector as float16, unquantized; every other option is then moot.
-        d512_scale: the reference's ablation factor for head_dim 512. Anything but 1.0 ruins the result.
+        rotation: `"hadamard"` rotates each vector (random signs, Walsh-Hadamard transform) before quantization, which
+            spreads outliers over all elements; `"none"` does not rotate.
+        layout: `"dense"` is a little-endian bit stream; `"byte"` uses one byte per index.
+        codebook: `"mlx-native"` uses the tables of the reference kernels, `"lloyd-max"` converged ones.
+        norm: `"exact"` stores the vector's norm; `"unbiased"` stores the value for which the projection of the decoded
+            vector on the original is exact.
+        kind: `"float16"` stores the vector as float16, unquantized, and ignores all other options.
+        d512_scale: ablation factor of the reference kernels for head_dim 512. Any value but 1.0 ruins the result.
 
     Raises:
-        UnsupportedCodec: an option has any other value.
+        UnsupportedCodec: an option has an invalid value.
     """
 
     bits: int = 4
@@ -59,32 +59,32 @@ class Codec:
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> "Codec":
-        """Build a codec from wire options; what is missing has its default.
+        """Build a codec from a mapping of options. Missing options have their defaults.
 
         Raises:
-            UnsupportedCodec: an option is unknown or its value is.
+            UnsupportedCodec: an option is unknown, or its value is invalid.
         """
         known = {field.name for field in fields(cls)}
         for name in options:
             if name not in known:
-                raise UnsupportedCodec(str(name), f"unknown option; there are {', '.join(sorted(known))}")
+                raise UnsupportedCodec(str(name), f"unknown option: options are {', '.join(sorted(known))}")
         return cls(**options)
 
     def to_mapping(self) -> dict[str, Any]:
-        """The options as they stand on the wire; the ablation factor only where it is set."""
+        """Return the options as a mapping. `d512_scale` is left out if it is 1.0."""
         options = asdict(self)
         if self.d512_scale == 1.0:
             del options["d512_scale"]
         return options
 
     def at(self, head_dim: int) -> "CodecSpec":
-        """The codec for vectors of `head_dim` elements."""
+        """Return the codec for vectors of `head_dim` elements."""
         return _spec(self, head_dim)
 
 
 @lru_cache(maxsize=256)
 def _spec(codec: Codec, head_dim: int) -> "CodecSpec":
-    # One instance for all, so that what it has worked out once is there the next time.
+    # Share one instance per codec and head_dim, because it caches its sizes.
     return CodecSpec(codec, head_dim)
 
 
@@ -98,7 +98,7 @@ def _float32_scale(value: object) -> float:
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """A codec at a head_dim: all sizes and constants the arithmetic needs.
+    """A codec at a head_dim: all sizes and constants of the arithmetic.
 
     Raises:
         UnsupportedShape: head_dim is not one of `HEAD_DIMS`.
@@ -123,30 +123,30 @@ class CodecSpec:
 
     @cached_property
     def norms(self) -> int:
-        """Norms stored with one vector: none for float16, two for head_dim 512, else one."""
+        """Number of norms of one vector: 0 for float16, 2 for head_dim 512, otherwise 1."""
         return 0 if self.codec.kind == "float16" else self.blocks
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of one stored vector, its norms included."""
+        """Bytes of one stored vector, including its norms."""
         return self.row_bytes + 4 * self.norms
 
     @cached_property
     def blocks(self) -> int:
-        """Blocks of a vector that are normalised by themselves."""
+        """Number of blocks of a vector. Each block is normalised separately."""
         return 2 if self.head_dim == 512 else 1
 
     @cached_property
     def block_dim(self) -> int:
-        """Elements of one block."""
+        """Number of elements of one block."""
         return self.head_dim // self.blocks
 
     @cached_property
     def inv_sqrt(self) -> np.float32:
-        """`1 / sqrt(head_dim)`, the factor that makes the transform orthogonal."""
+        """`1 / sqrt(head_dim)`, which makes the transform orthogonal."""
         return np.float32(1.0 / math.sqrt(self.head_dim))
 
     @cached_property
     def gain(self) -> np.float32:
-        """The factor beside `1 / norm` that brings a block to unit variance."""
+        """Factor that, together with `1 / norm`, scales a block to unit variance."""
         return np.float32(self.codec.d512_scale if self.blocks == 2 else math.sqrt(self.head_dim))

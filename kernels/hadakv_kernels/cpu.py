@@ -1,4 +1,4 @@
-"""The CPU backend: the C++ path where it is built, NumPy otherwise; the same bytes either way."""
+"""CPU backend: C++ kernels if they are built, NumPy otherwise. Both give the same bytes."""
 
 import os
 from collections.abc import Sequence
@@ -16,39 +16,39 @@ from hadakv_kernels.reference import DTYPES, Diagnostics, Encoded
 
 try:
     from hadakv_kernels import _native
-except ImportError:  # a source tree, or a platform without a compiler
+except ImportError:  # not built: a source tree, or a platform without a compiler
     _native = None  # type: ignore[assignment]
 
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES.values())}
 _FLOAT16 = _CODES[DTYPES["float16"]]
-_FLOAT16_EXPONENT = 0x7C00  # all ones in an infinity or NaN
+_FLOAT16_EXPONENT = 0x7C00  # all exponent bits are set in an infinity or NaN
 _BFLOAT16 = DTYPES["bfloat16"]
 
 
 def isas() -> list[str]:
-    """Instruction sets `CpuBackend` can be asked for here, best first; none where only NumPy is."""
+    """Return the instruction sets for `CpuBackend` on this machine, fastest first. Empty if only NumPy is available."""
     return _native.isas() if _native is not None else []
 
 
 class CpuBackend:
-    """The codec on this machine's processors; arrays are NumPy arrays.
+    """The codec on this machine's processors. Arrays are NumPy arrays.
 
     Attributes:
-        detail: what runs the codec: the instruction set and the threads.
-        memory_nbytes: the memory of this machine.
-        engine: the C++ path; None where NumPy does the work.
+        detail: instruction set and number of threads, for users.
+        memory_nbytes: memory of this machine in bytes.
+        engine: the C++ kernels; None if NumPy is used.
 
     Args:
-        threads: how many work on one call; None uses every processor.
-        isa: one of `isas()`, or "numpy"; None takes the best.
+        threads: number of threads that work on one call; None uses every processor.
+        isa: instruction set, one of `isas()`, or "numpy"; None takes the fastest.
 
     Raises:
-        BackendUnavailable: this machine cannot run that isa.
+        BackendUnavailable: isa is not available on this machine.
         ValueError: threads is less than 1.
     """
 
     name = "cpu"
-    # Two cores encode as much in a millisecond.
+    # Two cores encode this much in about a millisecond.
     slice_nbytes: int | None = 4 << 20
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
@@ -61,7 +61,7 @@ class CpuBackend:
         self.memory_nbytes = host_memory_nbytes()
 
     def limit_memory(self, stored: int, working: int) -> None:
-        """Nothing to do: arrays are the process's own memory, and freed at once."""
+        """Do nothing. Arrays are ordinary process memory, which is freed at once."""
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream."""
@@ -73,18 +73,18 @@ class CpuBackend:
         """Whether every norm (for float16, every value) is finite."""
         if spec.codec.kind == "quantized":
             return bool(np.isfinite(encoded.norms).all())
-        # NumPy tests float16 one at a time; the exponent bits it has vectors for.
+        # NumPy's isfinite is scalar for float16, but operations on uint16 are vectorized. So test the exponent bits.
         exponents = encoded.packed.view(np.uint16) & _FLOAT16_EXPONENT
         return bool(exponents.max(initial=0) < _FLOAT16_EXPONENT)
 
     def decode(self, encoded: Encoded, spec: CodecSpec, dtype: str, *, inverse: bool = True) -> NDArray[Any]:
-        """Values [..., head_dim] of that dtype."""
+        """Decode to values [..., head_dim] of `dtype`."""
         if self.engine is None:
             return reference.decode(encoded, spec, dtype, inverse=inverse)
         return _decode(self.engine, encoded, spec, dtype, inverse)
 
     def diagnose(self, x: NDArray[Any], spec: CodecSpec) -> Diagnostics:
-        """Encode, keeping the scaled values and the RMS of each block."""
+        """Encode x, and keep the scaled values and the RMS of each block."""
         return reference.diagnose(x, spec)
 
     def concatenate(self, arrays: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
@@ -92,11 +92,11 @@ class CpuBackend:
         return np.concatenate(arrays, axis)
 
     def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
-        """A copy, in C order."""
+        """Copy an array in C order."""
         return np.array(array, order="C")
 
     def to_host(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself, in C order."""
+        """Return the array in C order, without a copy if it is already."""
         return np.ascontiguousarray(array)
 
 
@@ -105,13 +105,14 @@ def _open_engine(threads: int, isa: str | None) -> "_native.Engine | None":
     if isa == "numpy" or (isa is None and not available):
         return None
     if isa is not None and isa not in available:
-        raise BackendUnavailable(f"no {isa} on this machine: there is {', '.join([*available, 'numpy'])}")
+        choices = ", ".join([*available, "numpy"])
+        raise BackendUnavailable(f"isa {isa!r} is not available on this machine: choose one of {choices}")
     return _native.Engine(isa or available[0], threads)
 
 
 @lru_cache(maxsize=256)
 def native_plan(spec: CodecSpec) -> "_native.Plan":
-    """The codec with its tables, as the engine wants it."""
+    """Build the engine's plan of a codec: sizes, constants and tables."""
     codec = spec.codec
     return _native.Plan(
         head_dim=spec.head_dim,
@@ -128,7 +129,7 @@ def native_plan(spec: CodecSpec) -> "_native.Plan":
 
 
 def _buffer(array: NDArray[Any]) -> NDArray[Any]:
-    # bfloat16 is not NumPy's own, so it has no buffer of its own either.
+    # bfloat16 is not a NumPy dtype, so its arrays do not export a buffer. View them as uint16.
     return array.view(np.uint16) if array.dtype == _BFLOAT16 else array
 
 

@@ -1,10 +1,10 @@
-"""What the codec refuses.
+"""Errors of the codec.
 
 CodecError
-├── UnsupportedCodec     a codec option has a value there is no codec for
-├── UnsupportedShape     the last axis is not a head_dim the codec has
-├── UnsupportedDtype     the element type is none the codec reads or writes
-└── BackendUnavailable   the backend asked for cannot run on this machine
+├── UnsupportedCodec     a codec option is unknown or has an invalid value
+├── UnsupportedShape     an array has the wrong shape, or its last axis is not a supported head_dim
+├── UnsupportedDtype     the element type is not supported
+└── BackendUnavailable   the requested backend cannot run on this machine
 """
 
 
@@ -13,11 +13,11 @@ class CodecError(ValueError):
 
 
 class UnsupportedCodec(CodecError):
-    """A codec option has a value there is no codec for.
+    """A codec option is unknown or has an invalid value.
 
     Attributes:
-        field: the option's name, for example `"bits"`.
-        reason: what is wrong with it, as a sentence fragment.
+        field: name of the option, for example `"bits"`.
+        reason: what is wrong, as a sentence fragment.
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -27,12 +27,12 @@ class UnsupportedCodec(CodecError):
 
 
 class UnsupportedShape(CodecError):
-    """The last axis is not one of `HEAD_DIMS`."""
+    """An array has the wrong shape, or its last axis is not one of `HEAD_DIMS`."""
 
 
 class UnsupportedDtype(CodecError):
-    """The element type is not float32, float16 or bfloat16."""
+    """The element type is not supported. Values are float32, float16 or bfloat16."""
 
 
 class BackendUnavailable(CodecError):
-    """The backend asked for cannot run on this machine."""
+    """The requested backend cannot run on this machine."""

@@ -1,4 +1,4 @@
-"""The specification: the codec in NumPy float32, written to be read. Every backend equals it to the bit.
+"""Specification of the codec: NumPy float32, written to be read. Every backend equals it to the bit.
 
 All arithmetic is float32, rounded to nearest after each operation, in exactly the order written here.
 A vector is the last axis of an array; `n` stands for all axes before it, `d` for head_dim.
@@ -29,10 +29,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """Stored vectors, as arrays of the backend that has them: NumPy's here.
+    """Encoded vectors, as arrays of their backend. Here they are NumPy arrays.
 
     Attributes:
-        packed: uint8 `[..., row_bytes]`; for `kind: "float16"` the values' own bytes.
+        packed: uint8 `[..., row_bytes]`; for `kind: "float16"`, the bytes of the values.
         norms: float32 `[..., norms]`.
     """
 
@@ -42,10 +42,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What the codec saw on the way.
+    """Encoded vectors with intermediate results.
 
     Attributes:
-        scaled: the values compared with the boundaries, float32 `[..., head_dim]`.
+        encoded: the encoded vectors.
+        scaled: the values that are compared with the boundaries, float32 `[..., head_dim]`.
         rms: root mean square of `scaled` over each block, float32 `[..., blocks]`; near 1 for a healthy vector.
     """
 
@@ -55,7 +56,7 @@ class Diagnostics:
 
 
 def check_input(x: NDArray[np.generic], spec: CodecSpec) -> None:
-    """Refuse what no backend encodes.
+    """Check that x can be encoded.
 
     Raises:
         UnsupportedDtype: x is not float32, float16 or bfloat16.
@@ -64,14 +65,14 @@ def check_input(x: NDArray[np.generic], spec: CodecSpec) -> None:
     if x.dtype not in DTYPES.values():
         raise UnsupportedDtype(f"dtype must be one of {', '.join(DTYPES)}, not {x.dtype}")
     if x.ndim == 0 or x.shape[-1] != spec.head_dim:
-        raise UnsupportedShape(f"the last axis must have {spec.head_dim} elements, the shape is {x.shape}")
+        raise UnsupportedShape(f"the last axis must have {spec.head_dim} elements, but the shape is {x.shape}")
 
 
 def check_diagnose(x: NDArray[np.generic], spec: CodecSpec) -> None:
-    """Refuse what no backend diagnoses.
+    """Check that x can be diagnosed.
 
     Raises:
-        UnsupportedCodec: it keeps values as they are, so there is nothing in between.
+        UnsupportedCodec: the codec does not quantize, so it has no intermediate results.
         UnsupportedDtype: x is not float32, float16 or bfloat16.
         UnsupportedShape: the last axis is not `spec.head_dim`.
     """
@@ -81,11 +82,11 @@ def check_diagnose(x: NDArray[np.generic], spec: CodecSpec) -> None:
 
 
 def check_decode(encoded: Encoded, spec: CodecSpec, dtype: str) -> None:
-    """Refuse what no backend decodes; arrays may be a device's.
+    """Check that `encoded` can be decoded. Its arrays may be on a device.
 
     Raises:
-        UnsupportedDtype: packed is not uint8, norms are not float32, or dtype names none of `DTYPES`.
-        UnsupportedShape: packed is not `[..., row_bytes]`, or norms are not `[..., norms]` with the same axes before.
+        UnsupportedDtype: packed is not uint8, norms are not float32, or dtype is not one of `DTYPES`.
+        UnsupportedShape: packed is not `[..., row_bytes]`, or norms are not `[..., norms]` with the same leading axes.
     """
     if dtype not in DTYPES:
         raise UnsupportedDtype(f"dtype must be one of {', '.join(DTYPES)}, not {dtype}")
@@ -93,20 +94,20 @@ def check_decode(encoded: Encoded, spec: CodecSpec, dtype: str) -> None:
     _check_dtype("norms", encoded.norms.dtype, "float32")
     packed, norms = tuple(encoded.packed.shape), tuple(encoded.norms.shape)
     if packed[-1:] != (spec.row_bytes,):
-        raise UnsupportedShape(f"the last axis of packed must have {spec.row_bytes} bytes, the shape is {packed}")
+        raise UnsupportedShape(f"the last axis of packed must have {spec.row_bytes} bytes, but the shape is {packed}")
     expected = (*packed[:-1], spec.norms)
     if norms != expected:
-        raise UnsupportedShape(f"norms must have the shape {expected} beside packed of {packed}, not {norms}")
+        raise UnsupportedShape(f"norms must have the shape {expected} to match packed of shape {packed}, not {norms}")
 
 
 def _check_dtype(name: str, dtype: Any, expected: str) -> None:
-    # A device's dtype equals none of NumPy's: it is known by its name, as in "mlx.core.uint8".
+    # A device dtype never equals a NumPy dtype. Compare its name, for example "mlx.core.uint8".
     if dtype != np.dtype(expected) and not str(dtype).endswith(f".{expected}"):
         raise UnsupportedDtype(f"{name} must be {expected}, not {dtype}")
 
 
 def transform(y: Float32) -> Float32:
-    """Walsh-Hadamard transform in natural order, unnormalised: float32 `[n, d]` to the same."""
+    """Apply the unnormalised Walsh-Hadamard transform in natural order: float32 `[n, d]` to `[n, d]`."""
     count, dim = y.shape
     half = 1
     while half < dim:
@@ -118,10 +119,10 @@ def transform(y: Float32) -> Float32:
 
 
 def block_sums(terms: Float32, spec: CodecSpec) -> Float32:
-    """Sum each block the way 32 lanes do: float32 `[n, d]` to `[n, blocks]`.
+    """Sum each block in the order of 32 lanes: float32 `[n, d]` to `[n, blocks]`.
 
-    Lane `l` owns the `d / 32` consecutive elements from `l * d / 32` and adds them in order; then lanes
-    combine pairwise at distance 1, 2, 4, ...
+    Lane `l` owns the `d / 32` consecutive elements from `l * d / 32` and adds them in order. Then lanes are added
+    pairwise at distance 1, 2, 4, ...
     """
     lanes = terms.reshape(len(terms), LANES, spec.head_dim // LANES)
     sums = np.zeros(lanes.shape[:2], np.float32)
@@ -133,31 +134,31 @@ def block_sums(terms: Float32, spec: CodecSpec) -> Float32:
 
 
 def per_element(blocks: Float32, spec: CodecSpec) -> Float32:
-    """Spread one value per block over the block's elements: float32 `[n, blocks]` to `[n, d]`."""
+    """Repeat each block's value for all elements of the block: float32 `[n, blocks]` to `[n, d]`."""
     return np.repeat(blocks, spec.block_dim, axis=1)
 
 
 def rotated(x: Float32, spec: CodecSpec) -> Float32:
-    """Steps 1 to 3: random signs, transform, orthogonal scale. Float32 `[n, d]` to the same."""
+    """Do steps 1 to 3: random signs, transform, orthogonal scale. Float32 `[n, d]` to `[n, d]`."""
     if spec.codec.rotation == "none":
         return x
     return transform(tables.signs(spec.head_dim) * x) * spec.inv_sqrt
 
 
 def exact_norms(y: Float32, spec: CodecSpec) -> Float32:
-    """Step 4: the L2 norm of a vector, or the RMS of each 256-element block at d = 512."""
+    """Do step 4: the L2 norm of each vector, or at d = 512 the RMS of each 256-element block."""
     sums = block_sums(y * y, spec)
     return np.sqrt(sums / np.float32(spec.block_dim)) if spec.blocks == 2 else np.sqrt(sums)
 
 
 def scaled_values(y: Float32, norms: Float32, spec: CodecSpec) -> Float32:
-    """Step 5: bring each block to unit variance; a vanishing block becomes zero."""
+    """Do step 5: scale each block to unit variance. A block with a norm of at most `SMALLEST_NORM` becomes zero."""
     inverse = np.where(norms > SMALLEST_NORM, np.float32(1) / norms, np.float32(0))
     return y * per_element(inverse * spec.gain, spec)
 
 
 def indices(v: Float32, spec: CodecSpec) -> Bytes:
-    """Step 6: how many boundaries lie below each value; NaN is above none."""
+    """Do step 6: count the boundaries below each value. NaN is above no boundary."""
     index = np.zeros(v.shape, np.uint8)
     for boundary in tables.boundaries(spec.codec.bits, spec.codec.codebook):
         index += v > boundary
@@ -165,9 +166,10 @@ def indices(v: Float32, spec: CodecSpec) -> Bytes:
 
 
 def unbiased_norms(y: Float32, index: Bytes, norms: Float32, spec: CodecSpec) -> Float32:
-    """The norms that make the decoded vector's projection on the original right.
+    """Return the norms for which the projection of the decoded vector on the original is exact.
 
-    With `c` the centroids of the indices, decoding gives `c * norm`; it should satisfy `<y, decoded> = <y, y>`.
+    With `c` the centroids of the indices, decoding gives `c * norm`. The norm is chosen so that
+    `<y, decoded> = <y, y>`.
     """
     c = tables.centroids(spec.codec.bits, spec.codec.codebook)[index]
     zz, zc = block_sums(y * y, spec), block_sums(y * c, spec)
@@ -176,7 +178,7 @@ def unbiased_norms(y: Float32, index: Bytes, norms: Float32, spec: CodecSpec) ->
 
 
 def pack(index: Bytes, spec: CodecSpec) -> Bytes:
-    """Step 7: uint8 indices `[n, d]` to packed rows `[n, row_bytes]`."""
+    """Do step 7: pack uint8 indices `[n, d]` into rows `[n, row_bytes]`."""
     if spec.codec.layout == "byte":
         return index
     bits = np.unpackbits(index[..., None], axis=-1, bitorder="little")[..., : spec.codec.bits]
@@ -184,7 +186,7 @@ def pack(index: Bytes, spec: CodecSpec) -> Bytes:
 
 
 def unpack(packed: Bytes, spec: CodecSpec) -> Bytes:
-    """The inverse of `pack`. In the byte layout the bits above an index are ignored."""
+    """Unpack rows `[n, row_bytes]` to indices `[n, d]`. In the byte layout, the bits above an index are ignored."""
     if spec.codec.layout == "byte":
         return packed & np.uint8(2**spec.codec.bits - 1)
     bits = np.unpackbits(packed, axis=-1, bitorder="little")
@@ -193,7 +195,7 @@ def unpack(packed: Bytes, spec: CodecSpec) -> Bytes:
 
 
 def diagnose(x: NDArray[np.generic], spec: CodecSpec) -> Diagnostics:
-    """Encode the last axis and keep the values in between.
+    """Encode the last axis, and keep the intermediate results.
 
     Args:
         x: float32, float16 or bfloat16, shape [..., head_dim].
@@ -201,7 +203,7 @@ def diagnose(x: NDArray[np.generic], spec: CodecSpec) -> Diagnostics:
 
     Raises:
         UnsupportedCodec: the codec does not quantize.
-        UnsupportedDtype: x is none of the three element types.
+        UnsupportedDtype: x is not float32, float16 or bfloat16.
         UnsupportedShape: the last axis is not the codec's head_dim.
     """
     check_diagnose(x, spec)
@@ -214,7 +216,7 @@ def diagnose(x: NDArray[np.generic], spec: CodecSpec) -> Diagnostics:
         rms = np.sqrt(block_sums(v * v, spec) / np.float32(spec.block_dim))
         if spec.codec.norm == "unbiased":
             norms = unbiased_norms(y, index, norms, spec)
-    # Spelled out, as -1 is not defined for arrays of no vectors.
+    # The shapes are explicit, because -1 is not defined for arrays without vectors.
     encoded = Encoded(pack(index, spec).reshape(*lead, spec.row_bytes), norms.reshape(*lead, spec.norms))
     return Diagnostics(encoded, v.reshape(x.shape), rms.reshape(*lead, spec.blocks))
 
@@ -227,11 +229,11 @@ def encode(x: NDArray[np.generic], spec: CodecSpec) -> Encoded:
         spec: the codec at that head_dim.
 
     Returns:
-        packed uint8 [..., row_bytes] and norms float32 [..., norms]; the same bytes on every backend. NaN,
-        infinity or overflow in a vector shows as a norm (or, for float16, a value) that is not finite.
+        packed uint8 [..., row_bytes] and norms float32 [..., norms], the same bytes on every backend. If a vector
+        contains NaN or infinity, or overflows, one of its norms (for float16, a value) is not finite.
 
     Raises:
-        UnsupportedDtype: x is none of the three element types.
+        UnsupportedDtype: x is not float32, float16 or bfloat16.
         UnsupportedShape: the last axis is not the codec's head_dim.
     """
     if spec.codec.kind == "quantized":
@@ -243,20 +245,20 @@ def encode(x: NDArray[np.generic], spec: CodecSpec) -> Encoded:
 
 
 def decode(encoded: Encoded, spec: CodecSpec, dtype: str = "float32", *, inverse: bool = True) -> NDArray[np.generic]:
-    """Turn stored vectors back into values.
+    """Decode stored vectors to values.
 
     Args:
-        encoded: what `encode` gave for the same spec.
+        encoded: result of `encode` for the same spec.
         spec: the codec at its head_dim.
         dtype: "float32", "float16" or "bfloat16".
-        inverse: False stops before the inverse rotation ("the rotated domain").
+        inverse: whether to do the inverse rotation; without it, values are in the rotated domain.
 
     Returns:
         values [..., head_dim] of that dtype, rounded to nearest even.
 
     Raises:
-        UnsupportedDtype: there is no such dtype, or the arrays have others than `encode` gives them.
-        UnsupportedShape: the arrays do not fit the codec, or one another.
+        UnsupportedDtype: dtype is not supported, or the arrays do not have the dtypes that `encode` returns.
+        UnsupportedShape: the arrays do not match the codec, or each other.
     """
     check_decode(encoded, spec, dtype)
     lead = encoded.packed.shape[:-1]

@@ -1,4 +1,4 @@
-"""The codec's constant tables: codebooks, boundaries and signs, read once from `tables.npz`."""
+"""Constant tables of the codec: codebooks, boundaries and signs, read once from `tables.npz`."""
 
 import hashlib
 from functools import cache, lru_cache
@@ -19,7 +19,7 @@ def _archive() -> dict[str, NDArray[np.generic]]:
 
 
 def _quantizer(part: str, bits: int, codebook: str) -> NDArray[np.float32]:
-    # The reference kernels have no 2- and 3-bit tables; the converged ones stand in.
+    # The reference kernels have no tables for 2 and 3 bits. Use the converged ones.
     family = "mlx_native" if codebook == "mlx-native" and bits in _REFERENCE_BITS else "lloyd_max"
     table = np.ascontiguousarray(_archive()[f"{family}_{part}_{bits}bit"], dtype=np.float32)
     table.setflags(write=False)
@@ -28,26 +28,26 @@ def _quantizer(part: str, bits: int, codebook: str) -> NDArray[np.float32]:
 
 @cache
 def centroids(bits: int, codebook: str) -> NDArray[np.float32]:
-    """The value each index stands for: float32 `[2**bits]`, ascending."""
+    """Return the value of each index: float32 `[2**bits]`, ascending."""
     return _quantizer("codebook", bits, codebook)
 
 
 @cache
 def boundaries(bits: int, codebook: str) -> NDArray[np.float32]:
-    """The decision thresholds between neighbouring indices: float32 `[2**bits - 1]`, ascending."""
+    """Return the thresholds between neighbouring indices: float32 `[2**bits - 1]`, ascending."""
     return _quantizer("boundaries", bits, codebook)
 
 
 @lru_cache
 def sign_bits(head_dim: int) -> NDArray[np.uint8]:
-    """The random signs as bits, little-endian in each byte: uint8 `[head_dim // 8]`; 1 means minus."""
+    """Return the random signs as bits, little-endian in each byte: uint8 `[head_dim // 8]`. 1 means minus."""
     name = "sign_bytes_512" if head_dim == 512 else "sign_bytes_256"
     return np.ascontiguousarray(_archive()[name][: head_dim // 8], dtype=np.uint8)
 
 
 @lru_cache
 def signs(head_dim: int) -> NDArray[np.float32]:
-    """The random signs as factors: float32 `[head_dim]` of +1 and -1."""
+    """Return the random signs as factors: float32 `[head_dim]` of +1 and -1."""
     minus = np.unpackbits(sign_bits(head_dim), bitorder="little")
     factors = np.where(minus == 1, np.float32(-1), np.float32(1))
     factors.setflags(write=False)
@@ -56,10 +56,10 @@ def signs(head_dim: int) -> NDArray[np.float32]:
 
 @cache
 def fingerprint() -> str:
-    """SHA-256, in hex, of every table: what was packed with other tables must not be decoded with these.
+    """Return the SHA-256 of all tables, in hex. Sessions with another fingerprint must not be decoded.
 
-    The order is fixed: for each codebook, `mlx-native` first, and for each width from 2 bits on, the centroids and then
-    the boundaries, as little-endian float32; at the end the sign bits for head_dim 256 and those for 512.
+    The hash covers, in this order: for each codebook (`mlx-native` first) and each number of bits (ascending), the
+    centroids and then the boundaries, as little-endian float32; then the sign bits for head_dim 256, and those for 512.
     """
     digest = hashlib.sha256()
     for codebook in ("mlx-native", "lloyd-max"):

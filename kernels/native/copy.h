@@ -1,4 +1,4 @@
-// What moves values without coding them. Included by kernels.cpp after vectors.h.
+// Copies and dtype conversions, without quantization. Included by kernels.cpp after vectors.h.
 
 constexpr std::size_t PREFETCH_AHEAD = 4096;
 
@@ -44,7 +44,8 @@ HADAKV_INLINE void write_all(std::uint8_t* p, std::size_t nbytes, Words value) {
     }
 }
 
-// Alternates between reading and writing a page of whichever is more; what is left of a page at the end is skipped.
+// Reads all of x and writes all of out, in alternating steps. A step is one 4096-byte page of the larger buffer. The
+// remainder after the last whole step is skipped.
 void memory_loop(const std::uint8_t* x, std::size_t read_bytes, std::uint8_t* out, std::size_t write_bytes) {
     const std::size_t pages = (read_bytes > write_bytes ? read_bytes : write_bytes) / 4096;
     if (pages == 0) return;

@@ -1,11 +1,12 @@
 // Decoding. Included by kernels.cpp after lookup.h and transform.h.
 //
-// W * W consecutive elements go through together: lane l of register k holds element l * W + k, as the bit stream has
-// it. Butterflies across registers, then those that come with the transposition, leave them in order.
+// W * W consecutive elements are decoded together. Lane l of register k holds element l * W + k, because the bit stream
+// yields them that way. Butterflies across registers come first. The transposition then does the butterflies between
+// lanes and puts the elements in order.
 
 constexpr int SQUARE = W * W;
 
-// How W * W fields of FIELD bits are read: as CHUNKS vectors, each lane a word with PER_WORD consecutive fields.
+// Reads W * W fields of FIELD bits as CHUNKS vectors. Each lane is a word with PER_WORD consecutive fields.
 template <int FIELD>
 struct Fields {
     static constexpr int PER_WORD_AT_MOST = FIELD == 2 ? 16 : FIELD <= 4 ? 8 : 4;
@@ -14,10 +15,11 @@ struct Fields {
     static constexpr int BITS = PER_WORD * FIELD;
     Words words[CHUNKS];
 
-    // First bit of a lane's word.
+    // Returns the first bit of a lane's word.
     static constexpr int bit(int chunk, int lane) { return (lane * W + chunk * PER_WORD) * FIELD; }
 
-    // Where its four bytes are read; the last ones end with the square, which may end the buffer.
+    // Returns the offset of the four bytes to read. The last words end where the square ends, because the buffer may
+    // end there.
     static constexpr int byte(int chunk, int lane) {
         constexpr int LAST = SQUARE * FIELD / 8 - 4;
         return bit(chunk, lane) / 8 < LAST ? bit(chunk, lane) / 8 : LAST;
@@ -45,13 +47,13 @@ struct Fields {
         }
     }
 
-    // Field k of every lane; bits above it are the next field's.
+    // Returns field k of every lane. The bits above it belong to the next field.
     HADAKV_INLINE_MEMBER Ints operator[](int k) const {
         return (Ints)(words[k / PER_WORD] >> (k % PER_WORD * FIELD));
     }
 };
 
-// Centroids times scale of one square.
+// Multiplies the centroids of one square by the scale.
 template <int BITS, int FIELD>
 void dequantize(const Plan& plan, const std::uint8_t* packed, Floats scale, Floats* y) {
     const Table<1 << BITS> centroids(plan.centroids);
@@ -74,8 +76,8 @@ Dequantize dequantizer(int bits, int field_bits) {
     }
 }
 
-// Puts the elements of `count` vectors' squares in order. With ROTATED, butterflies at distances 1 .. W/2 and, merged
-// into the transposition, `lane_stages` more.
+// Transposes the squares of `count` vectors, which puts their elements in order. ROTATED adds butterflies at distances
+// 1 .. W/2, and `lane_stages` more stages that are merged into the transposition.
 template <bool ROTATED>
 void put_in_order(Floats* y, int count, int lane_stages) {
     for (int first = 0; first < count; first += W) {
@@ -89,14 +91,15 @@ void put_in_order(Floats* y, int count, int lane_stages) {
     }
 }
 
-// How far ahead lines of the output are claimed, which spares the wait for them when they are written.
+// Distance in bytes at which output lines are prefetched for writing, so that stores do not wait for them.
 constexpr int WRITE_AHEAD = 2048;
 
 HADAKV_INLINE void prefetch_for_writing(const std::uint8_t* p, std::size_t nbytes) {
     for (std::size_t i = 0; i < nbytes; i += 64) __builtin_prefetch(p + i, 1, 3);
 }
 
-// The last RADIX-point butterflies over y[0 .. RADIX * stride), the factors, and the rounding to the output's type.
+// Does the last RADIX-point butterflies over y[0 .. RADIX * stride), multiplies by the factors, and rounds to the
+// output type.
 template <int RADIX, Dtype DTYPE>
 void finish(const Floats* y, int stride, const float* factors, std::uint8_t* out) {
     constexpr std::size_t BYTES = W * element_bytes(DTYPE);
@@ -134,7 +137,8 @@ Finish finisher(Dtype dtype, int radix) {
     }
 }
 
-// Rows that go through together, as many as fill MAX_HEAD_DIM elements; the fewer steps per row, the better.
+// Decoder of strips. A strip is the number of rows that fills MAX_HEAD_DIM elements; long strips need fewer steps per
+// row.
 class Decoder {
 public:
     Decoder(const Plan& plan, Dtype dtype, bool inverse)
@@ -155,7 +159,7 @@ public:
     const int strip_rows;
     const std::size_t row_out_bytes;
 
-    // Decodes up to strip_rows rows that fill whole squares.
+    // Decodes at most strip_rows rows. The rows must fill whole squares.
     void decode(const std::uint8_t* packed, const std::uint8_t* norms, int rows, std::uint8_t* out) const {
         alignas(64) Floats y[MAX_HEAD_DIM / W];
         const int elements = rows * plan_.head_dim;
@@ -175,7 +179,7 @@ public:
     }
 
 private:
-    // Butterflies between squares.
+    // Does the butterflies between squares of one row, and stores the row.
     void finish_row(Floats* y, std::uint8_t* out) const {
         const int count = plan_.head_dim / W;
         int stride = W;
@@ -183,7 +187,7 @@ private:
         finish_(y, stride, plan_.inverse_factors, out);
     }
 
-    // The next squares' scale; its lanes may belong to several rows. Returns where the norms after it are.
+    // Reads the scale of the next squares. Its lanes may belong to several rows. Returns a pointer to the next norms.
     const std::uint8_t* read_scale(const std::uint8_t* norms, Floats& scale) const {
         if (plan_.blocks == 2) {
             scale = splat(load<float>(norms) / plan_.gain);
@@ -204,12 +208,12 @@ private:
     int squares_per_scale_;
     int square_bytes_;
     int square_out_bytes_;
-    int lane_stages_ = 0;  // butterflies within a square that the transposition has
-    int radix_;            // of the last butterflies, between squares
+    int lane_stages_ = 0;  // butterfly stages within a square, done by the transposition
+    int radix_;            // radix of the last butterflies, between squares
     Finish finish_;
 };
 
-// Rows that do not fill whole squares go through buffers that do.
+// Decodes rows that do not fill whole squares, through buffers that do.
 void decode_partial_square(const Plan& plan, const Decoder& decoder, const std::uint8_t* packed,
                            const std::uint8_t* norms, int rows, std::uint8_t* out) {
     alignas(64) std::uint8_t whole_packed[MAX_HEAD_DIM] = {}, whole_out[MAX_HEAD_DIM * sizeof(float)];

@@ -1,20 +1,20 @@
 // Encoding. Included by kernels.cpp after quantize.h and transform.h.
 //
-// W rows go through together, one row to a lane: every sum the codec orders and every bit it packs is then vertical.
+// W rows are encoded together, one row per lane. All ordered sums and all bit packing are then vertical operations.
 
 struct alignas(64) EncodeTile {
-    Floats y[MAX_HEAD_DIM];         // by element, one row to a lane
+    Floats y[MAX_HEAD_DIM];         // by element, one row per lane
     Floats products[MAX_HEAD_DIM];  // y times its centroid, for unbiased norms
     Words words[MAX_HEAD_DIM / 4];  // packed rows, by word
 };
 
-// Half of the next tile is fetched while this one is loaded and half while it is quantized: all at once would be more
-// lines than a core can wait for.
+// Prefetches half of the next tile's columns. One half is fetched while this tile is loaded, the other while it is
+// quantized, because a core cannot have all of these lines outstanding at once.
 HADAKV_INLINE void prefetch_half_columns(const std::uint8_t* p, int columns, std::size_t column_bytes) {
     for (std::size_t i = 0; i < columns * column_bytes / 2; i += 64) __builtin_prefetch(p + i, 0, 3);
 }
 
-// Steps 1 and 2 up to distance W/2; transposes W rows into the tile.
+// Does step 1, and step 2 up to distance W/2, while it transposes W rows into the tile.
 template <Dtype DTYPE, bool ROTATED>
 void load_rows(const Plan& plan, const std::uint8_t* x, Floats* y) {
     constexpr std::size_t BYTES = element_bytes(DTYPE);
@@ -36,7 +36,8 @@ void load_rows(const Plan& plan, const std::uint8_t* x, Floats* y) {
     }
 }
 
-// Sums term(0) .. term(head_dim - 1) by block, as 32 lanes of E consecutive elements do, then pairwise.
+// Sums term(0) .. term(head_dim - 1) of each block in the codec's order: 32 lanes of E consecutive elements each, then
+// pairwise.
 template <int E, class Term>
 HADAKV_INLINE void block_sums(Term term, int blocks, Floats* sums) {
     Floats lanes[32];
@@ -62,7 +63,7 @@ HADAKV_INLINE void block_sums(const Plan& plan, Term term, Floats* sums) {
     }
 }
 
-// Step 7: GROUP fields of FIELD bits become FIELD words, one row to a lane.
+// Does step 7: packs GROUP fields of FIELD bits into FIELD words, one row per lane.
 template <int FIELD>
 void pack_group(const Ints* index, Words* words) {
     Words packed[FIELD] = {};
@@ -87,7 +88,7 @@ void pack(int field_bits, const Ints* index, Words* words) {
     }
 }
 
-// Transposes `count` words of W rows back into rows; count is even.
+// Transposes `count` words of W rows back into rows. `count` is even.
 void store_rows(const Words* words, int count, std::uint8_t* packed, std::size_t row_bytes) {
     for (int first = 0; first < count; first += W) {
         Words r[W];
@@ -107,27 +108,27 @@ void store_rows(const Words* words, int count, std::uint8_t* packed, std::size_t
 }
 
 struct BlockNorms {
-    Floats sum[2];   // of squares
+    Floats sum[2];   // sum of squares
     Floats norm[2];
-    Floats gain[2];  // step 5's factor
+    Floats gain[2];  // factor of step 5
 };
 
-// Steps 4 and 5.
+// Does step 4 and computes the factors of step 5.
 HADAKV_INLINE BlockNorms measure(const Plan& plan, const Floats* y) {
     BlockNorms b;
     block_sums(plan, [y](int i) { return y[i] * y[i]; }, b.sum);
     for (int n = 0; n < plan.blocks; ++n) {
-        // Dividing by 256 and multiplying by its inverse round alike.
+        // Division by 256 and multiplication by 1/256 round identically, because 256 is a power of two.
         b.norm[n] = square_root(plan.blocks == 2 ? b.sum[n] * splat(1.0f / 256.0f) : b.sum[n]);
         const Floats inverse = splat(1.0f) / b.norm[n];
-        // A zero vector has norm 0; gain 0 keeps it zero.
+        // A vanishing block gets gain 0, so that it stays zero.
         const Ints alive = (Ints)(b.norm[n] > splat(1e-10f));
         b.gain[n] = (Floats)((Ints)inverse & alive) * splat(plan.gain);
     }
     return b;
 }
 
-// Replaces norms by the values that make the decoded vector's projection on the original right.
+// Replaces the norms by unbiased ones. With these, the projection of the decoded vector on the original is exact.
 HADAKV_INLINE void unbias(const Plan& plan, const Floats* products, BlockNorms& b) {
     Floats projections[2];
     block_sums(plan, [products](int i) { return products[i]; }, projections);
@@ -176,7 +177,7 @@ void encode_tile(const Plan& plan, Dtype dtype, const std::uint8_t* x, std::uint
     store_norms(block_norms, plan.blocks, norms);
 }
 
-// The last tile, of fewer than W rows, goes through buffers of a whole one.
+// Encodes the last tile, which has fewer than W rows, through buffers of a whole tile.
 void encode_partial_tile(const Plan& plan, Dtype dtype, const std::uint8_t* x, std::size_t rows,
                          std::uint8_t* packed, std::uint8_t* norms, EncodeTile& tile) {
     alignas(64) std::uint8_t whole_x[W * MAX_HEAD_DIM * sizeof(float)];

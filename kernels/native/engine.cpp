@@ -10,11 +10,11 @@
 namespace hadakv {
 namespace {
 
-// Large enough to make waking a thread worth it, small enough to even out threads of unequal speed.
+// A chunk is large enough to pay for waking a thread, and small enough to balance threads of unequal speed.
 constexpr std::size_t CHUNK_ELEMENTS = 32768;
 
 #if defined(__x86_64__)
-// Its bit has no name in every compiler's __builtin_cpu_supports.
+// Reads cpuid, because not every compiler's __builtin_cpu_supports knows "f16c".
 bool has_f16c() {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
@@ -32,7 +32,7 @@ bool has_avx512() {
 const Kernels& find_kernels(const std::string& isa) {
     for (const Kernels* kernels : available_kernels())
         if (isa == kernels->isa) return *kernels;
-    throw std::invalid_argument("this processor has no kernels for isa \"" + isa + "\"");
+    throw std::invalid_argument("isa \"" + isa + "\" is not available on this processor");
 }
 
 int checked_threads(int threads) {
@@ -58,7 +58,7 @@ std::vector<const Kernels*> available_kernels() {
 Engine::Engine(const std::string& isa, int threads)
     : kernels_(find_kernels(isa)), pool_(checked_threads(threads)) {}
 
-// work(first, count) over [0, total), in chunks any thread may take.
+// Calls work(first, count) for chunks that cover [0, total). Any thread may take any chunk.
 template <class Work>
 void Engine::in_chunks(std::size_t total, std::size_t chunk_size, Work work) {
     struct Job {

@@ -1,20 +1,20 @@
-// A build of the kernels and the threads that run it. Sizes are checked by the caller.
+// One build of the kernels and the threads that run it. The caller checks sizes.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "kernels.h"
-#include "pool.h"
+#include "thread_pool.h"
 
 namespace hadakv {
 
-// The builds this processor can run, best first.
+// Returns the builds that this processor can run, fastest first.
 std::vector<const Kernels*> available_kernels();
 
 class Engine {
 public:
-    // Throws std::invalid_argument if this processor has no such isa, or threads < 1.
+    // Throws std::invalid_argument if this processor lacks the isa, or if threads < 1.
     Engine(const std::string& isa, int threads);
 
     const char* isa() const { return kernels_.isa; }
@@ -32,7 +32,7 @@ private:
     void in_chunks(std::size_t total, std::size_t chunk_size, Work work);
 
     const Kernels& kernels_;
-    Pool pool_;
+    ThreadPool pool_;
 };
 
 }  // namespace hadakv

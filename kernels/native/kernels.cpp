@@ -1,5 +1,5 @@
-// The codec on vectors, compiled once for each instruction set that is picked at run time. Nothing here may come from
-// the standard library's templates: the linker would share one build's copy with the others.
+// The codec on SIMD vectors. This file is compiled once per instruction set; the engine picks one build at run time.
+// Do not use templates of the standard library here: the linker keeps one copy of them, and other builds would call it.
 #include "kernels.h"
 
 #include <cstring>

@@ -1,6 +1,6 @@
-// Tables of floats, each lane reading at an index of its own. Included by kernels.cpp after vectors.h.
+// Tables of floats, in which each lane reads at its own index. Included by kernels.cpp after vectors.h.
 
-// permute reads one of up to PERMUTE_ENTRIES entries, ignoring higher bits of the index.
+// permute reads one of at most PERMUTE_ENTRIES entries and ignores higher bits of the index.
 
 #if defined(__AVX512F__)
 constexpr int PERMUTE_ENTRIES = 32;
@@ -25,7 +25,7 @@ constexpr int PERMUTE_ENTRIES = 8;
 
 template <int ENTRIES>
 HADAKV_INLINE Floats permute(const Floats* table, Ints index) {
-    // Four entries are looked up within each half, which is cheaper than across.
+    // A lookup of four entries within each half is cheaper than one across both halves.
     if constexpr (ENTRIES <= 4)
         return (Floats)_mm256_permutevar_ps((__m256)table[0], (__m256i)index);
     else
@@ -75,7 +75,7 @@ HADAKV_INLINE Floats gather(const float* entries, Ints index) {
 
 constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
 
-// N entries, a power of two; bits of an index above the table's are ignored.
+// Table of N entries. N is a power of two; higher bits of an index are ignored.
 template <int N, bool IN_REGISTERS = (N <= TABLE_ENTRIES)>
 struct Table;
 

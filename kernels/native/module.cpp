@@ -1,4 +1,4 @@
-// The Python module: checks the sizes of buffers, releases the GIL, calls the engine.
+// Python module: checks buffer sizes, releases the GIL, and calls the engine.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -12,7 +12,7 @@ using namespace hadakv;
 
 namespace {
 
-// A contiguous buffer of bytes. Unlike nb::ndarray it accepts read-only and misaligned arrays without a copy.
+// Contiguous buffer of bytes. Unlike nb::ndarray, it accepts read-only and misaligned arrays without a copy.
 class Buffer {
 public:
     explicit Buffer(nb::handle object, int flags = PyBUF_SIMPLE) {
@@ -27,11 +27,11 @@ public:
 
     void expect(std::size_t nbytes, const char* what) const {
         if (size() != nbytes)
-            throw std::invalid_argument(std::string(what) + " has " + std::to_string(size()) + " bytes, not " +
+            throw std::invalid_argument(std::string(what) + " has " + std::to_string(size()) + " bytes, must have " +
                                         std::to_string(nbytes));
     }
 
-    // How many items of that size there are.
+    // Returns the number of items of that size. Throws if the buffer does not hold whole items.
     std::size_t count(std::size_t item_bytes, const char* what) const {
         expect(size() / item_bytes * item_bytes, what);
         return size() / item_bytes;
@@ -54,7 +54,7 @@ Dtype checked_dtype(int dtype) {
 void make_plan(Plan* plan, int head_dim, int bits, int field_bits, bool rotated, bool unbiased, float inv_sqrt,
                float gain, nb::handle centroids, nb::handle boundaries, nb::handle sign_bits) {
     if (bits < 2 || bits > 8 || head_dim < 64 || head_dim > MAX_HEAD_DIM)
-        throw std::invalid_argument("no kernel has this head_dim and bits");
+        throw std::invalid_argument("unsupported head_dim or bits");
     const Buffer centroid_table(centroids), boundary_table(boundaries), sign_table(sign_bits);
     centroid_table.expect(sizeof(float) << bits, "centroids");
     boundary_table.expect((sizeof(float) << bits) - sizeof(float), "boundaries");
@@ -114,8 +114,8 @@ std::vector<std::string> isas() {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "The codec in C++: the same bytes as hadakv_kernels.reference.";
-    m.def("isas", &isas, "Instruction sets this processor has kernels for, best first.");
+    m.doc() = "The codec in C++. Its bytes equal those of hadakv_kernels.reference.";
+    m.def("isas", &isas, "Return the instruction sets with kernels for this processor, fastest first.");
     nb::class_<Plan>(m, "Plan", "A codec at a head_dim, with its tables.")
         .def("__init__", &make_plan, nb::kw_only(), nb::arg("head_dim"), nb::arg("bits"), nb::arg("field_bits"),
              nb::arg("rotated"), nb::arg("unbiased"), nb::arg("inv_sqrt"), nb::arg("gain"), nb::arg("centroids"),

@@ -12,7 +12,7 @@ void check_sizes(const PlanOptions& o) {
     const bool head_dim = o.head_dim == 64 || o.head_dim == 128 || o.head_dim == 256 || o.head_dim == 512;
     const bool bits = (o.bits >= 2 && o.bits <= 6) || o.bits == 8;
     if (!head_dim || !bits || (o.field_bits != o.bits && o.field_bits != 8))
-        throw std::invalid_argument("no kernel has this head_dim, bits and field_bits");
+        throw std::invalid_argument("unsupported head_dim, bits or field_bits");
 }
 
 void fill_signs(Plan& plan, const std::uint8_t* sign_bits) {
@@ -25,7 +25,7 @@ void fill_signs(Plan& plan, const std::uint8_t* sign_bits) {
     }
 }
 
-// Level l of the search compares with every 2**(bits-l)-th boundary; level 0 with the middle one.
+// Level l of the search compares with every 2**(bits-l)-th boundary. Level 0 compares with the middle boundary.
 void fill_nodes(Plan& plan, const float* boundaries) {
     for (int level = 0; level < std::min(plan.bits, SEARCH_LEVELS); ++level) {
         const int step = 1 << (plan.bits - 1 - level);
@@ -36,7 +36,7 @@ void fill_nodes(Plan& plan, const float* boundaries) {
     }
 }
 
-// The same float operations as the kernel's, so that both put a boundary into the same cell.
+// Uses the same float operations as the kernel, so that both put a boundary into the same cell.
 int cell_of(const Plan& plan, float v) {
     float t = v * plan.cell_scale + plan.cell_offset;
     t = t > 0.0f ? t : 0.0f;
@@ -44,17 +44,17 @@ int cell_of(const Plan& plan, float v) {
     return static_cast<int>(t < last ? t : last);
 }
 
-// cell_of is monotone, so `base[c] + (v > boundary[c])` is exact as long as no cell holds two boundaries.
+// cell_of is monotonic, so `base[c] + (v > boundary[c])` is exact if no cell holds two boundaries.
 void fill_cells(Plan& plan, const float* boundaries) {
     const int count = (1 << plan.bits) - 1;
     float gap = std::numeric_limits<float>::infinity();
     for (int i = 1; i < count; ++i) gap = std::min(gap, boundaries[i] - boundaries[i - 1]);
-    // A little under the narrowest gap per cell leaves room for rounding.
+    // Cells are slightly narrower than the narrowest gap, so that rounding cannot put two boundaries into one.
     plan.cell_scale = 1.01f / gap;
     plan.cell_offset = 1.5f - boundaries[0] * plan.cell_scale;
     const float extent = (boundaries[count - 1] - boundaries[0]) * plan.cell_scale;
     if (!(gap > 0.0f) || !(extent < MAX_CELLS - 4))
-        throw std::invalid_argument("the boundaries do not ascend, or lie too close together for the grid");
+        throw std::invalid_argument("boundaries are not ascending, or too close together for the grid");
     plan.cell_count = static_cast<int>(extent) + 4;
     for (int c = 0; c < plan.cell_count; ++c) plan.cells[c] = {std::numeric_limits<float>::infinity(), 0};
     for (int i = 0; i < count; ++i) {

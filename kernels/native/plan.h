@@ -1,4 +1,4 @@
-// A codec at a head_dim as the kernels want it: sizes, constants, and the tables in the shapes they are read in.
+// Codec at a head_dim, prepared for the kernels: sizes, constants, and tables in the shapes in which they are read.
 #pragma once
 
 #include <cstddef>
@@ -8,10 +8,10 @@ namespace hadakv {
 
 constexpr int MAX_HEAD_DIM = 512;
 constexpr int MAX_LEVELS = 256;
-constexpr int SEARCH_LEVELS = 6;  // bits up to which the binary search has its nodes
+constexpr int SEARCH_LEVELS = 6;  // maximum bits for which the binary search has nodes
 constexpr int MAX_CELLS = 2048;
 
-// What a grid cell knows: how many boundaries lie below it, and the one boundary inside it, or infinity.
+// Grid cell: the boundary inside it, or infinity, and the number of boundaries below it.
 struct Cell {
     float boundary;
     std::int32_t base;
@@ -20,15 +20,15 @@ struct Cell {
 struct Plan {
     int head_dim;
     int blocks;      // 2 at head_dim 512, else 1
-    int bits;        // of an index
-    int field_bits;  // an index occupies in a packed row: `bits` when dense, 8 in the byte layout
+    int bits;        // bits of an index
+    int field_bits;  // bits per index in a packed row: `bits` in the dense layout, 8 in the byte layout
     bool rotated;
     bool unbiased;
     float inv_sqrt;
     float gain;
 
-    // Tables shorter than their array repeat, so a register can be filled from any of them.
-    alignas(64) std::uint32_t sign_masks[MAX_HEAD_DIM];   // the float's sign bit where the sign is minus
+    // A table that is shorter than its array repeats, so that it fills a register at any length.
+    alignas(64) std::uint32_t sign_masks[MAX_HEAD_DIM];   // the float's sign bit, set where the sign is minus
     alignas(64) float inverse_factors[MAX_HEAD_DIM];      // sign * inv_sqrt
     alignas(64) float unit_factors[MAX_HEAD_DIM];         // 1
     alignas(64) float centroids[MAX_LEVELS];
@@ -55,7 +55,7 @@ struct PlanOptions {
     const std::uint8_t* sign_bits;     // [head_dim / 8], little-endian in each byte, 1 means minus
 };
 
-// Fills a plan; throws std::invalid_argument for sizes the kernels do not have, or a quantizer the grid cannot hold.
+// Fills a plan. Throws std::invalid_argument if the sizes are not supported, or if the boundaries do not fit the grid.
 void build_plan(Plan& plan, const PlanOptions& options);
 
 }  // namespace hadakv

@@ -1,11 +1,12 @@
-// From values to indices, GROUP elements of W rows at a time. Included by kernels.cpp after lookup.h.
+// Quantization of values to indices, GROUP elements of W rows at a time. Included by kernels.cpp after lookup.h.
 
-constexpr int GROUP = 32;  // elements that fill whole 32-bit words at any field width
+constexpr int GROUP = 32;  // number of elements that fills whole 32-bit words at every field width
 
-// Each level of a search waits for the one before; several searches side by side fill the wait.
+// Number of searches that run interleaved. Each level of a search depends on the previous one, so a single search would
+// leave the processor idle.
 constexpr int SEARCHED_TOGETHER = 4;
 
-// Step 6 for up to 6 bits: a balanced tree of boundaries, descended one level a time.
+// Step 6 for at most 6 bits: a balanced tree of boundaries, searched level by level.
 template <int LEVEL, int BITS>
 struct Tree {
     Table<1 << LEVEL> nodes;
@@ -27,7 +28,7 @@ struct Tree<BITS, BITS> {
     HADAKV_INLINE_MEMBER void descend(const Floats*, Ints*) const {}
 };
 
-// Steps 5 and 6: indices of GROUP elements.
+// Does steps 5 and 6 for GROUP elements by binary search.
 template <int BITS>
 void search(const Plan& plan, const Floats* y, Floats gain, Ints* index) {
     const Floats root = splat(plan.nodes[0][0]);
@@ -48,7 +49,7 @@ void search(const Plan& plan, const Floats* y, Floats gain, Ints* index) {
 HADAKV_INLINE Ints cells_of(const Plan& plan, Floats v) {
     const Floats t = v * splat(plan.cell_scale) + splat(plan.cell_offset);
     const Floats zero = {}, last = splat(static_cast<float>(plan.cell_count - 1));
-    // A NaN compares false and so lands in cell 0, whose boundary it is not above.
+    // A NaN compares false, so it goes to cell 0 and is not above that cell's boundary.
     const Floats from_zero = t > zero ? t : zero;
     return __builtin_convertvector(from_zero < last ? from_zero : last, Ints);
 }
@@ -62,7 +63,7 @@ HADAKV_INLINE Pairs cell_pairs(const Plan& plan, const std::int32_t* cells) {
     return pairs;
 }
 
-// Steps 5 and 6 for any number of bits: the grid cell knows the index but for one comparison.
+// Does steps 5 and 6 for any number of bits. The grid cell of a value gives its index after one comparison.
 void search_grid(const Plan& plan, const Floats* y, Floats gain, Ints* index) {
     for (int i = 0; i < GROUP; ++i) index[i] = cells_of(plan, y[i] * gain);
     for (int i = 0; i < GROUP; ++i) {

@@ -1,9 +1,10 @@
 // Walsh-Hadamard butterflies on vectors. Included by kernels.cpp after vectors.h.
 //
-// Stages run from the smallest distance to the largest, as the codec demands: another order rounds differently.
+// Stages run from the smallest distance to the largest. The codec requires this order, because another one rounds
+// differently.
 
-// a - b. As a fused a * 1 - b it rounds once, exactly alike, but leaves the adders to the sums: processors that add and
-// multiply in different units do twice as many butterflies.
+// Returns a - b. The fused form a * 1 - b rounds once, with the same result, and leaves the adders to the sums.
+// Processors with separate units for addition and multiplication then do twice as many butterflies.
 HADAKV_INLINE Floats difference(Floats a, Floats b) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_fmsub_ps((__m512)a, (__m512)opaque_one(), (__m512)b);
@@ -14,7 +15,7 @@ HADAKV_INLINE Floats difference(Floats a, Floats b) {
 #endif
 }
 
-// Stages 1, 2, .. R/2 across R registers.
+// Does stages 1, 2, .. R/2 across R registers.
 template <int R>
 HADAKV_INLINE void butterflies(Floats* r) {
     HADAKV_UNROLL
@@ -46,8 +47,8 @@ HADAKV_INLINE void transpose_stage(T* r) {
     }
 }
 
-// Transposes W registers of W lanes. Each stage brings lanes that are 1, 2, 4 .. apart face to face, so the butterfly
-// between them costs no shuffle of its own; the first `rotated_stages` stages have one.
+// Transposes W registers of W lanes. Each stage aligns lanes at distance 1, 2, 4 .., so a butterfly between them needs
+// no further shuffle. The first `rotated_stages` stages include a butterfly.
 template <int STAGE = 0, class T>
 HADAKV_INLINE void transpose(T* r, int rotated_stages) {
     if constexpr (STAGE < STAGES) {
@@ -63,7 +64,8 @@ HADAKV_INLINE void transpose(T* r, int rotated_stages) {
     }
 }
 
-// Butterflies at distances `stride`, 2 * stride, .. R/2 * stride over y[0 .. count); with SCALED, then times `factor`.
+// Does the butterflies at distances `stride`, 2 * stride, .. R/2 * stride over y[0 .. count). SCALED then multiplies by
+// `factor`.
 template <int R, bool SCALED>
 void strided_butterflies(Floats* y, int count, int stride, float factor) {
     for (int group = 0; group < count; group += stride * R) {
@@ -78,7 +80,7 @@ void strided_butterflies(Floats* y, int count, int stride, float factor) {
     }
 }
 
-// All butterflies from distance `stride` up over y[0 .. count), then times `factor`.
+// Does all butterflies from distance `stride` up over y[0 .. count), then multiplies by `factor`.
 HADAKV_INLINE void transform_from(Floats* y, int count, int stride, float factor) {
     for (; stride * MAX_RADIX < count; stride *= MAX_RADIX)
         strided_butterflies<MAX_RADIX, false>(y, count, stride, factor);

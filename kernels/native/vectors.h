@@ -1,5 +1,5 @@
-// Vectors of W lanes and everything about them that depends on the instruction set. Included by kernels.cpp alone,
-// inside an anonymous namespace there: each build of it has vectors of another width.
+// Vectors of W lanes, and all operations that depend on the instruction set. Only kernels.cpp includes this file,
+// inside an anonymous namespace, because each build has vectors of a different width.
 
 #if defined(__clang__)
 #define HADAKV_UNROLL _Pragma("clang loop unroll(full)")
@@ -12,9 +12,9 @@
 #if defined(__AVX512F__)
 constexpr int W = 16;
 constexpr int STAGES = 4;             // log2(W)
-constexpr int MAX_RADIX = 16;         // butterflies that fit the registers at once
-constexpr int SEARCH_BITS = 6;        // up to which a binary search beats the grid
-constexpr int TABLE_ENTRIES = 256;    // up to which registers beat loads as a table
+constexpr int MAX_RADIX = 16;         // largest butterfly that fits the registers
+constexpr int SEARCH_BITS = 6;        // maximum bits for which binary search is faster than the grid
+constexpr int TABLE_ENTRIES = 256;    // maximum table size for which registers are faster than loads
 #elif defined(__AVX2__)
 constexpr int W = 8;
 constexpr int STAGES = 3;
@@ -53,12 +53,12 @@ HADAKV_INLINE void store(void* p, T v) {
     std::memcpy(p, &v, sizeof v);
 }
 
-// Subtracting zero keeps every value, -0.0 too, where adding it would not.
+// Subtracts zero, which keeps every value including -0.0. Adding zero would turn -0.0 into 0.0.
 HADAKV_INLINE Floats splat(float s) { return s - Floats{}; }
 HADAKV_INLINE Words splat(std::uint32_t s) { return s - Words{}; }
 
 #if defined(__AVX2__)
-// 1 in every lane, unknown to the compiler: it would simplify a product with it.
+// Returns 1 in every lane, hidden from the compiler, which would otherwise remove the multiplication by it.
 HADAKV_INLINE Floats opaque_one() {
     Floats one = splat(1.0f);
     asm("" : "+v"(one));
@@ -66,8 +66,8 @@ HADAKV_INLINE Floats opaque_one() {
 }
 #endif
 
-// Shuffles. At stages 0 and 1, `even` and `odd` part neighbouring lanes within each 128-bit quarter; at the later
-// stages they part neighbouring quarters. Repeating over register pairs (i, i | 1 << stage) transposes W x W.
+// Shuffles. At stages 0 and 1, `even` and `odd` separate neighbouring lanes within each 128-bit quarter. At later
+// stages they separate neighbouring quarters. Repeated over register pairs (i, i | 1 << stage), they transpose W x W.
 
 template <int STAGE, class T>
 HADAKV_INLINE T even(T a, T b) {
@@ -103,7 +103,7 @@ HADAKV_INLINE T odd(T a, T b) {
 #endif
 }
 
-// The even and the odd elements of two consecutive vectors, in order.
+// Separates the even and the odd elements of two consecutive vectors, in order.
 HADAKV_INLINE void part(Words& a, Words& b) {
 #if defined(__AVX512F__)
     const Words e = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -119,7 +119,7 @@ HADAKV_INLINE void part(Words& a, Words& b) {
     b = o;
 }
 
-// Every fourth word of four consecutive vectors, for each of the four remainders.
+// Separates the words of four consecutive vectors by their position modulo 4.
 HADAKV_INLINE void part4(Words* w) {
     part(w[0], w[1]);
     part(w[2], w[3]);
@@ -127,9 +127,9 @@ HADAKV_INLINE void part4(Words* w) {
     part(w[1], w[3]);
 }
 
-// Conversions. All round to nearest even; a NaN stays a NaN.
+// Conversions. All of them round to nearest even, and a NaN stays a NaN.
 
-// GCC 12 splits both into halves when left to __builtin_convertvector.
+// Intrinsics, because GCC 12 splits __builtin_convertvector into two halves for both conversions.
 HADAKV_INLINE Words widen(Halves h) {
 #if defined(__AVX512F__)
     return (Words)_mm512_cvtepu16_epi32((__m256i)h);
@@ -140,7 +140,7 @@ HADAKV_INLINE Words widen(Halves h) {
 #endif
 }
 
-// Words below 2**16.
+// Narrows words below 2**16.
 HADAKV_INLINE Halves narrow(Words w) {
 #if defined(__AVX512F__)
     return (Halves)_mm512_cvtepi32_epi16((__m512i)w);
@@ -160,7 +160,7 @@ HADAKV_INLINE Floats floats_from_halves(Halves h) {
 #elif defined(__aarch64__)
     return (Floats)vcvt_f32_f16((float16x4_t)h);
 #else
-    // Moving the exponent by a multiplication also normalises float16's denormals.
+    // A multiplication moves the exponent, which also normalises denormals of float16.
     const Words bits = widen(h);
     const Words magnitude = (bits & 0x7fffu) << 13;
     const Words special = (Words)(magnitude >= splat(0x0f800000u)) & 0x7f800000u;
@@ -176,7 +176,7 @@ HADAKV_INLINE std::uint16_t half_from_float(float value) {
     if (u > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
     if (u >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
     if (u < 0x38800000u) {
-        // Adding 0.5 leaves a float16 denormal, rounded, in the low bits.
+        // The addition of 0.5 leaves a rounded float16 denormal in the low bits.
         const float shifted = load<float>(&u) + 0.5f;
         return static_cast<std::uint16_t>(sign | (load<std::uint32_t>(&shifted) - 0x3f000000u));
     }
@@ -227,7 +227,7 @@ HADAKV_INLINE void store_floats_as(std::uint8_t* p, Floats v) {
         store(p, bfloats_from_floats(v));
 }
 
-// index + (v > boundary), lane by lane; a NaN is above nothing.
+// Returns index + (v > boundary) for each lane. A NaN is above no boundary.
 HADAKV_INLINE Ints add_greater(Ints index, Floats v, Floats boundary) {
 #if defined(__AVX512F__)
     const __mmask16 above = _mm512_cmp_ps_mask((__m512)v, (__m512)boundary, _CMP_GT_OQ);

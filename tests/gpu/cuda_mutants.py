@@ -1,7 +1,6 @@
-"""What a CUDA device makes of a fault in its prelude: `python tests/gpu/cuda_mutants.py NAME` prints it.
+"""Run a fault of the CUDA prelude on a CUDA device: `python tests/gpu/cuda_mutants.py NAME` prints what is wrong.
 
-Asked once in a process: MLX keeps the kernels it has compiled by their names, and a fault may break the device for the
-process that met it.
+A process runs only one fault: MLX caches compiled kernels by name, and a fault may break the device for its process.
 """
 
 import sys
@@ -10,19 +9,19 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from metal.mutations import CUDA_MUTATIONS
-from metal.planted import DECODINGS, ENCODINGS, changed, must_be_same
+from metal_emulator.mutants.mutated_modules import DECODINGS, ENCODINGS, changed, must_be_same
+from metal_emulator.mutants.mutations import CUDA_MUTATIONS
 
 
 def seen(name: str) -> str:
-    """What is wrong; nothing where nothing is. Without a name the prelude is as it is."""
-    launch = changed(CUDA_MUTATIONS[name] if name else None)
+    """Return what is wrong, or an empty text. Without a name, the prelude has no fault."""
+    mlx_kernels = changed(CUDA_MUTATIONS[name] if name else None)
     try:
-        must_be_same(launch, [*ENCODINGS, *DECODINGS], "cuda")
+        must_be_same(mlx_kernels, [*ENCODINGS, *DECODINGS], "cuda")
     except (AssertionError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
 
 if __name__ == "__main__":
-    print(seen(" ".join(sys.argv[1:])))  # noqa: T201 - the answer
+    print(seen(" ".join(sys.argv[1:])))  # noqa: T201 - the result

@@ -1,6 +1,7 @@
-"""What became of every name of the matrix: a file of JSON lines, the last line of a name counting, and its table.
+"""Journal of the equality matrix: a file of JSON lines with the outcome of every name, and a table of them.
 
-Processes append to one file: a line is written at once, so it is there whatever becomes of the process.
+The last line of a name counts. Processes append to one file. Each line is written at once, so it survives a crash of
+the process.
 """
 
 import json
@@ -10,23 +11,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metal.checks import Output
+from metal_emulator.proofs.outputs import Output
 
-# How a name can stand: only the first is good.
+# Outcomes of a name. Only the first one is a success.
 OUTCOMES = EQUAL, DIFFERENT, FAILED, WAITING = "equal", "different", "failed", "unfinished"
 PARTS = ("packed", "norms", "values")
 
 
 @dataclass
 class Record:
-    """One name.
+    """Outcome of one name.
 
     Attributes:
-        kind: the row of the table.
-        runs: how many times it was run and compared.
-        compared: elements of each part: packed bytes, norms, and values, which are decoded or for diagnosis.
-        different: those in which a bit differs from the reference.
-        why: of a failure.
+        kind: row of the table.
+        runs: number of compared runs.
+        compared: number of elements of each part: packed bytes, norms, and values (decoded or diagnostic).
+        different: number of elements in which a bit differs from the reference.
+        why: reason of a failure.
     """
 
     kind: str
@@ -38,7 +39,7 @@ class Record:
     why: str = ""
 
     def add(self, outputs: Iterable[Output]) -> None:
-        """Count a run."""
+        """Add the outputs of one run."""
         self.runs += 1
         for output in outputs:
             part = next((part for part in PARTS[:2] if output.name.endswith(part)), "values")
@@ -51,40 +52,41 @@ class Record:
 
 @dataclass(frozen=True)
 class Journal:
-    """The file.
+    """The journal file.
 
     Attributes:
-        about: what it is a record of; with anything else the file is begun anew.
+        path: the file.
+        about: device and sources of the run; a file of other sources or another device is overwritten.
     """
 
     path: Path
     about: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Keep what an earlier run of the same sources on the same device has found, and nothing else."""
+        """Keep the records of an earlier run of the same sources on the same device, or start a new file."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         if not lines or json.loads(lines[0]) != self.about:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.about) + "\n")
 
     def write(self, record: Record) -> None:
-        """Append a line."""
+        """Append a record."""
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(record)) + "\n")
 
     def records(self) -> dict[str, Record]:
-        """How every name stands."""
+        """Return the last record of every name."""
         lines = self.path.read_text().splitlines()[1:]
         return {record.name: record for record in (Record(**json.loads(line)) for line in lines)}
 
 
 def all_equal(records: Mapping[str, Record]) -> bool:
-    """Whether there is anything, and all of it good."""
+    """Whether there are records, and all of them are equal."""
     return bool(records) and all(record.outcome == EQUAL for record in records.values())
 
 
 def table(records: Mapping[str, Record]) -> str:
-    """A row for each kind and one for all; then every name that is not equal, and why."""
+    """Format a row for each kind and one for all, then every name that is not equal, with the reason."""
     everything = list(records.values())
     kinds = dict.fromkeys(record.kind for record in everything)
     rows = [_HEADS, *(_row(kind, [r for r in everything if r.kind == kind]) for kind in kinds), _row("all", everything)]

@@ -1,11 +1,11 @@
-"""The equality matrix: every variant of the kernels on the GPU that is here, beside the reference, bit by bit.
+"""Equality matrix: every variant of the kernels on this machine's GPU, compared with the reference bit by bit.
 
     python tests/gpu/matrix.py [--journal FILE] [--processes N] [--seconds N]
 
-Every call of `metal.calls` is run in every way of `metal.checks`; the suite of tests/kernels follows, without the tests
-that would do the same again. Each process compiles the kernels it runs, which takes most of the time. What is found is
-in the journal at once; a second run goes on where the first ended. The exit status is 0 only if everything was run, and
-is equal.
+Every call of `kernel_calls` runs in every way of `outputs.every_way`. Then the tests in tests/unit/kernels/backends
+run, without those that would repeat the same. Each process compiles the kernels that it runs, which takes most of the
+time. Results are written to the journal at once, and a second run continues where the first one ended. The exit status
+is 0 only if everything has run and is equal.
 """
 
 import argparse
@@ -33,44 +33,43 @@ from numpy.typing import NDArray
 
 import hadakv_kernels
 from gpu.journal import EQUAL, FAILED, WAITING, Journal, Record, all_equal, table
-from hadakv_kernels import launch
-from hadakv_kernels.gpu import GpuBackend
-from metal import calls
-from metal.calls import Call, Encoding
-from metal.checks import Output, every_way
-from metal.executor import Executor, executing
-from metal.launch import Pass
-from metal.vectors import hard_vectors
+from hadakv_kernels.gpu import GpuBackend, mlx_kernels
+from metal_emulator.executor import Executor, executing
+from metal_emulator.launch import Pass
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.hard_vectors import hard_vectors
+from metal_emulator.proofs.kernel_calls import Call, Encoding
+from metal_emulator.proofs.outputs import Output, every_way
 from support.backends import GPUS_HERE, comparable
 
 ROOT = Path(__file__).resolve().parents[2]
-# One for each of the processors that usually stand beside such a GPU, but one.
+# A machine with such a GPU usually has 16 processors. Leave one free.
 PROCESSES = 15
-# Few, so that all processes end together.
+# Few calls per task, so that all processes end at about the same time.
 CALLS_AT_ONCE = 4
-PROPERTIES = "tests/kernels/test_properties.py::test_any_"
-PARITY = "tests/kernels/test_parity.py"
-# The longest first: some compile a kernel for each of 300 examples.
+PROPERTIES = "tests/unit/kernels/backends/test_properties.py::test_any_"
+PARITY = "tests/unit/kernels/backends/test_parity.py"
+# The longest suites come first: some compile a kernel for each of 300 examples.
 SUITES: tuple[tuple[str, ...], ...] = (
-    (f"{PROPERTIES}finite_input_is_encoded_as_by_the_reference",),
-    (f"{PROPERTIES}bytes_and_norms_are_decoded_as_by_the_reference",),
-    ("tests/kernels/test_diagnose.py",),
+    (f"{PROPERTIES}finite_input_is_encoded_as_reference",),
+    (f"{PROPERTIES}bytes_and_norms_are_decoded_as_reference",),
+    ("tests/unit/kernels/backends/test_diagnose.py",),
     (
         PARITY,
-        *(f"--deselect={PARITY}::test_{what}" for what in ("encoding_gives_the_bytes", "decoding_gives_the_bits")),
+        *(f"--deselect={PARITY}::test_{what}" for what in ("encode_equals_reference", "decode_equals_reference")),
     ),
-    ("tests/kernels/test_nonfinite.py",),
-    ("tests/kernels/test_properties.py", f"--deselect={PROPERTIES}"),
-    ("tests/kernels/test_golden.py",),
-    ("tests/kernels/test_memory.py", "tests/kernels/test_refusals.py"),
+    ("tests/unit/kernels/backends/test_nonfinite.py",),
+    ("tests/unit/kernels/backends/test_properties.py", f"--deselect={PROPERTIES}"),
+    ("tests/unit/kernels/backends/test_golden.py",),
+    ("tests/unit/kernels/backends/test_memory.py", "tests/unit/kernels/backends/test_errors.py"),
 )
-# `make test` runs all of it on the executor; this is to see that suites are run.
+# `make test` runs all tests on the emulator already. This suite only shows that suites are run.
 EXECUTOR_SUITES = (("tests/metal/test_launches.py",),)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a process does at a time: calls of one kind, or a part of the suite, which is what pytest is told."""
+    """Unit of work of a process: calls of one kind, or a test suite, given as arguments of pytest."""
 
     kind: str
     calls: tuple[Call, ...] = ()
@@ -78,16 +77,16 @@ class Task:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What must be in the journal."""
+        """Names that must be in the journal."""
         return (" ".join(self.suite),) if self.suite else tuple(map(str, self.calls))
 
     def without(self, done: Set[str]) -> "Task":
-        """What of it is left."""
+        """Return the task without the calls that are done."""
         return replace(self, calls=tuple(call for call in self.calls if str(call) not in done))
 
 
 def every_task(every: int, suites: Sequence[tuple[str, ...]]) -> Iterator[Task]:
-    """All there is, or of the calls each so manieth."""
+    """Yield all tasks, with every `every`-th call of each kind."""
     for suite in suites:
         yield Task("suites", suite=suite)
     for kind, some in calls.every_kind().items():
@@ -97,42 +96,45 @@ def every_task(every: int, suites: Sequence[tuple[str, ...]]) -> Iterator[Task]:
 
 @dataclass(frozen=True)
 class Worker:
-    """One process: takes tasks until there are none.
+    """Process that takes tasks until none is left.
 
     Attributes:
-        platform: "metal" or "cuda"; None runs Metal's source on the executor.
+        journal: where results are written.
+        platform: "metal" or "cuda"; None runs the Metal source on the emulator.
     """
 
     journal: Journal
     platform: str | None
 
     def work(self, tasks: "Queue[Task | None]") -> None:
-        """What the process does."""
+        """Run tasks until the queue yields None."""
         with nullcontext() if self.platform else executing(Executor(passes=(Pass(),))) as executor:
             backend = GpuBackend(self.platform or "metal")
             while task := tasks.get():
                 if executor:
-                    executor.prepare(calls.planned(executor, launch, task.calls))
+                    executor.prepare(calls.planned(executor, mlx_kernels, task.calls))
                 for call in task.calls:
                     self.journal.write(compared(task.kind, call, backend))
                 if task.suite:
                     self.run_suite(task)
 
     def run_suite(self, task: Task) -> None:
-        """Run pytest in this process; its tests go into the journal one by one."""
+        """Run pytest in this process, and record its tests one by one."""
         only = ["-k", self.platform] if self.platform else []
         with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
-            status = pytest.main([*task.suite, *only, "-q", "-p", "no:cacheprovider"], [Recorder(self.journal)])
+            status = pytest.main(
+                [*task.suite, *only, "-q", "-m", "", "-p", "no:cacheprovider"], [Recorder(self.journal)]
+            )
         good = status == pytest.ExitCode.OK
         why = "" if good else f" {said.getvalue()[-2000:]}"
         self.journal.write(Record(task.kind, *task.names, EQUAL if good else FAILED, why=why))
 
 
 def compared(kind: str, call: Call, backend: GpuBackend) -> Record:
-    """Run a call in every way and compare; whatever goes wrong is this call's."""
+    """Run a call in every way and compare its outputs. An exception is recorded as a failure of this call."""
     record = Record(kind, str(call))
     try:
-        for outputs in every_way(launch, call, rows(call, backend), backend.name):
+        for outputs in every_way(mlx_kernels, call, rows(call, backend), backend.name):
             record.add(outputs)
             overwrite_freed_memory(outputs)
     except Exception as error:
@@ -141,18 +143,18 @@ def compared(kind: str, call: Call, backend: GpuBackend) -> Record:
 
 
 def overwrite_freed_memory(outputs: Sequence[Output]) -> None:
-    """See to it that the next run does not get memory that already holds what it should write."""
+    """Overwrite freed memory, so that the next run does not get memory with correct results in it."""
     mx.eval([mx.full((output.got.nbytes,), 0xA5, mx.uint8) for output in outputs])
 
 
 @cache
 def comparable_rows(head_dim: int, dtype: str, backend: GpuBackend) -> NDArray[np.intp]:
-    """The hard vectors that have the reference's bits on this backend: all of them unless it flushes denormals."""
+    """Return the hard vectors that can be compared on this backend: all of them, unless it flushes denormals."""
     return np.flatnonzero(comparable(backend, hard_vectors(head_dim, dtype)))
 
 
 def rows(call: Call, backend: GpuBackend) -> NDArray[np.intp]:
-    """Those for a call; what is decoded has the norms of the float32 ones."""
+    """Return the comparable rows of a call. Decoded vectors have the norms of the float32 vectors."""
     if isinstance(call, Encoding):
         return comparable_rows(call.k.head_dim, call.dtype, backend)
     return comparable_rows(call.spec.head_dim, "float32", backend)
@@ -160,30 +162,30 @@ def rows(call: Call, backend: GpuBackend) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Recorder:
-    """A plugin of pytest that writes into the journal."""
+    """Plugin of pytest that writes to the journal."""
 
     journal: Journal
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Every test is unfinished at first."""
+        """Record every test as unfinished."""
         for item in session.items:
             self.journal.write(Record("tests", item.nodeid))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """How a test ended; what fails before or after it counts too."""
+        """Record the outcome of a test. Errors in setup and teardown count too."""
         if report.failed or report.when == "call":
             outcome = EQUAL if report.passed else FAILED
             self.journal.write(Record("tests", report.nodeid, outcome, 1, why=f" {report.longreprtext[-2000:]}"))
 
 
 def run(tasks: Sequence[Task], worker: Worker, processes: int, seconds: float) -> None:
-    """Share the tasks out and wait, so long at most; what is not done then is left."""
+    """Distribute the tasks to processes, and wait for at most `seconds`. Tasks that are not done then are left."""
     end = time.monotonic() + seconds
     context = mp.get_context("spawn")
     queue: Queue[Task | None] = context.Queue()
     for task in [*tasks, *[None] * processes]:
         queue.put(task)
-    queue.cancel_join_thread()  # nobody may be there to take them
+    queue.cancel_join_thread()  # do not wait for tasks that no process takes
     crowd = [context.Process(target=worker.work, args=(queue,)) for _ in range(min(processes, len(tasks)))]
     for process in crowd:
         process.start()
@@ -198,26 +200,26 @@ def run(tasks: Sequence[Task], worker: Worker, processes: int, seconds: float) -
 
 
 def about(platform: str | None) -> dict[str, str]:
-    """The device and everything that computes: what another run must have in common to go on with a journal."""
+    """Return the device, the version of MLX and a hash of the sources. Only the same run continues a journal."""
     device = GpuBackend(platform).detail if platform else "executor"
     package = Path(hadakv_kernels.__file__).parent
     sources = b"".join(
-        path.read_bytes() for path in sorted(package.iterdir()) if path.suffix in (".py", ".msl", ".npz")
+        path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".msl", ".npz")
     )
     return {"device": device, "mlx": mx.__version__, "sources": hashlib.sha256(sources).hexdigest()}
 
 
 def main() -> int:
-    """Run, print the table."""
+    """Run the matrix and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--journal", type=Path, default=ROOT / "build" / "gpu-matrix.jsonl")
     parser.add_argument("--processes", type=int, default=PROCESSES)
-    parser.add_argument("--seconds", type=float, default=1800, help="end after so long, whatever is left")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth variant of a kind")
-    parser.add_argument("--executor", action="store_true", help="without a GPU: Metal's source on the CPU, for tests")
+    parser.add_argument("--seconds", type=float, default=1800, help="time limit in seconds")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="run only every Nth variant of a kind")
+    parser.add_argument("--executor", action="store_true", help="run the Metal source on the CPU emulator, for tests")
     options = parser.parse_args()
     if not options.executor and not GPUS_HERE:
-        parser.error("there is no GPU here that MLX can use")
+        parser.error("this machine has no GPU that MLX supports")
     platform = None if options.executor else GPUS_HERE[0]
     journal = Journal(options.journal.resolve(), about(platform))
     journal.begin()

@@ -1,4 +1,4 @@
-"""The backend that is picked on a machine with a GPU."""
+"""Selection of the backend on a machine with a GPU."""
 
 import pytest
 
@@ -9,5 +9,5 @@ pytestmark = pytest.mark.skipif(not GPUS_HERE, reason="needs a GPU that MLX can 
 
 
 @pytest.mark.parametrize("name", ["auto", *GPUS_HERE])
-def test_the_gpu_proves_itself_and_is_picked(name: str) -> None:
+def test_open_backend_selects_the_gpu(name: str) -> None:
     assert open_backend(name).name == GPUS_HERE[0]

@@ -1,4 +1,4 @@
-"""Vectors whose place in memory takes more than 32 bits to say, on a GPU that has room for so many."""
+"""Vectors whose offset in memory does not fit in 32 bits, on a GPU with enough memory."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from hadakv_kernels import Codec, CodecSpec, Encoded, launch, reference
-from hadakv_kernels.gpu import GpuBackend
-from metal.calls import on_device, on_host
+from hadakv_kernels import Codec, CodecSpec, Encoded, reference
+from hadakv_kernels.gpu import GpuBackend, mlx_kernels
+from metal_emulator.proofs.kernel_calls import on_device, on_host
 from support.backends import GPUS_HERE, assert_same_bits
 
 ROOM = 48 << 30
@@ -20,7 +20,7 @@ def has_room() -> bool:
 
 pytestmark = pytest.mark.skipif(not has_room(), reason="needs a GPU with 48 GiB")
 
-# A period that divides no power of two: where an offset has lost its upper bits there is another vector.
+# The period divides no power of two. If an offset loses its upper bits, it points to a different vector.
 PERIOD = 65521
 TIMES = 513
 SOME = 1000
@@ -28,7 +28,7 @@ SOME = 1000
 
 @pytest.fixture
 def x() -> Iterator[mx.array]:
-    """Float16 `[rows, 128]` of more than 2**32 elements."""
+    """Float16 array `[rows, 128]` of more than 2**32 elements."""
     some = np.random.default_rng(0).standard_normal((PERIOD, 128)).astype(np.float16)
     x = mx.tile(on_device(some), (TIMES, 1))
     mx.eval(x)
@@ -39,13 +39,13 @@ def x() -> Iterator[mx.array]:
 
 
 def ends(array: mx.array) -> list[np.ndarray]:
-    """The first and the last vectors."""
+    """Return the first and the last vectors."""
     return [on_host(array[:SOME]), on_host(array[-SOME:])]
 
 
 @pytest.mark.parametrize("spec", [Codec(8).at(128), Codec(kind="float16").at(128)], ids=["packed", "float16"])
-def test_vectors_beyond_four_gigabytes_are_encoded_into_their_own_places(x: mx.array, spec: CodecSpec) -> None:
-    packed, norms, *_ = launch.encode(GPUS_HERE[0], x, spec)
+def test_vectors_beyond_4_gib_are_encoded_in_place(x: mx.array, spec: CodecSpec) -> None:
+    packed, norms, *_ = mlx_kernels.encode(GPUS_HERE[0], x, spec)
     mx.eval(packed, norms)
 
     assert packed.nbytes > 2**32
@@ -56,12 +56,12 @@ def test_vectors_beyond_four_gigabytes_are_encoded_into_their_own_places(x: mx.a
             assert_same_bits(got, reference.encode(part, spec).norms)
 
 
-def test_vectors_beyond_four_gigabytes_are_decoded_into_their_own_places(x: mx.array) -> None:
+def test_vectors_beyond_4_gib_are_decoded_in_place(x: mx.array) -> None:
     spec = Codec(8).at(128)
-    packed, norms, *_ = launch.encode(GPUS_HERE[0], x, spec)
+    packed, norms, *_ = mlx_kernels.encode(GPUS_HERE[0], x, spec)
     mx.eval(packed, norms)
 
-    values = launch.decode(GPUS_HERE[0], packed, norms, spec, "float16")
+    values = mlx_kernels.decode(GPUS_HERE[0], packed, norms, spec, "float16")
     mx.eval(values)
 
     for part, got in zip(ends(x), ends(values), strict=True):

@@ -1,4 +1,4 @@
-"""The matrix runs, on the executor where there is no GPU, and says what it has found and what it has not."""
+"""The equality matrix, on the emulator: it runs, and reports what it has compared and what is left."""
 
 import json
 import subprocess
@@ -11,9 +11,9 @@ import pytest
 from gpu import matrix
 from gpu.journal import DIFFERENT, EQUAL, FAILED, WAITING, Journal, Record, all_equal, table
 from hadakv_kernels import Codec
-from metal import calls
-from metal.calls import Encoding
-from metal.checks import Output
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.kernel_calls import Encoding
+from metal_emulator.proofs.outputs import Output
 
 
 def run(journal: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -21,7 +21,7 @@ def run(journal: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, check=False)
 
 
-def test_a_few_variants_of_every_kind_are_run_and_a_second_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+def test_matrix_runs_variants_and_resumes_from_the_journal(tmp_path: Path) -> None:
     first = run(tmp_path / "journal", "--every", "400")
     second = run(tmp_path / "journal", "--every", "400", "--seconds", "0")
 
@@ -37,14 +37,14 @@ def test_a_few_variants_of_every_kind_are_run_and_a_second_run_has_nothing_left_
     assert second.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
-def test_what_is_not_done_in_time_is_named_and_fails(tmp_path: Path) -> None:
+def test_unfinished_variants_are_named_and_fail(tmp_path: Path) -> None:
     ended = run(tmp_path / "journal", "--every", "1000", "--seconds", "0")
 
     assert ended.returncode == 1
     assert f"{WAITING}: {calls.single_encodings()[0]}:" in ended.stdout.splitlines()
 
 
-def test_every_call_there_is_belongs_to_a_task() -> None:
+def test_tasks_cover_every_call() -> None:
     tasks = list(matrix.every_task(1, matrix.SUITES))
 
     names = [name for task in tasks for name in task.names]
@@ -55,7 +55,7 @@ def test_every_call_there_is_belongs_to_a_task() -> None:
 
 
 @pytest.mark.parametrize("suite", matrix.SUITES, ids=" ".join)
-def test_a_suite_and_what_is_left_out_of_it_are_there(suite: tuple[str, ...]) -> None:
+def test_suites_name_existing_tests(suite: tuple[str, ...]) -> None:
     for argument in suite:
         path, _, start = argument.removeprefix("--deselect=").partition("::")
         assert f"def {start or 'test_'}" in (matrix.ROOT / path).read_text()
@@ -66,7 +66,7 @@ def output(name: str, got: list[float], expected: list[float]) -> Output:
     return Output(call, name, np.array(got, np.float32), np.array(expected, np.float32))
 
 
-def test_a_bit_that_differs_is_counted_and_named() -> None:
+def test_differing_bits_are_counted_and_named() -> None:
     record = Record("one stream", "name")
 
     record.add([output("k_packed", [1, 2], [1, 2]), output("k_norms", [0.0, 1], [-0.0, 1]), output("rms", [1], [1, 1])])
@@ -77,7 +77,7 @@ def test_a_bit_that_differs_is_counted_and_named() -> None:
     assert "1 of 2 k_norms in run 1" in record.why
 
 
-def test_nothing_but_all_names_equal_is_good() -> None:
+def test_all_equal_requires_every_record_equal() -> None:
     good = Record("kind", "good", EQUAL)
 
     assert all_equal({"good": good})
@@ -88,7 +88,7 @@ def test_nothing_but_all_names_equal_is_good() -> None:
         assert table({"good": good, "bad": bad}).splitlines()[-1] == f"{outcome}: bad: reason"
 
 
-def test_other_sources_or_another_device_begin_anew(tmp_path: Path) -> None:
+def test_journal_restarts_for_other_sources_or_device(tmp_path: Path) -> None:
     for about in ({"device": "one"}, {"device": "one"}, {"device": "two"}):
         journal = Journal(tmp_path / "journal", about)
         journal.begin()

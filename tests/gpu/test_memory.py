@@ -1,4 +1,4 @@
-"""What a real GPU holds of a session: its packed bytes, not what was posted."""
+"""A session takes its packed bytes of a real GPU's memory, not the bytes that were sent."""
 
 import asyncio
 import gc
@@ -17,10 +17,10 @@ from support.contract import MSGPACK, append_body
 
 pytestmark = pytest.mark.skipif(not GPUS_HERE, reason="needs a GPU that MLX can use")
 
-# Tables, and what is rounded up with each array.
+# Tables, and rounding of array sizes.
 BESIDE_THE_PAGES = 4 << 20
 SESSIONS = 16
-# Norms of K and V: arrays so small that they are kept in host memory.
+# Norms of K and V, whose arrays are small enough for host memory.
 ON_THE_HOST = SESSIONS * 2 * 8 * 8 * 1024 * 4
 
 
@@ -31,7 +31,7 @@ def active_nbytes() -> int:
 
 
 async def growth_and_packed(sessions: int) -> tuple[int, int]:
-    """Append to so many sessions; bytes the device holds more than before, and those of the ledger."""
+    """Append to a number of sessions. Return the growth of device memory and the bytes of the memory budget."""
     app = create_app(Settings(backend=GPUS_HERE[0], memory_budget="4GiB", disk_budget=0))
     x = np.random.default_rng(0).standard_normal((8, 8, 1024, 128)).astype(np.float16)
     codec = {"k": Codec().to_mapping(), "v": Codec(8).to_mapping()}
@@ -47,7 +47,7 @@ async def growth_and_packed(sessions: int) -> tuple[int, int]:
         return active_nbytes() - before, app.state.context.store.ledger.used
 
 
-def test_the_device_grows_by_the_packed_bytes() -> None:
+def test_device_memory_grows_by_the_packed_bytes() -> None:
     grown, packed = asyncio.run(growth_and_packed(SESSIONS))
 
     assert packed - ON_THE_HOST <= grown + BESIDE_THE_PAGES

@@ -1,4 +1,4 @@
-"""The comparison on the GPU bites: each of these faults in CUDA's prelude is seen by it."""
+"""The comparison on the GPU detects each of these faults in the CUDA prelude."""
 
 import subprocess
 import sys
@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from gpu import cuda_mutants
-from metal.mutations import CUDA_MUTATIONS
-from metal.planted import changed
+from metal_emulator.mutants.mutated_modules import changed
+from metal_emulator.mutants.mutations import CUDA_MUTATIONS
 from support.backends import GPUS_HERE
 
 on_cuda = pytest.mark.skipif("cuda" not in GPUS_HERE, reason="needs a GPU that has CUDA")
@@ -19,18 +19,18 @@ def seen(name: str) -> str:
 
 
 @on_cuda
-def test_without_a_fault_nothing_is_seen() -> None:
+def test_unmodified_kernels_pass_all_proofs() -> None:
     assert seen("") == ""
 
 
 @on_cuda
 @pytest.mark.parametrize("name", CUDA_MUTATIONS)
-def test_a_fault_is_seen(name: str) -> None:
+def test_fault_is_detected(name: str) -> None:
     assert seen(name)
 
 
 @pytest.mark.parametrize("name", CUDA_MUTATIONS)
-def test_every_fault_has_its_place_in_the_sources(name: str) -> None:
+def test_every_fault_matches_the_source(name: str) -> None:
     mutation = CUDA_MUTATIONS[name]
 
     right, wrong = changed(None).header("cuda", "encode"), changed(mutation).header("cuda", "encode")

@@ -1,4 +1,4 @@
-"""What every backend's arrays must do, on the Metal source's backend."""
+"""Arrays of the emulated Metal backend behave like those of every backend."""
 
 from collections.abc import Iterator
 
@@ -6,24 +6,24 @@ import pytest
 
 from hadakv_kernels import Backend
 from hadakv_kernels.gpu import GpuBackend
-from kernels.test_arrays import (
-    test_an_array_comes_back_from_the_device_as_it_was,
-    test_arrays_on_the_device_are_joined,
-    test_what_is_on_the_device_does_not_change_with_what_it_was_made_of,
-    test_what_is_on_the_device_does_not_keep_what_it_was_made_of,
+from metal_emulator.executor import executing
+from unit.kernels.backends.test_arrays import (
+    test_concatenate_joins_device_arrays,
+    test_to_device_and_back_keeps_the_array,
+    test_to_device_copies_the_values,
+    test_to_device_keeps_no_reference_to_the_source,
 )
-from metal.executor import executing
 
 __all__ = [
-    "test_an_array_comes_back_from_the_device_as_it_was",
-    "test_arrays_on_the_device_are_joined",
-    "test_what_is_on_the_device_does_not_change_with_what_it_was_made_of",
-    "test_what_is_on_the_device_does_not_keep_what_it_was_made_of",
+    "test_concatenate_joins_device_arrays",
+    "test_to_device_and_back_keeps_the_array",
+    "test_to_device_copies_the_values",
+    "test_to_device_keeps_no_reference_to_the_source",
 ]
 
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    """MLX's arrays, without a GPU."""
+    """The Metal backend on the emulator."""
     with executing():
         yield GpuBackend("metal")

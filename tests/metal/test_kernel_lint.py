@@ -1,33 +1,33 @@
-"""The text of every variant of the kernels is what Metal's compiler accepts: address spaces, precision, collectives.
+"""Lint of every variant of the kernels: address spaces, precision, collective calls.
 
-Clang reads every variant. What is read from the text itself, pointers to nowhere and calls that diverge, is the same
-in all variants of one signature, so it is looked for in one of each kind and dtype.
+Clang checks every variant. The rules for pointers and divergent calls find the same in all variants of one signature,
+so they check one variant of each kind and dtype.
 """
 
 from collections.abc import Sequence
 
 import pytest
 
-from hadakv_kernels import launch
-from metal import calls
-from metal.calls import NAMES, Call
-from metal.executor import executing
-from metal.lint import lint
+from hadakv_kernels.gpu import mlx_kernels
+from metal_emulator.executor import executing
+from metal_emulator.lint.lint import lint
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.kernel_calls import NAMES, Call
 
 
 def findings(some: Sequence[Call], rows: int) -> str:
     with executing() as executor:
-        first, *others = {dispatch.text: None for dispatch in calls.planned(executor, launch, some, rows)}
+        first, *others = {dispatch.text: None for dispatch in calls.planned(executor, mlx_kernels, some, rows)}
     assert len(others) + 1 == len(some)
     return "\n".join(map(str, lint(first, others)))
 
 
 @pytest.mark.parametrize("dtype", NAMES)
-@pytest.mark.parametrize("kind", calls.every_kind())
-def test_every_variant_is_clean(kind: str, dtype: str) -> None:
-    assert findings([call for call in calls.every_kind()[kind] if call.dtype == dtype], rows=9) == ""
+@pytest.mark.parametrize("some", calls.by_kind())
+def test_variants_have_no_lint_findings(some: Sequence[Call], dtype: str) -> None:
+    assert findings([call for call in some if call.dtype == dtype], rows=9) == ""
 
 
 @pytest.mark.parametrize("dtype", NAMES)
-def test_decoding_fewer_than_eight_norms_which_mlx_passes_as_constant_is_clean(dtype: str) -> None:
+def test_decoders_of_few_norms_have_no_lint_findings(dtype: str) -> None:
     assert findings(calls.decodings(dtypes=[dtype]), rows=1) == ""

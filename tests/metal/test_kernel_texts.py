@@ -1,33 +1,35 @@
-"""The text MLX will compile for every variant of the kernels, captured from MLX, is the one that is meant.
+"""The text that MLX compiles for every variant of the kernels, captured from MLX, is the expected one.
 
-It is said twice: by `expected_text`, which knows nothing of how kernels are launched, and by `metal_source`, whose text
-the executor compiles; so what is executed is what a Mac would run.
+It is compared with `expected_text`, which is independent of the launches, and with `metal_source`, whose text the
+emulator compiles. So the emulator runs the same text as a Mac.
 """
+
+from collections.abc import Sequence
 
 import pytest
 
-from hadakv_kernels import launch
-from metal import calls
-from metal.capture import mlx_texts
-from metal.executor import executing
-from metal.expected_text import contractions, expected_text
+from hadakv_kernels.gpu import mlx_kernels
+from metal_emulator.compile.mlx_capture import mlx_texts
+from metal_emulator.executor import executing
+from metal_emulator.proofs import kernel_calls as calls
+from metal_emulator.proofs.expected_text import contractions, expected_text
+from metal_emulator.proofs.kernel_calls import Call
 
 
-@pytest.mark.parametrize("kind", calls.every_kind())
-def test_every_variant_has_the_expected_text_and_a_name_of_its_own(kind: str) -> None:
-    some = calls.every_kind()[kind]
+@pytest.mark.parametrize("some", calls.by_kind())
+def test_variants_have_the_expected_text_and_unique_names(some: Sequence[Call]) -> None:
     with executing() as executor:
-        dispatches = calls.planned(executor, launch, some)
+        dispatches = calls.planned(executor, mlx_kernels, some)
 
     generated = mlx_texts(dispatches)
 
     for call, dispatch, text in zip(some, dispatches, generated, strict=True):
-        assert text == expected_text(launch, call), str(call)
+        assert text == expected_text(mlx_kernels, call), str(call)
         assert text == dispatch.text.text, str(call)
-    # MLX compiles one text of a name and takes it for all.
+    # MLX caches compiled kernels by name, so each text needs its own name.
     assert len({dispatch.text.name for dispatch in dispatches}) == len(set(generated)) == len(some)
 
 
 @pytest.mark.parametrize("part", ["encode", "decode"])
-def test_arithmetic_is_never_contracted_and_roots_are_exact(part: str) -> None:
-    assert contractions(launch.header("metal", part)) == []
+def test_headers_prevent_contraction_and_fast_roots(part: str) -> None:
+    assert contractions(mlx_kernels.header("metal", part)) == []

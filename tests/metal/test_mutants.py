@@ -1,17 +1,17 @@
-"""The proofs bite: each of these faults in the kernels or their launch is seen by one of them at least."""
+"""Each deliberate fault in the kernels or their launches is detected by the expected proofs."""
 
 import pytest
 
-from metal.mutants import Verdict, verdict
-from metal.mutations import MUTATIONS
+from metal_emulator.mutants.mutations import MUTATIONS
+from metal_emulator.mutants.run import Verdict, verdict
 
 
-def test_without_a_fault_nothing_is_seen() -> None:
+def test_unmodified_kernels_pass_all_proofs() -> None:
     assert verdict(None) == Verdict("", "", "")
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_fault_is_seen(name: str) -> None:
+def test_fault_is_detected(name: str) -> None:
     mutation = MUTATIONS[name]
 
     found = verdict(mutation)

@@ -27,7 +27,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 # Services the client's suite runs against: what Python runs, and the backend it is told to use. Where a test does not
 # say, it has the first.
 MODULE = ("-m", "hadakv_service")
-ON_THE_EXECUTOR = (str(Path(__file__).parents[1] / "metal" / "serve.py"),)
+ON_THE_EXECUTOR = (str(Path(__file__).parents[1] / "metal_emulator" / "serve.py"),)
 SERVED: dict[str, tuple[Sequence[str], str]] = (
     {name: (MODULE, name) for name in (*GPUS_HERE, "cpu")}
     if GPUS_HERE

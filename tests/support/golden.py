@@ -1,7 +1,7 @@
-"""Inputs and outputs of the reference Metal kernels, as they were executed: the files in `data/golden`.
+"""Recorded inputs and outputs of the reference Metal kernels: the files in `data/golden`.
 
-The kernels are those of `mlx-native` 0.9.0. A file is a kernel at a head_dim, a case one dispatch of it, which
-writes one row of a cache: a stream for K, or one for K and one for V.
+The kernels are those of `mlx-native` 0.9.0. A file holds one kernel at one head_dim. A case is one dispatch, which
+writes one row of a cache: one stream for K, or one for K and one for V.
 """
 
 import json
@@ -22,12 +22,12 @@ KERNELS = tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
 
 @dataclass(frozen=True)
 class GoldenStream:
-    """One array a kernel encoded.
+    """One array that a kernel encoded.
 
     Attributes:
-        codec: ours for what the kernel does.
-        x: what went in, float32 `[kv_heads, head_dim]`.
-        packed: the row of the cache it wrote, uint8 `[kv_heads, row_bytes]`.
+        codec: the codec that does what the kernel does.
+        x: the input, float32 `[kv_heads, head_dim]`.
+        packed: the row of the cache that the kernel wrote, uint8 `[kv_heads, row_bytes]`.
         norms: float32 `[kv_heads, norms]`; `norms` is 0 for a float16 stream.
     """
 
@@ -42,8 +42,8 @@ class GoldenCase:
     """One dispatch: its streams, K first, and a readable name.
 
     Attributes:
-        position: of the token.
-        ring: rows of the ring buffer it was written to; None where the cache was none.
+        position: position of the token.
+        ring: number of rows of the ring buffer; None if the cache is not a ring buffer.
     """
 
     id: str
@@ -53,7 +53,7 @@ class GoldenCase:
 
 
 def cases(kernel: str) -> Iterator[GoldenCase]:
-    """Every dispatch recorded of one of `KERNELS`."""
+    """Yield every recorded dispatch of one of `KERNELS`."""
     arrays = _arrays(kernel)
     for index, meta in enumerate(json.loads(str(arrays["meta"]))):
         place = f"{'ring' if meta['is_sliding'] else 'linear'}{meta['write_pos']}"

@@ -17,8 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from hadakv_kernels import Codec, CodecSpec, Encoded, launch
-from hadakv_kernels.gpu import GpuBackend
+from hadakv_kernels import Codec, CodecSpec, Encoded
+from hadakv_kernels.gpu import GpuBackend, mlx_kernels
 
 ELEMENTS = 1 << 29
 # Launches evaluated together, so that the time is the device's and not the host's between them.
@@ -65,7 +65,7 @@ class Bench:
         bits, nbytes = spec.codec.bits, x.nbytes + x.shape[0] * spec.nbytes
         copy, ours, mlx = self.seconds(
             lambda: x * 2,
-            lambda: launch.encode(self.backend.name, x, spec)[:2],
+            lambda: mlx_kernels.encode(self.backend.name, x, spec)[:2],
             lambda: mx.quantize(x, group_size=64, bits=bits),
         )
         return self._row(f"encode {_label(spec)} {dtype} D={spec.head_dim}", nbytes, 2 * x.nbytes, copy, ours, mlx)
@@ -74,12 +74,12 @@ class Bench:
         """Decode one array; MLX's own is dequantize, group 64."""
         x = self.vectors(spec.head_dim, dtype)
         bits, nbytes = spec.codec.bits, x.nbytes + x.shape[0] * spec.nbytes
-        encoded = Encoded(*launch.encode(self.backend.name, x, spec)[:2])
+        encoded = Encoded(*mlx_kernels.encode(self.backend.name, x, spec)[:2])
         quantized = mx.quantize(x, group_size=64, bits=bits)
         mx.eval(encoded.packed, encoded.norms, quantized)
         copy, ours, mlx = self.seconds(
             lambda: x * 2,
-            lambda: launch.decode(self.backend.name, encoded.packed, encoded.norms, spec, dtype),
+            lambda: mlx_kernels.decode(self.backend.name, encoded.packed, encoded.norms, spec, dtype),
             lambda: mx.dequantize(*quantized, group_size=64, bits=bits),
         )
         return self._row(f"decode {_label(spec)} to {dtype} D={spec.head_dim}", nbytes, 2 * x.nbytes, copy, ours, mlx)
@@ -90,8 +90,8 @@ class Bench:
         k, v = (mx.contiguous(half) for half in mx.split(both, 2))
         mx.eval(k, v)
         one, pair = self.seconds(
-            lambda: launch.encode(self.backend.name, both, spec)[:2],
-            lambda: launch.encode(self.backend.name, k, spec, v, spec)[:4],
+            lambda: mlx_kernels.encode(self.backend.name, both, spec)[:2],
+            lambda: mlx_kernels.encode(self.backend.name, k, spec, v, spec)[:4],
         )
         nbytes, seconds = both.nbytes + both.shape[0] * spec.nbytes, statistics.median(pair)
         case = f"K and V in one launch, {dtype} D={spec.head_dim}"
