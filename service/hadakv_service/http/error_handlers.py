@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service.errors import InvalidRequest, ServiceError
 from hadakv_service.problem_details import problem, problem_response, unexpected_error_response
@@ -49,8 +50,34 @@ async def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of an app with a problem."""
+class AnsweredErrorMiddleware:
+    """ASGI middleware that drops an error once a whole response was sent for it.
+
+    Starlette sends the response of an unexpected error and raises the error again. uvicorn would then close the
+    connection without having announced it, and the client's next request on it would fail.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        is_answered = False
+
+        async def record_end(message: Message) -> None:
+            nonlocal is_answered
+            await send(message)
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await self._app(scope, receive, record_end)
+        except Exception:
+            if not is_answered:
+                raise
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every error of an app a problem document."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)

@@ -10,17 +10,14 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp
-
 from hadakv_service import __version__
 from hadakv_service.observability.device_timings import DeviceObserver
-from hadakv_service.observability.request_record import RouteTemplates
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_NAME = "hadakv"
+TRACER_NAME = "hadakv"
 # How long a collector that does not answer may keep the process from ending.
 CLOSE_SECONDS = 2.0
 log = logging.getLogger(__name__)
@@ -59,13 +56,4 @@ def observe_device(observer: DeviceObserver, traces: "TracerProvider | None") ->
         return observer
     from hadakv_service.observability.device_spans import SpanObserver
 
-    return SpanObserver(observer, traces.get_tracer(_NAME))
-
-
-def add_tracing(app: ASGIApp, templates: RouteTemplates, traces: "TracerProvider | None") -> ASGIApp:
-    """An app whose requests are spans, if there are traces."""
-    if traces is None:
-        return app
-    from hadakv_service.http.middleware.tracing import TracingMiddleware
-
-    return TracingMiddleware(app, templates, traces.get_tracer(_NAME))
+    return SpanObserver(observer, traces.get_tracer(TRACER_NAME))

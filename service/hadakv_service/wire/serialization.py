@@ -75,15 +75,17 @@ def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
 def encode_chunks(answer: Mapping[str, object]) -> list[Buffer]:
     """Encode an answer; each large tensor stays a view of its array and is a piece of its own."""
     large: list[memoryview] = []
-    # Nobody can have put into a small tensor what is drawn only now.
-    placeholder = os.urandom(16)
+    placeholder = b""
 
     def array_bytes(value: object) -> Buffer:
+        nonlocal placeholder
         if not isinstance(value, np.ndarray):
             raise TypeError(f"cannot encode {type(value).__name__}")
         if value.nbytes < LARGE_TENSOR_NBYTES:
             return value.tobytes()
         large.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        # Drawn after the request was received, so that no client can put the same bytes into a small tensor.
+        placeholder = placeholder or os.urandom(16)
         return placeholder
 
     encoded = msgspec.msgpack.encode(answer, enc_hook=array_bytes)

@@ -85,20 +85,26 @@ def is_known(host: bytes, names: Collection[str]) -> bool:
     return True
 
 
-def add_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
-    """An app whose answers browsers let pages of these sites read (CORS)."""
-    answering = CORSMiddleware(
-        app,
-        allow_origins=origins,
-        allow_methods=["*"],
-        allow_headers=["*"],
-        allow_private_network=True,
-        expose_headers=["*"],
-    )
+class CorsMiddleware(CORSMiddleware):
+    """ASGI middleware that lets web pages of these origins read responses (CORS).
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        # An answer that goes out past `send` would lack the headers that are added there.
+    Args:
+        app: the next ASGI app.
+        origins: the origins, as browsers write them.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["*"],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or respond to a preflight request."""
+        # This middleware adds headers in `send`. The extension would bypass it.
         scope.get("extensions", {}).pop(SEND_RESPONSE, None)
-        await answering(scope, receive, send)
-
-    return answer
+        await super().__call__(scope, receive, send)

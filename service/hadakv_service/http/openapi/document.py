@@ -90,7 +90,7 @@ _PREFER = {
 CALLS = {
     ("/sessions/{id}/kv", "post"): Call(
         "appendTokens",
-        {200: "Appended", 201: "Appended"},
+        {200: "StoredAppend", 201: "StoredAppend"},
         (*_ANY, *_BODY, *_STORED, *_CONFLICTS, NonFinite, *_ROOM),
         "AppendBody",
         json=False,
@@ -132,8 +132,8 @@ CALLS = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Let `/openapi.json` and `/docs` show the whole contract."""
+def extend_openapi(app: FastAPI) -> None:
+    """Make `/openapi.json` and `/docs` show the whole contract."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -1,4 +1,4 @@
-"""Append to a session and read back from it."""
+"""Read tokens of a session."""
 
 import re
 from typing import Annotated, Literal
@@ -8,52 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_service.errors import InvalidRequest
-from hadakv_service.http.app_state import AppState, app_state, session_key
-from hadakv_service.http.content import MsgpackResponse, is_json
-from hadakv_service.operations.append import AppendOperation, AppendOutcome, AppendRequest
+from hadakv_service.http.app_state import app_state, session_key
+from hadakv_service.http.content import MsgpackResponse
 from hadakv_service.operations.read import ReadForm, ReadOperation, ReadRequest
-from hadakv_service.storage.session_store import Key
-from hadakv_service.wire import messages, responses, serialization
 
 router = APIRouter()
-
-
-async def append(request: Request) -> Response:
-    """POST /sessions/{id}/kv: encode K and V and keep them at the end of the session.
-
-    A plain Starlette endpoint: the hot path is spared FastAPI's parameter machinery.
-    """
-    key = session_key(request)
-    is_json(request)
-    service = app_state(request)
-    async with service.bodies.read(request) as body:
-        appended = await store(service, key, body)
-    minimal = "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower()
-    return MsgpackResponse(answer(key[1], appended, minimal=minimal), 201 if appended.created else 200)
-
-
-async def store(service: AppState, key: Key, body: serialization.Buffer) -> AppendOutcome:
-    """Do what an append's body asks for; the body must last until then."""
-    checked = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
-    job = AppendOperation(key, checked, service.store, service.backend, service.new_session)
-    appended = await service.device.run(job)
-    service.counters.appended += job.added_tokens
-    return appended
-
-
-def answer(session: str, appended: AppendOutcome, *, minimal: bool) -> responses.StoredAppend:
-    """What an append answers."""
-    told: responses.StoredAppend = {
-        "session": session,
-        "position": appended.position,
-        "tokens": appended.tokens,
-        "length": appended.position + appended.tokens,
-    }
-    if not minimal:
-        k_spec, v_spec = appended.specs
-        told["k"] = serialization.stream(appended.k, k_spec)
-        told["v"] = serialization.stream(appended.v, v_spec)
-    return told
 
 
 @router.get("/sessions/{id}/kv", response_class=MsgpackResponse, response_model=None)
