@@ -23,7 +23,8 @@ ROUTE = "/sessions/{id}/kv"
 # A path with percent-encoding does not match: FastAPI decodes it, or rejects it.
 _PATH = re.compile(rb"/sessions/([^/%]+)/kv")
 _MSGPACK = MSGPACK.encode()
-_SMALL_LENGTH = re.compile(rb"[0-9]{1,6}")
+# Digits of the longest Content-Length that may be small.
+_MAX_DIGITS = 6
 
 
 class AppendDispatcher:
@@ -82,7 +83,8 @@ class AppendEndpoint:
         except Exception as error:
             await problem_details.unexpected_error_response(error)(scope, receive, send)
         else:
-            minimal = b"return=minimal" in headers.get(b"prefer", b"").replace(b" ", b"").lower()
+            prefer = headers.get(b"prefer")
+            minimal = prefer is not None and b"return=minimal" in prefer.replace(b" ", b"").lower()
             await _respond(scope, send, key[1], outcome, minimal=minimal)
 
     async def _receive(self, key: Key, scope: Scope, receive: Receive, headers: dict[bytes, bytes]) -> AppendOutcome:
@@ -90,7 +92,7 @@ class AppendEndpoint:
         if headers.get(b"content-type") != _MSGPACK or b"content-encoding" in headers:
             is_json(Request(scope))
         length = headers.get(b"content-length", b"")
-        if _SMALL_LENGTH.fullmatch(length) and int(length) <= SMALL_BODY_NBYTES:
+        if length.isdigit() and len(length) <= _MAX_DIGITS and int(length) <= SMALL_BODY_NBYTES:
             return await self._append(key, await read_small(receive, self._service.bodies.limit))
         async with self._service.bodies.read(Request(scope, receive)) as body:
             return await self._append(key, body)
@@ -106,7 +108,7 @@ class AppendEndpoint:
 
 
 async def _respond(scope: Scope, send: Send, session: str, outcome: AppendOutcome, *, minimal: bool) -> None:
-    """Send what was stored: in one write if it is a single chunk."""
+    """Send what was stored, in one write if it is small."""
     stored: responses.StoredAppend = {
         "session": session,
         "position": outcome.position,
@@ -118,9 +120,14 @@ async def _respond(scope: Scope, send: Send, session: str, outcome: AppendOutcom
         stored["k"] = serialization.stream(outcome.k, k_spec)
         stored["v"] = serialization.stream(outcome.v, v_spec)
     status = 201 if outcome.created else 200
-    chunks = serialization.encode_chunks(stored)
-    headers = [(b"content-type", _MSGPACK), (b"content-length", b"%d" % sum(map(len, chunks)))]
-    if len(chunks) == 1:
-        await asgi_extensions.send_response(scope, send, status, headers, bytes(chunks[0]))
+    nbytes = 0 if minimal else outcome.k.packed.nbytes + outcome.v.packed.nbytes
+    if nbytes < serialization.LARGE_TENSOR_NBYTES:
+        body = serialization.encode_small(stored)
+        await asgi_extensions.send_response(scope, send, status, _headers(len(body)), body)
     else:
-        await send_chunks(send, status, headers, chunks)
+        chunks = serialization.encode_chunks(stored)
+        await send_chunks(send, status, _headers(sum(map(len, chunks))), chunks)
+
+
+def _headers(nbytes: int) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", _MSGPACK), (b"content-length", b"%d" % nbytes)]

@@ -23,6 +23,9 @@ Window = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
 TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)]
 
 
+_DTYPES = {**DTYPES, "uint8": np.dtype(np.uint8)}
+
+
 class Tensor(msgspec.Struct, forbid_unknown_fields=True):
     """Dtype, shape and C-order little-endian bytes; `data` is a view into the request's body."""
 
@@ -38,16 +41,17 @@ class Tensor(msgspec.Struct, forbid_unknown_fields=True):
         """
         if self.dtype not in allowed:
             raise InvalidRequest([(f"{field}.dtype", f"must be {' or '.join(allowed)}, not {self.dtype}")])
-        dtype = DTYPES.get(self.dtype, np.dtype(np.uint8))
+        dtype = _DTYPES[self.dtype]
         size = math.prod(self.shape)
-        if size * dtype.itemsize != len(self.data):
-            wanted = size * dtype.itemsize
-            reason = f"has {len(self.data)} bytes, the shape {self.shape} of {self.dtype} says {wanted}"
+        if (nbytes := size * dtype.itemsize) != len(self.data):
+            reason = f"has {len(self.data)} bytes, but the shape {self.shape} of {self.dtype} needs {nbytes}"
             raise InvalidRequest([(f"{field}.data", reason)])
-        # An empty axis hides how large the others are, and NumPy refuses shapes that would overflow without it.
+        if size:
+            return np.frombuffer(self.data, dtype).reshape(self.shape)
+        # An axis of length 0 makes the size 0 for any length of the others. NumPy overflows on the product of those.
         if math.prod(axis or 1 for axis in self.shape) >= 1 << 40:
-            raise InvalidRequest([(f"{field}.shape", "has axes beyond all bounds")])
-        return np.frombuffer(self.data, dtype).reshape(self.shape) if size else np.empty(self.shape, dtype)
+            raise InvalidRequest([(f"{field}.shape", "is too large")])
+        return np.empty(self.shape, dtype)
 
 
 class CodecOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
