@@ -8,7 +8,7 @@ from urllib.parse import urljoin, urlsplit
 import msgpack
 import pytest
 
-from hadakv_service.http.openapi.problem_schemas import kinds
+from hadakv_service.http.openapi.problem_schemas import error_classes
 from hadakv_service.testing import RunningService
 from support.arrays import pair
 from support.contract import JSON, MSGPACK, Caller, Json
@@ -115,7 +115,7 @@ def test_every_kind_of_problem_has_a_schema_that_some_call_answers(document: Jso
     schemas = document["components"]["schemas"]
     told = {part["const"] for schema in schemas.values() if (part := schema.get("properties", {}).get("type"))}
 
-    assert told == {f"urn:hadakv:problem:{kind.slug}" for kind in kinds()}
+    assert told == {f"urn:hadakv:problem:{kind.slug}" for kind in error_classes()}
     assert {f"#/components/schemas/{name}" for name in schemas} <= references(document)
 
 

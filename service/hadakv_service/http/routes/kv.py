@@ -1,4 +1,4 @@
-"""Read tokens of a session."""
+"""Read the tokens of a session."""
 
 import re
 from typing import Annotated, Literal
@@ -24,18 +24,18 @@ async def read(
     form: ReadForm = "packed",
     layout: Literal["linear", "ring"] = "linear",
 ) -> Response:
-    """Read back a range of tokens, packed or decoded; or all of a window, in the order of a ring buffer."""
+    """Read a range of tokens, packed or decoded. With `layout=ring`, read the whole window in ring buffer order."""
     key = session_key(request)
     service = app_state(request)
-    chosen = _layer_range(layers)
+    layer_range = _layer_range(layers)
     if layout == "ring" and (start, stop) != (None, None):
-        raise InvalidRequest([("layout", "a ring is the whole window: it takes no start or stop")])
+        raise InvalidRequest([("layout", "ring reads the whole window: remove start and stop")])
 
-    wanted = ReadRequest(start, stop, chosen, form, layout == "ring")
-    job = ReadOperation(key, wanted, service.store, service.backend, int(service.settings.max_body))
-    found = await service.device.run(job)
-    service.counters.read += found["stop"] - found["start"]
-    return MsgpackResponse(found)
+    read_request = ReadRequest(start, stop, layer_range, form, layout == "ring")
+    operation = ReadOperation(key, read_request, service.store, service.backend, int(service.settings.max_body))
+    result = await service.device.run(operation)
+    service.counters.read += result["stop"] - result["start"]
+    return MsgpackResponse(result)
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:
