@@ -1,6 +1,6 @@
-"""Send real K/V through the running service and print what that saves and what it costs: `make demo`.
+"""Demo: send the K/V of a model through a service, and print compression, error and time. Run with `make demo`.
 
-Exits with 1 if anything that comes back is not, bit for bit, what the reference codec says.
+The exit status is 1 if any result differs from the reference codec in a single bit.
 """
 
 import statistics
@@ -35,8 +35,6 @@ CODECS: dict[str, dict[str, Any]] = {
     "2": {"bits": 2},
     "K 8, V 4": {"k": {"bits": 8}, "v": {"bits": 4}},
 }
-
-
 HEADINGS = [
     ("raw", "KiB"),
     ("packed", "KiB"),
@@ -48,13 +46,11 @@ HEADINGS = [
     ("read", "ms"),
     ("", "exact"),
 ]
-
-
 LEGEND = """
-raw is float16, packed includes the norms; error is root mean square, relative
-to the values; encode is the codec alone, append and read are round trips over
-HTTP, read as float32, medians; exact: packed bytes, norms and decoded values
-are those of the reference
+raw: size as float16. packed: size with norms. error: RMS error divided by the
+RMS of the values. encode: codec alone. append, read: HTTP round trips, read as
+float32. Times are medians. exact: packed bytes, norms and decoded values equal
+the reference
 """
 
 
@@ -65,33 +61,33 @@ class Sample(NamedTuple):
     v: NDArray[Any]
 
     def tokens(self, start: int, stop: int) -> "Sample":
-        """Some of the tokens."""
+        """Return tokens start to stop as C-order arrays."""
         return Sample(*(np.ascontiguousarray(x[:, :, start:stop]) for x in self))
 
 
 class Expected(NamedTuple):
-    """One stream as the reference packs it."""
+    """One stream, and its encoding by the reference codec."""
 
     x: NDArray[Any]
     spec: CodecSpec
     encoded: Encoded
 
     def differences(self, stream: Any) -> Iterator[str]:
-        """Which of a stream's packed bytes and norm bits are others."""
+        """Yield "packed" or "norms" if these bits of a stream differ from the reference."""
         for part in ("packed", "norms"):
-            got, wanted = getattr(stream, part), getattr(self.encoded, part)
-            if got.shape != wanted.shape or got.tobytes() != wanted.tobytes():
+            found, expected = getattr(stream, part), getattr(self.encoded, part)
+            if found.shape != expected.shape or found.tobytes() != expected.tobytes():
                 yield part
 
     def nrmse(self, values: NDArray[Any]) -> float:
-        """Root mean square of the error of decoded values, relative to that of the exact ones."""
+        """Return the RMS error of decoded values divided by the RMS of the exact values."""
         exact = self.x.astype(np.float64)
         return float(np.sqrt(np.square(values - exact).sum() / np.square(exact).sum()))
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one codec did to the sample: a row of the table; times are medians."""
+    """Results of one codec: a row of the table. Times are medians in milliseconds."""
 
     label: str
     packed_nbytes: int
@@ -104,13 +100,18 @@ class Row:
 
 
 def load_sample() -> tuple[Sample, str]:
-    """The K/V that lie beside this file, and what model they are from."""
+    """Return the K/V in the file next to this module, and the name of their model."""
     with safe_open(SAMPLE, "np") as tensors:
         return Sample(tensors.get_tensor("k"), tensors.get_tensor("v")), tensors.metadata()["model"]
 
 
 def expect(sample: Sample, options: dict[str, Any]) -> dict[str, Expected]:
-    """What the reference makes of the sample with a codec as it stands on the wire."""
+    """Return the reference encoding of both streams.
+
+    Args:
+        sample: keys and values.
+        options: codec options for both streams, or a map of `k` and `v`.
+    """
     streams = {}
     for name, x in sample._asdict().items():
         spec = Codec.from_mapping(options.get(name, options)).at(x.shape[-1])
@@ -119,7 +120,7 @@ def expect(sample: Sample, options: dict[str, Any]) -> dict[str, Expected]:
 
 
 def median_ms(call: Callable[[], object]) -> float:
-    """The median time of a few calls, in milliseconds."""
+    """Return the median time of several calls, in milliseconds."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -130,18 +131,18 @@ def median_ms(call: Callable[[], object]) -> float:
 
 
 def compare(expected: dict[str, Expected], appended: Any, packed: Any, decoded: Any) -> list[str]:
-    """Everything in the service's three answers that is not what the reference says."""
-    found = []
+    """Return a line for each difference between the reference and the three responses of the service."""
+    differences = []
     for name, stream in expected.items():
-        for source, answer in (("append's answer", appended), ("read back", packed)):
-            found += [f"{part} of {name}, {source}" for part in stream.differences(getattr(answer, name))]
+        for source, result in (("append", appended), ("read", packed)):
+            differences += [f"{part} of {name}, {source}" for part in stream.differences(getattr(result, name))]
         if getattr(decoded, name).tobytes() != reference.decode(stream.encoded, stream.spec).tobytes():
-            found.append(f"decoded {name}")
-    return found
+            differences.append(f"decoded {name}")
+    return differences
 
 
 def try_codec(client: Client, backend: Backend, sample: Sample, label: str) -> Row:
-    """Send the sample to a session of its own, read it back, compare, and take the times."""
+    """Send the sample to a new session, read it, compare it with the reference, and measure times."""
     options = CODECS[label]
     expected = expect(sample, options)
     session = client.session("demo", codec=options)
@@ -163,17 +164,21 @@ def try_codec(client: Client, backend: Backend, sample: Sample, label: str) -> R
 
 
 def median_append_ms(client: Client, sample: Sample, options: dict[str, Any]) -> float:
-    """The median round trip of an append that makes a session, in milliseconds."""
+    """Return the median round trip of an append that creates a session, in milliseconds."""
     sessions = [client.session(f"demo-{i}", codec=options) for i in range(REPEATS)]
-    waiting = iter(sessions)
-    median = median_ms(lambda: next(waiting).append(*sample, position=0))
+    unused = iter(sessions)
+    median = median_ms(lambda: next(unused).append(*sample, position=0))
     for session in sessions:
         session.delete()
     return median
 
 
 def generate(client: Client, sample: Sample) -> tuple[float, list[str]]:
-    """Append as a model does, a prompt and then token after token; the median step, and what differs."""
+    """Append a prompt and then single tokens, like a model.
+
+    Returns:
+        the median time of a token in milliseconds, and the differences from the reference.
+    """
     length = sample.k.shape[2]
     session = client.session("demo-steps")
     session.append(*sample.tokens(0, PREFILL_TOKENS))
@@ -186,12 +191,14 @@ def generate(client: Client, sample: Sample) -> tuple[float, list[str]]:
     packed = session.read()
     session.delete()
     expected = expect(sample, {})
-    found = [f"{part} of {name}" for name in expected for part in expected[name].differences(getattr(packed, name))]
-    return statistics.median(steps), found
+    differences = [
+        f"{part} of {name}" for name in expected for part in expected[name].differences(getattr(packed, name))
+    ]
+    return statistics.median(steps), differences
 
 
 def table_of(rows: list[Row], raw_nbytes: int) -> Table:
-    """The rows as people like to read them, within 80 columns."""
+    """Return a table of at most 80 columns."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("\nbits")
     for above, below in HEADINGS:
@@ -212,19 +219,19 @@ def table_of(rows: list[Row], raw_nbytes: int) -> Table:
     return table
 
 
-def report(console: Console, rows: list[Row], raw_nbytes: int, step_ms: float, found: list[str]) -> None:
-    """Print the table and what to make of it."""
+def report(console: Console, rows: list[Row], raw_nbytes: int, step_ms: float, differences: list[str]) -> None:
+    """Print the table and a summary."""
     console.print(table_of(rows, raw_nbytes))
     console.print(LEGEND, style="dim")
-    console.print(f"A prompt of {PREFILL_TOKENS} tokens, then one by one: {step_ms:.2f} ms a token, all layers.")
-    if found:
-        console.print("[red]Not what the reference says:[/]", *found, sep="\n  ")
+    console.print(f"Single tokens after a prompt of {PREFILL_TOKENS}: {step_ms:.2f} ms per token, all layers.")
+    if differences:
+        console.print("[red]Different from the reference:[/]", *differences, sep="\n  ")
     else:
-        console.print("[green]Every packed byte, norm and decoded value is the reference's.[/]")
+        console.print("[green]All packed bytes, norms and decoded values equal the reference.[/]")
 
 
 def main() -> int:
-    """Run the demo; the exit status."""
+    """Run the demo, and return the exit status."""
     console = Console(highlight=False)
     sample, model = load_sample()
     with running_service("--memory-budget", "1GiB") as service, Client(service.url) as client:
@@ -232,13 +239,13 @@ def main() -> int:
         console.print(f"K and V of {sample.k.shape[2]} tokens, {model}\n", soft_wrap=True)
         backend = open_backend()
         quiet = not console.is_terminal
-        labels = track(CODECS, "Encoding, sending, reading back", console=console, transient=True, disable=quiet)
+        labels = track(CODECS, "Encoding, sending, reading", console=console, transient=True, disable=quiet)
         rows = [try_codec(client, backend, sample, label) for label in labels]
-        step_ms, found = generate(client, sample)
-    found = [f"token by token: {what}" for what in found]
-    found += [f"{row.label}: {what}" for row in rows for what in row.differences]
-    report(console, rows, sample.k.nbytes + sample.v.nbytes, step_ms, found)
-    return 1 if found else 0
+        step_ms, step_differences = generate(client, sample)
+    differences = [f"single tokens: {difference}" for difference in step_differences]
+    differences += [f"{row.label}: {difference}" for row in rows for difference in row.differences]
+    report(console, rows, sample.k.nbytes + sample.v.nbytes, step_ms, differences)
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
-"""The Python client of the hadakv service."""
+"""Python client of the hadakv service."""
 
-from hadakv_client.answers import Appended, Codecs, LayerSpan, Placed, Range, SessionInfo
 from hadakv_client.async_client import AsyncClient
 from hadakv_client.async_session import AsyncSession
 from hadakv_client.client import Client
 from hadakv_client.errors import (
-    AnswerTooLarge,
     BodyTooLarge,
     Busy,
     CodecMismatch,
     Conflict,
     ConnectionLost,
-    Ending,
     FieldError,
     ForbiddenOrigin,
     HadakvError,
-    HeadTooLarge,
+    HeadersTooLarge,
     InsufficientStorage,
     InternalError,
     InvalidRequest,
@@ -27,25 +24,31 @@ from hadakv_client.errors import (
     Problem,
     ProtocolError,
     QuotaExceeded,
-    SessionDamaged,
+    RequestTimeout,
+    ResponseTooLarge,
+    SessionCorrupt,
     SessionExists,
     SessionNotFound,
     ShapeMismatch,
-    TierUnavailable,
+    ShuttingDown,
+    StorageUnavailable,
     Timeout,
-    TooSlow,
     TransportError,
     Unauthorized,
     UnknownHost,
     UnsupportedMediaType,
 )
 from hadakv_client.flow import Retries
+from hadakv_client.http.arguments import SessionOptions, check_session_id
+from hadakv_client.http.files import Progress
+from hadakv_client.http.transport import DEFAULT_URL, check_url
+from hadakv_client.results import AppendResult, Codecs, LayerSpan, Range, SessionInfo, StoredAppend
 from hadakv_client.session import Session
 from hadakv_kernels import Codec, Diagnostics, Encoded, UnsupportedCodec
 
 __all__ = [
-    "AnswerTooLarge",
-    "Appended",
+    "DEFAULT_URL",
+    "AppendResult",
     "AsyncClient",
     "AsyncSession",
     "BodyTooLarge",
@@ -58,11 +61,10 @@ __all__ = [
     "ConnectionLost",
     "Diagnostics",
     "Encoded",
-    "Ending",
     "FieldError",
     "ForbiddenOrigin",
     "HadakvError",
-    "HeadTooLarge",
+    "HeadersTooLarge",
     "InsufficientStorage",
     "InternalError",
     "InvalidRequest",
@@ -71,25 +73,31 @@ __all__ = [
     "MalformedRequest",
     "NonFinite",
     "NotFound",
-    "Placed",
     "PositionConflict",
     "Problem",
+    "Progress",
     "ProtocolError",
     "QuotaExceeded",
     "Range",
+    "RequestTimeout",
+    "ResponseTooLarge",
     "Retries",
     "Session",
-    "SessionDamaged",
+    "SessionCorrupt",
     "SessionExists",
     "SessionInfo",
     "SessionNotFound",
+    "SessionOptions",
     "ShapeMismatch",
-    "TierUnavailable",
+    "ShuttingDown",
+    "StorageUnavailable",
+    "StoredAppend",
     "Timeout",
-    "TooSlow",
     "TransportError",
     "Unauthorized",
     "UnknownHost",
     "UnsupportedCodec",
     "UnsupportedMediaType",
+    "check_session_id",
+    "check_url",
 ]

@@ -1,4 +1,4 @@
-"""The asynchronous client: runs the same flows over `httpx.AsyncClient`, on asyncio."""
+"""Asynchronous client. It runs the flows over `httpx.AsyncClient`, on asyncio."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,39 +7,47 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 
-from hadakv_client import calls
-from hadakv_client.answers import SessionInfo
 from hadakv_client.async_session import AsyncSession
-from hadakv_client.body import PIECE_NBYTES, Body
-from hadakv_client.calls import CodecOptions
 from hadakv_client.errors import HadakvError, TransportError
-from hadakv_client.files import FileBody, PathLike, Progress, Target, session_in
-from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempts
-from hadakv_client.parsing import ValueForm
+from hadakv_client.flow import Flow, Retries, SessionFlows, Sleep, Step, with_retries
+from hadakv_client.http import calls
+from hadakv_client.http.arguments import CodecOptions
+from hadakv_client.http.body import CHUNK_NBYTES, Body
+from hadakv_client.http.files import FileBody, FileDestination, PathLike, Progress, exported_session_id
+from hadakv_client.http.responses import ValueForm
+from hadakv_client.http.tensors import Array
+from hadakv_client.http.transport import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Endpoint,
+    ResponseBuffer,
+    content_length,
+    transport_errors,
+)
 from hadakv_client.protocol import Call, Request, Response
-from hadakv_client.tensors import Array
-from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
+from hadakv_client.results import SessionInfo
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same arguments, results and errors. Belongs to one event loop.
+    """Asynchronous client of a service: arguments, results and errors of `Client`. It belongs to one event loop.
 
     Args:
-        base_url: where the service is, `unix:` and a path for a Unix domain socket.
-        token: the caller's, if the service wants one.
-        timeout: seconds, or an `httpx.Timeout`.
-        retries: how often a call is tried again where that is safe, or `Retries`.
-        transport: of httpx, instead of TCP connections of the client's own.
-        uds: path of the Unix domain socket to connect to; with TLS if `base_url` is one of https.
-        ca_file: certificates in PEM to trust, in place of the usual authorities'; without effect where there is no TLS.
-        http: an httpx client to use, which the caller closes.
+        base_url: URL of the service, or `unix:` and the path of a Unix domain socket.
+        token: the caller's token, if the service requires one.
+        timeout: seconds to wait for the connection and for each part of a response, or an `httpx.Timeout`.
+        retries: maximum number of retries for a call that can be retried safely, or a `Retries` policy.
+        transport: transport of httpx to use instead of TCP connections.
+        uds: path of a Unix domain socket to connect to; with TLS if `base_url` is https.
+        ca_file: certificates in PEM to trust instead of the default certificate authorities. It has no effect without
+            TLS.
+        http: httpx client to use. The caller closes it.
 
     Raises:
-        ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
-            header, or `ca_file` has no certificate, or one that cannot be used.
+        ValueError: the URL is not http, https or `unix:` with a path; or the token is not printable ASCII; or `ca_file`
+            has no certificate, or an invalid one.
         OSError: `ca_file` cannot be read.
     """
 
@@ -55,12 +63,13 @@ class AsyncClient:
         ca_file: PathLike | None = None,
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        self._address = Address(base_url, token, retries, uds)
+        self._endpoint = Endpoint(base_url, token, uds)
+        self._retries = Retries.of(retries)
         self._owns_http = http is None
         if http is None:
-            options = self._address.connecting(ca_file)
-            if self._address.uds is not None:
-                transport = httpx.AsyncHTTPTransport(uds=self._address.uds, **options)
+            options = self._endpoint.httpx_options(ca_file)
+            if self._endpoint.uds is not None:
+                transport = httpx.AsyncHTTPTransport(uds=self._endpoint.uds, **options)
             http = httpx.AsyncClient(transport=transport, timeout=timeout, **options)
         self._http = http
 
@@ -73,19 +82,19 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, unless they are another's."""
+        """Close the connections. An httpx client of the caller stays open."""
         if self._owns_http:
             await self._http.aclose()
 
     def session(self, session_id: str, codec: CodecOptions | None = None) -> AsyncSession:
-        """A handle on a session: see `Client.session`."""
-        return AsyncSession(self._run, SessionFlows(session_id, codec, self._address.retries))
+        """Return a handle on a session. See `Client.session`."""
+        return AsyncSession(self._run, SessionFlows(session_id, codec, self._retries))
 
     async def sessions(self, prefix: str | None = None) -> AsyncIterator[SessionInfo]:
-        """The caller's sessions in order of id: see `Client.sessions`."""
+        """Yield the caller's sessions in order of id. See `Client.sessions`."""
         after = None
         while True:
-            page = await self._call(calls.sessions(prefix, after))
+            page = await self._call(calls.list_sessions(prefix, after))
             for info in page.sessions:
                 yield info
             after = page.next
@@ -95,9 +104,9 @@ class AsyncClient:
     async def import_session(
         self, path: PathLike, session_id: str | None = None, progress: Progress | None = None
     ) -> AsyncSession:
-        """Make a session of a file: see `Client.import_session`."""
-        flows = SessionFlows(session_in(path) if session_id is None else session_id, None, self._address.retries)
-        await self._run(flows.import_(FileBody(path, progress)))
+        """Create a session from a file. See `Client.import_session`."""
+        flows = SessionFlows(exported_session_id(path) if session_id is None else session_id, None, self._retries)
+        await self._run(flows.import_from(FileBody(path, progress)))
         return AsyncSession(self._run, flows)
 
     @overload
@@ -109,39 +118,39 @@ class AsyncClient:
     async def encode(
         self, x: Any, codec: CodecOptions | None = None, diagnostics: bool = False
     ) -> Encoded | Diagnostics:
-        """Encode the last axis of an array: see `Client.encode`."""
+        """Encode the last axis of an array. See `Client.encode`."""
         return await self._call(calls.encode(x, codec, diagnostics=diagnostics))
 
     async def decode(
         self, encoded: Encoded, codec: CodecOptions | None, head_dim: int, form: ValueForm = "float32"
     ) -> Array:
-        """Decode what `encode`, `append` or `read` gave: see `Client.decode`."""
+        """Decode a result of `encode`, `append` or `read`. See `Client.decode`."""
         return await self._call(calls.decode(encoded, codec, head_dim, form))
 
     async def healthy(self) -> bool:
-        """Whether a service answers. Tried once."""
+        """Return whether the service responds. Makes one attempt."""
         return await self._probe("/healthz")
 
     async def ready(self) -> bool:
-        """Whether a service answers and its device computes what it should. Tried once."""
+        """Return whether the service responds and its device passes the self-test. Makes one attempt."""
         return await self._probe("/readyz")
 
     async def _probe(self, path: str) -> bool:
         try:
-            await self._run(attempts(calls.probe(path), Retries(0)))
+            await self._run(with_retries(calls.probe(path), Retries(0)))
         except HadakvError:
             return False
         return True
 
     async def _call(self, call: Call[T]) -> T:
-        return await self._run(attempts(call, self._address.retries))
+        return await self._run(with_retries(call, self._retries))
 
     async def _run(self, flow: Flow[T]) -> T:
         try:
             step = next(flow)
             while True:
                 try:
-                    response = await self._take(step)
+                    response = await self._perform(step)
                 except TransportError as error:
                     step = flow.throw(error)
                 else:
@@ -150,48 +159,48 @@ class AsyncClient:
             result: T = done.value
             return result
 
-    async def _take(self, step: Step) -> Response | None:
-        if isinstance(step, Pause):
+    async def _perform(self, step: Step) -> Response | None:
+        if isinstance(step, Sleep):
             await asyncio.sleep(step.seconds)
             return None
         return await self._send(step)
 
     async def _send(self, request: Request) -> Response:
-        with transport_errors(request, self._address):
+        with transport_errors(request, self._endpoint):
             async with self._http.stream(
                 request.method,
-                self._address.url(request),
-                headers=self._address.headers(request),
+                self._endpoint.url(request),
+                headers=self._endpoint.headers(request),
                 content=_content(request.body),
                 follow_redirects=False,
-            ) as head:
-                target = request.target_of(head.status_code, head.headers)
-                if target is not None:
-                    return await _landed(target, head)
-                arrival = Arrival(head)
-                async for chunk in head.aiter_raw():
-                    arrival.add(chunk)
-        return arrival.response()
+            ) as received:
+                destination = request.destination_for(received.status_code, received.headers)
+                if destination is not None:
+                    return await _save_body(destination, received)
+                buffer = ResponseBuffer(received)
+                async for chunk in received.aiter_raw():
+                    buffer.add(chunk)
+        return buffer.response()
 
 
-async def _landed(target: Target, head: httpx.Response) -> Response:
-    """The response, once its body is a file; the disk keeps no other task waiting."""
-    with target.open(declared_nbytes(head)) as landing:
-        async for piece in head.aiter_raw(PIECE_NBYTES):
-            await asyncio.to_thread(landing.write, piece)
-        await asyncio.to_thread(landing.land)
-    return Response(head.status_code, head.headers, b"")
+async def _save_body(destination: FileDestination, received: httpx.Response) -> Response:
+    """Write the body to the destination, and return the response without it. Disk I/O does not block the event loop."""
+    with destination.open(content_length(received)) as writer:
+        async for chunk in received.aiter_raw(CHUNK_NBYTES):
+            await asyncio.to_thread(writer.write, chunk)
+        await asyncio.to_thread(writer.commit)
+    return Response(received.status_code, received.headers, b"")
 
 
 def _content(body: Body | FileBody | None) -> bytes | AsyncIterator[bytes] | None:
-    return None if body is None else body.joined or _pieces(body)
+    return None if body is None else body.as_bytes or _chunks(body)
 
 
-async def _pieces(body: Body | FileBody) -> AsyncIterator[bytes]:
+async def _chunks(body: Body | FileBody) -> AsyncIterator[bytes]:
     if isinstance(body, Body):
-        for piece in body:
-            yield piece
+        for chunk in body:
+            yield chunk
         return
-    pieces = iter(body)
-    while piece := await asyncio.to_thread(next, pieces, b""):
-        yield piece
+    chunks = iter(body)
+    while chunk := await asyncio.to_thread(next, chunks, b""):
+        yield chunk

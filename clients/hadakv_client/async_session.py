@@ -1,13 +1,13 @@
-"""The handle on one session, asynchronous."""
+"""Asynchronous handle on one session."""
 
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
-from hadakv_client.answers import Appended, Placed, Range, SessionInfo
-from hadakv_client.calls import Position, SessionOptions
-from hadakv_client.files import PathLike, Progress, Target
 from hadakv_client.flow import Flow, SessionFlows
-from hadakv_client.parsing import Form, Layout, ValueForm
-from hadakv_client.tensors import Array
+from hadakv_client.http.arguments import Position, SessionOptions
+from hadakv_client.http.files import FileDestination, PathLike, Progress
+from hadakv_client.http.responses import Form, Layout, ValueForm
+from hadakv_client.http.tensors import Array
+from hadakv_client.results import AppendResult, Range, SessionInfo, StoredAppend
 from hadakv_kernels import Encoded
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ class _Runner(Protocol):
 
 
 class AsyncSession:
-    """`Session` for asyncio: the same arguments, results and errors, for one writer at a time."""
+    """Asynchronous handle on one session: arguments, results and errors of `Session`. For one writer at a time."""
 
     def __init__(self, run: _Runner, flows: SessionFlows) -> None:
         self._run = run
@@ -26,21 +26,21 @@ class AsyncSession:
 
     @property
     def id(self) -> str:
-        """The session's id."""
+        """Return the session id."""
         return self._flows.id
 
     @overload
     async def append(
         self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: Literal[False] = False
-    ) -> Appended: ...
+    ) -> StoredAppend: ...
     @overload
     async def append(
         self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool
-    ) -> Placed: ...
+    ) -> AppendResult: ...
     async def append(
         self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool = False
-    ) -> Placed:
-        """Encode keys and values and keep them at the end of the session: see `Session.append`."""
+    ) -> AppendResult:
+        """Encode keys and values and append them to the session. See `Session.append`."""
         return await self._run(self._flows.append(k, v, layer, position, minimal=minimal))
 
     @overload
@@ -72,29 +72,29 @@ class AsyncSession:
         form: Form = "packed",
         layout: Layout = "linear",
     ) -> Range[Any]:
-        """Read a range of tokens back: see `Session.read`."""
+        """Read a range of tokens. See `Session.read`."""
         return await self._run(self._flows.read(start, stop, layers, form, layout))
 
     async def truncate(self, length: int) -> SessionInfo:
-        """See `Session.truncate`."""
+        """Delete tokens from a position on, in all layers. See `Session.truncate`."""
         return await self._run(self._flows.truncate(length))
 
     async def fork(self, session_id: str, length: int | None = None) -> "AsyncSession":
-        """See `Session.fork`."""
+        """Create a session with tokens of this one. See `Session.fork`."""
         return AsyncSession(self._run, await self._run(self._flows.fork(session_id, length)))
 
     async def export(self, path: PathLike, progress: Progress | None = None) -> None:
-        """Write the session to one safetensors file: see `Session.export`."""
-        await self._run(self._flows.export(Target(path, progress)))
+        """Write the session to one safetensors file. See `Session.export`."""
+        await self._run(self._flows.export_to(FileDestination(path, progress)))
 
     async def info(self) -> SessionInfo:
-        """Describe the session: see `Session.info`."""
+        """Get the description of the session. See `Session.info`."""
         return await self._run(self._flows.info())
 
     async def create(self, **options: Unpack[SessionOptions]) -> SessionInfo:
-        """Create the session before anything is appended: see `Session.create`."""
+        """Create the session without tokens. See `Session.create`."""
         return await self._run(self._flows.create(options))
 
     async def delete(self) -> None:
-        """Forget the session: see `Session.delete`."""
+        """Delete the session. See `Session.delete`."""
         await self._run(self._flows.delete())

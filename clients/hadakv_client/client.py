@@ -1,4 +1,4 @@
-"""The synchronous client: runs flows over `httpx.Client`."""
+"""Synchronous client. It runs the flows over `httpx.Client`."""
 
 import time
 from collections.abc import Iterator
@@ -7,42 +7,48 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 
-from hadakv_client import calls
-from hadakv_client.answers import SessionInfo
-from hadakv_client.body import PIECE_NBYTES, Body
-from hadakv_client.calls import CodecOptions
 from hadakv_client.errors import HadakvError, TransportError
-from hadakv_client.files import FileBody, PathLike, Progress, Target, session_in
-from hadakv_client.flow import Flow, Pause, Retries, SessionFlows, Step, attempts
-from hadakv_client.parsing import ValueForm
+from hadakv_client.flow import Flow, Retries, SessionFlows, Sleep, Step, with_retries
+from hadakv_client.http import calls
+from hadakv_client.http.arguments import CodecOptions
+from hadakv_client.http.body import CHUNK_NBYTES, Body
+from hadakv_client.http.files import FileBody, FileDestination, PathLike, Progress, exported_session_id
+from hadakv_client.http.responses import ValueForm
+from hadakv_client.http.tensors import Array
+from hadakv_client.http.transport import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Endpoint,
+    ResponseBuffer,
+    content_length,
+    transport_errors,
+)
 from hadakv_client.protocol import Call, Request, Response
+from hadakv_client.results import SessionInfo
 from hadakv_client.session import Session
-from hadakv_client.tensors import Array
-from hadakv_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, Address, Arrival, declared_nbytes, transport_errors
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")
 
 
 class Client:
-    """Talks to a service. May be used from several threads; `close` it, or use it in a `with` statement.
+    """Synchronous client of a service. It is thread-safe. Close it, or use it in a `with` statement.
 
     Args:
-        base_url: where the service is, `unix:` and a path for a Unix domain socket.
-        token: the caller's, if the service wants one.
-        timeout: seconds to wait for the connection and for each part of an answer, or an `httpx.Timeout`.
-        retries: how often a call is tried again where that is safe, or `Retries` for more to say.
-        transport: of httpx, instead of TCP connections of the client's own.
-        uds: path of the Unix domain socket to connect to; `base_url` then only names the host in the requests and, with
-            https, in the certificate of a service that speaks TLS there.
-        ca_file: certificates in PEM; whoever speaks TLS must be vouched for by one of these, and no longer by one of
-            the usual authorities. Not for a `transport`, which brings its own, and without effect where there is no
-            TLS: with http, and with `unix:`, which is http always.
-        http: an httpx client to use, which the caller closes; it brings its own timeout, transport and authorities.
+        base_url: URL of the service, or `unix:` and the path of a Unix domain socket.
+        token: the caller's token, if the service requires one.
+        timeout: seconds to wait for the connection and for each part of a response, or an `httpx.Timeout`.
+        retries: maximum number of retries for a call that can be retried safely, or a `Retries` policy.
+        transport: transport of httpx to use instead of TCP connections.
+        uds: path of a Unix domain socket to connect to. `base_url` then gives only the host name: for the Host header
+            and, with https, for the certificate.
+        ca_file: certificates in PEM to trust instead of the default certificate authorities. It has no effect with a
+            `transport`, which has its own, and without TLS: with http and with `unix:`, which is always http.
+        http: httpx client to use. It has its own timeout, transport and certificates, and the caller closes it.
 
     Raises:
-        ValueError: the URL is neither one of http or https nor `unix:` with a path, or the token cannot stand in a
-            header, or `ca_file` has no certificate, or one that cannot be used.
+        ValueError: the URL is not http, https or `unix:` with a path; or the token is not printable ASCII; or `ca_file`
+            has no certificate, or an invalid one.
         OSError: `ca_file` cannot be read.
     """
 
@@ -58,12 +64,13 @@ class Client:
         ca_file: PathLike | None = None,
         http: httpx.Client | None = None,
     ) -> None:
-        self._address = Address(base_url, token, retries, uds)
+        self._endpoint = Endpoint(base_url, token, uds)
+        self._retries = Retries.of(retries)
         self._owns_http = http is None
         if http is None:
-            options = self._address.connecting(ca_file)
-            if self._address.uds is not None:
-                transport = httpx.HTTPTransport(uds=self._address.uds, **options)
+            options = self._endpoint.httpx_options(ca_file)
+            if self._endpoint.uds is not None:
+                transport = httpx.HTTPTransport(uds=self._endpoint.uds, **options)
             http = httpx.Client(transport=transport, timeout=timeout, **options)
         self._http = http
 
@@ -76,32 +83,32 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections, unless they are another's."""
+        """Close the connections. An httpx client of the caller stays open."""
         if self._owns_http:
             self._http.close()
 
     def session(self, session_id: str, codec: CodecOptions | None = None) -> Session:
-        """A handle on a session, which need not exist yet. Sends nothing.
+        """Return a handle on a session. Sends nothing; the session need not exist.
 
         Args:
             session_id: 1 to 128 of A-Z a-z 0-9 . _ : -
-            codec: for both streams, or `{"k": ..., "v": ...}`. It decides when an append creates the session, and must
-                be the session's otherwise (`CodecMismatch`). None takes the session's, or the service's default.
+            codec: codec for both streams, or `{"k": ..., "v": ...}`. A new session takes it. It must equal the codec of
+                an existing session (`CodecMismatch`). None takes the session's codec, or the service's default.
 
         Raises:
-            ValueError: the id is not valid, or there is no such codec.
+            ValueError: the id is not valid, or the codec is not supported.
         """
-        return Session(self._run, SessionFlows(session_id, codec, self._address.retries))
+        return Session(self._run, SessionFlows(session_id, codec, self._retries))
 
     def sessions(self, prefix: str | None = None) -> Iterator[SessionInfo]:
-        """The caller's sessions in order of id, fetched as the iteration goes.
+        """Yield the caller's sessions in order of id. Fetches them page by page.
 
         Args:
-            prefix: only those whose id begins so.
+            prefix: yield only sessions whose id starts with it.
         """
         after = None
         while True:
-            page = self._call(calls.sessions(prefix, after))
+            page = self._call(calls.list_sessions(prefix, after))
             yield from page.sessions
             after = page.next
             if after is None:
@@ -110,27 +117,27 @@ class Client:
     def import_session(
         self, path: PathLike, session_id: str | None = None, progress: Progress | None = None
     ) -> Session:
-        """Make a session of a file that `Session.export` wrote, all of it or nothing.
+        """Create a session from a file that `Session.export` wrote. On an error nothing is created.
 
-        The file is read as it is sent, and must not change until this returns.
+        The file is read while it is sent. It must not change until this returns.
 
         Args:
-            path: of the file.
-            session_id: of the new session; None is the id of the session that was exported.
-            progress: called again and again with the bytes sent so far and those of the whole file.
+            path: path of the file.
+            session_id: id of the new session; None is the id of the exported session.
+            progress: called after each chunk with the bytes sent so far and the size of the file.
 
         Returns:
             a handle on the new session.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: no session was exported to it, if there is no id; or the id is not valid.
-            SessionExists: there is a session of that id.
-            MalformedBody, InvalidRequest: the file is damaged, or of another version.
-            BodyTooLarge, InsufficientStorage: it does not fit.
+            ValueError: `session_id` is not valid; or it is None and the file is not a hadakv session file.
+            SessionExists: the id is taken.
+            MalformedBody, InvalidRequest: the file is corrupt, or another version of hadakv wrote it.
+            BodyTooLarge, InsufficientStorage: the file or the session is too large.
         """
-        flows = SessionFlows(session_in(path) if session_id is None else session_id, None, self._address.retries)
-        self._run(flows.import_(FileBody(path, progress)))
+        flows = SessionFlows(exported_session_id(path) if session_id is None else session_id, None, self._retries)
+        self._run(flows.import_from(FileBody(path, progress)))
         return Session(self._run, flows)
 
     @overload
@@ -138,66 +145,66 @@ class Client:
     @overload
     def encode(self, x: Any, codec: CodecOptions | None, diagnostics: Literal[True]) -> Diagnostics: ...
     def encode(self, x: Any, codec: CodecOptions | None = None, diagnostics: bool = False) -> Encoded | Diagnostics:
-        """Encode the last axis of an array; nothing is stored.
+        """Encode the last axis of an array. Stores nothing.
 
         Args:
-            x: float32, float16 or bfloat16 `[..., head_dim]`, of NumPy or MLX.
-            codec: one codec; None is the default one.
-            diagnostics: also give what the codec compared with its boundaries, and its RMS.
+            x: NumPy or MLX array of float32, float16 or bfloat16, `[..., head_dim]`.
+            codec: one codec; None is the default codec.
+            diagnostics: also return the scaled values that the codec compares with its boundaries, and their RMS.
 
         Returns:
-            packed uint8 [..., row_bytes] and norms float32 [..., norms], read-only; for a float16 codec
-            the float16 values' bytes and no norms.
+            packed uint8 [..., row_bytes] and norms float32 [..., norms], read-only. For a codec of kind float16, the
+            bytes of the float16 values, and no norms.
 
         Raises:
-            TypeError, ValueError: x cannot be sent, or there is no such codec.
-            InvalidRequest: there is no codec for that head_dim.
+            TypeError, ValueError: x cannot be sent, or the codec is not supported.
+            InvalidRequest: no codec supports this head_dim.
             NonFinite: a vector has NaN, infinity or overflow.
         """
         return self._call(calls.encode(x, codec, diagnostics=diagnostics))
 
     def decode(self, encoded: Encoded, codec: CodecOptions | None, head_dim: int, form: ValueForm = "float32") -> Array:
-        """Decode what `encode`, `append` or `read` gave.
+        """Decode a result of `encode`, `append` or `read`.
 
         Args:
             encoded: packed uint8 `[..., row_bytes]` and norms float32 `[..., norms]`.
-            codec: the one it was encoded with.
-            head_dim: elements of one vector.
-            form: the dtype to give, or `"rotated"` for float32 before the inverse rotation.
+            codec: codec of the encoded vectors.
+            head_dim: number of elements of one vector.
+            form: dtype of the result, or `"rotated"` for float32 before the inverse rotation.
 
         Returns:
             values [..., head_dim], read-only.
 
         Raises:
-            TypeError, ValueError: an array cannot be sent, or there is no such codec.
-            InvalidRequest: the shapes are not those of the codec.
+            TypeError, ValueError: an array cannot be sent, or the codec is not supported.
+            InvalidRequest: the shapes do not fit the codec.
         """
         return self._call(calls.decode(encoded, codec, head_dim, form))
 
     def healthy(self) -> bool:
-        """Whether a service answers. Tried once."""
+        """Return whether the service responds. Makes one attempt."""
         return self._probe("/healthz")
 
     def ready(self) -> bool:
-        """Whether a service answers and its device computes what it should. Tried once."""
+        """Return whether the service responds and its device passes the self-test. Makes one attempt."""
         return self._probe("/readyz")
 
     def _probe(self, path: str) -> bool:
         try:
-            self._run(attempts(calls.probe(path), Retries(0)))
+            self._run(with_retries(calls.probe(path), Retries(0)))
         except HadakvError:
             return False
         return True
 
     def _call(self, call: Call[T]) -> T:
-        return self._run(attempts(call, self._address.retries))
+        return self._run(with_retries(call, self._retries))
 
     def _run(self, flow: Flow[T]) -> T:
         try:
             step = next(flow)
             while True:
                 try:
-                    response = self._take(step)
+                    response = self._perform(step)
                 except TransportError as error:
                     step = flow.throw(error)
                 else:
@@ -206,40 +213,40 @@ class Client:
             result: T = done.value
             return result
 
-    def _take(self, step: Step) -> Response | None:
-        if isinstance(step, Pause):
+    def _perform(self, step: Step) -> Response | None:
+        if isinstance(step, Sleep):
             time.sleep(step.seconds)
             return None
         return self._send(step)
 
     def _send(self, request: Request) -> Response:
         with (
-            transport_errors(request, self._address),
+            transport_errors(request, self._endpoint),
             self._http.stream(
                 request.method,
-                self._address.url(request),
-                headers=self._address.headers(request),
+                self._endpoint.url(request),
+                headers=self._endpoint.headers(request),
                 content=_content(request.body),
                 follow_redirects=False,
-            ) as head,
+            ) as received,
         ):
-            target = request.target_of(head.status_code, head.headers)
-            if target is not None:
-                return _landed(target, head)
-            arrival = Arrival(head)
-            for chunk in head.iter_raw():
-                arrival.add(chunk)
-        return arrival.response()
+            destination = request.destination_for(received.status_code, received.headers)
+            if destination is not None:
+                return _save_body(destination, received)
+            buffer = ResponseBuffer(received)
+            for chunk in received.iter_raw():
+                buffer.add(chunk)
+        return buffer.response()
 
 
-def _landed(target: Target, head: httpx.Response) -> Response:
-    """The response, once its body is a file."""
-    with target.open(declared_nbytes(head)) as landing:
-        for piece in head.iter_raw(PIECE_NBYTES):
-            landing.write(piece)
-        landing.land()
-    return Response(head.status_code, head.headers, b"")
+def _save_body(destination: FileDestination, received: httpx.Response) -> Response:
+    """Write the body to the destination, and return the response without it."""
+    with destination.open(content_length(received)) as writer:
+        for chunk in received.iter_raw(CHUNK_NBYTES):
+            writer.write(chunk)
+        writer.commit()
+    return Response(received.status_code, received.headers, b"")
 
 
 def _content(body: Body | FileBody | None) -> bytes | Iterator[bytes] | None:
-    return None if body is None else body.joined or iter(body)
+    return None if body is None else body.as_bytes or iter(body)

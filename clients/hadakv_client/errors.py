@@ -1,39 +1,39 @@
-"""What can go wrong between a caller and the service.
+"""Exceptions of the client.
 
 HadakvError
-├── TransportError               no answer came
-│   ├── ConnectionLost           the connection could not be made, or broke
-│   └── Timeout                  it took too long
-├── ProtocolError                an answer came that this client cannot read
-└── Problem                      the service refused, and says why
-    ├── MalformedBody            400
-    ├── MalformedRequest         400  what arrived was not HTTP
+├── TransportError               no response was received
+│   ├── ConnectionLost           the connection failed or broke
+│   └── Timeout                  the client stopped waiting
+├── ProtocolError                the response is not valid
+└── Problem                      the service rejected the request (RFC 9457)
+    ├── MalformedBody            400  the body cannot be parsed
+    ├── MalformedRequest         400  the service received invalid HTTP
     ├── Unauthorized             401  missing or wrong token
-    ├── ForbiddenOrigin          403  sent as by a web page of another site
-    ├── NotFound                 404  no such call
-    │   └── SessionNotFound           no such session, or it is another tenant's
-    ├── SessionDamaged           410  what is stored of the session is not what was written
+    ├── ForbiddenOrigin          403  cross-site request from a web page
+    ├── NotFound                 404  no such route
+    │   └── SessionNotFound           no such session, or another tenant owns it
+    ├── RequestTimeout           408  the request arrived too slowly
     ├── Conflict                 409
-    │   ├── ShapeMismatch             the tensors disagree with the session
-    │   ├── CodecMismatch             the codec asked for is not the session's
-    │   ├── SessionExists             `create` of one of another shape, or an id that is taken
+    │   ├── ShapeMismatch             the tensors do not fit the session's shape
+    │   ├── CodecMismatch             the codec is not the session's codec
+    │   ├── SessionExists             the id is taken
     │   └── PositionConflict          the append is not at the end: `length`
-    ├── TooSlow                  408  the request took too long to arrive
-    ├── BodyTooLarge             413  more than `limit` bytes
+    ├── SessionCorrupt           410  checksum mismatch in the stored session
+    ├── BodyTooLarge             413  the body exceeds `limit` bytes
     ├── UnsupportedMediaType     415
-    ├── UnknownHost              421  the base URL's name is not the service's: `host`
-    ├── InvalidRequest           422  fields are wrong: `errors`
-    │   ├── AnswerTooLarge            the answer would have more than `limit` bytes
-    │   └── NonFinite                 NaN, infinity or overflow: `stream`, `layer`, `head`, `token`
-    ├── HeadTooLarge             431  the headers have more than `limit` bytes
-    ├── InternalError            500  and every other 5xx
-    ├── Busy                     503  to be tried again after `retry_after`
-    │   └── TierUnavailable           the disk cannot be used now
-    ├── Ending                   503  the service ended before it answered, and may have done it
-    └── InsufficientStorage      507
-        └── QuotaExceeded             more than the tenant may have: `resource`, `needed`, `quota`
+    ├── UnknownHost              421  the service does not accept this host name: `host`
+    ├── InvalidRequest           422  invalid fields: `errors`
+    │   ├── ResponseTooLarge          the response would exceed `limit` bytes
+    │   └── NonFinite                 NaN, infinity or overflow: `stream`, `layer`, `head`, `token`, `row`
+    ├── HeadersTooLarge          431  the headers exceed `limit` bytes
+    ├── InternalError            500  and every other 5xx without a class of its own
+    ├── Busy                     503  retry after `retry_after` seconds
+    │   └── StorageUnavailable        the disk store cannot be used now
+    ├── ShuttingDown             503  the service stopped before it responded; the request may have been carried out
+    └── InsufficientStorage      507  the service has no space for the session
+        └── QuotaExceeded             the tenant's quota is used up: `resource`, `needed`, `quota`
 
-Arguments that could never be sent are a `TypeError` or a `ValueError`, raised before anything is.
+An argument that can never be sent raises `TypeError` or `ValueError` before anything is sent.
 """
 
 from collections.abc import Mapping
@@ -41,18 +41,18 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class HadakvError(Exception):
-    """Base of every error raised by `hadakv_client`."""
+    """Base class of all exceptions of `hadakv_client`."""
 
 
 class TransportError(HadakvError):
-    """No answer came.
+    """No response was received.
 
     Attributes:
-        sent: whether the request may have reached the service and been carried out.
+        sent: whether the service may have received the request and carried it out.
     """
 
     def __init__(self, message: str, sent: bool = True) -> None:
-        # All arguments go to Exception, so that errors survive being pickled.
+        # Exception must get every argument. Otherwise the error cannot be pickled.
         super().__init__(message, sent)
         self.sent = sent
 
@@ -61,32 +61,32 @@ class TransportError(HadakvError):
 
 
 class ConnectionLost(TransportError):
-    """The connection could not be made, or broke before the answer was complete."""
+    """The connection could not be opened, or it broke before the response was complete."""
 
 
 class Timeout(TransportError):
-    """The service took longer than the client waits."""
+    """The service did not respond within the client's timeout."""
 
 
 class ProtocolError(HadakvError):
-    """An answer came that this client cannot read: not from this service, or from another version of it."""
+    """The response is not valid. Another server sent it, or another version of the service."""
 
 
 class Problem(HadakvError):
-    """The service refused, and says why (RFC 9457).
+    """The service rejected the request and gave a reason (RFC 9457).
 
     Attributes:
-        status: the HTTP status.
-        slug: the kind of problem, for example `"position-conflict"`; empty where the answer names none.
-        title: the kind of problem, in words.
-        detail: this occurrence, in words.
+        status: HTTP status.
+        slug: kind of problem, for example `"position-conflict"`; empty if the response names none.
+        title: summary of the kind of problem.
+        detail: description of this occurrence.
         fields: further members of the problem document.
-        retry_after: seconds after which to try again, where the service says so.
+        retry_after: seconds to wait before the next attempt; None if the service gives no time.
     """
 
     status: int = 0
     slug: str = ""
-    # Members of the document that become attributes, and their types; without them it is of a parent's kind.
+    # Members of the document that become attributes, and their types. If one is missing, a parent class is used.
     members: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
@@ -110,22 +110,22 @@ class Problem(HadakvError):
 
     @property
     def request_id(self) -> str:
-        """What the service's log calls the request; empty where the answer does not say."""
+        """Return the id of the request in the service's log; empty if the response has none."""
         return str(self.fields.get("request_id") or "")
 
     def __str__(self) -> str:
         kind = f"{self.status} {self.slug}".rstrip()
-        return f"{self.detail or self.title or 'The service refused.'} ({kind})"
+        return f"{self.detail or self.title or 'The service rejected the request.'} ({kind})"
 
 
 class MalformedBody(Problem):
-    """The service could not parse the body."""
+    """The service cannot parse the body."""
 
     status, slug = 400, "malformed-body"
 
 
 class MalformedRequest(Problem):
-    """What arrived was not HTTP: something between the client and the service spoils it."""
+    """The service received invalid HTTP. Something between the client and the service changed the request."""
 
     status, slug = 400, "malformed-request"
 
@@ -137,49 +137,49 @@ class Unauthorized(Problem):
 
 
 class ForbiddenOrigin(Problem):
-    """The request looked as if a web page of another site had sent it."""
+    """The request looks like a cross-site request from a web page."""
 
     status, slug = 403, "forbidden-origin"
 
 
 class NotFound(Problem):
-    """There is nothing at that address: the base URL is another server's, or this service lacks the call."""
+    """The route does not exist. The base URL belongs to another server, or this version lacks the call."""
 
     status, slug = 404, "not-found"
 
 
 class SessionNotFound(NotFound):
-    """The caller has no session of that id: never made, deleted, expired or evicted."""
+    """The caller has no session with this id. It was never created, or it was deleted, expired or evicted."""
 
     slug = "session-not-found"
 
 
-class SessionDamaged(Problem):
-    """What is stored of the session is not what was written; delete it and send it again."""
+class SessionCorrupt(Problem):
+    """The stored session is corrupt. Delete it and send the tokens again."""
 
-    status, slug = 410, "session-damaged"
+    status, slug = 410, "session-corrupt"
 
 
 class Conflict(Problem):
-    """The request contradicts what is stored."""
+    """The request contradicts the stored session."""
 
     status = 409
 
 
 class ShapeMismatch(Conflict):
-    """The tensors disagree with the session's shape."""
+    """The tensors do not fit the session's shape."""
 
     slug = "shape-mismatch"
 
 
 class CodecMismatch(Conflict):
-    """The codec asked for is not the session's."""
+    """The codec in the request is not the session's codec."""
 
     slug = "codec-mismatch"
 
 
 class SessionExists(Conflict):
-    """The session to be created exists with another shape, or the id to fork or import to is taken."""
+    """The session to create exists with another shape, or the id for a fork or an import is taken."""
 
     slug = "session-exists"
 
@@ -188,24 +188,24 @@ class PositionConflict(Conflict):
     """The append is not at the end of its layers.
 
     Attributes:
-        length: how many tokens those layers have.
+        length: number of tokens in these layers.
     """
 
     slug, members = "position-conflict", {"length": int}
     length: int
 
 
-class TooSlow(Problem):
-    """The request took too long to arrive; the service closed the connection."""
+class RequestTimeout(Problem):
+    """The request arrived too slowly. The service closed the connection."""
 
-    status, slug = 408, "too-slow"
+    status, slug = 408, "request-timeout"
 
 
 class BodyTooLarge(Problem):
-    """The body is over the service's limit.
+    """The body exceeds the service's limit.
 
     Attributes:
-        limit: that limit, in bytes.
+        limit: maximum body size in bytes.
     """
 
     status, slug, members = 413, "body-too-large", {"limit": int}
@@ -213,73 +213,78 @@ class BodyTooLarge(Problem):
 
 
 class UnsupportedMediaType(Problem):
-    """The content type is none the call reads."""
+    """The call does not accept this content type."""
 
     status, slug = 415, "unsupported-media-type"
 
 
 class UnknownHost(Problem):
-    """The service does not go by the base URL's name: `--allowed-hosts` has it do so.
+    """The service does not accept the host name of the base URL. Add it to the service's `--allowed-hosts`.
 
     Attributes:
-        host: that name.
+        host: rejected host name.
     """
 
     status, slug, members = 421, "unknown-host", {"host": str}
     host: str
 
 
-class HeadTooLarge(Problem):
-    """The request's headers are over the service's limit.
+class HeadersTooLarge(Problem):
+    """The request headers exceed the service's limit.
 
     Attributes:
-        limit: that limit, in bytes.
+        limit: maximum size of the request headers in bytes.
     """
 
-    status, slug, members = 431, "head-too-large", {"limit": int}
+    status, slug, members = 431, "headers-too-large", {"limit": int}
     limit: int
 
 
 class FieldError(NamedTuple):
-    """What is wrong with one field of a request."""
+    """Error in one field of a request.
+
+    Attributes:
+        field: path of the field, for example `"k.shape"`.
+        reason: description of the error.
+    """
 
     field: str
     reason: str
 
 
 class InvalidRequest(Problem):
-    """Fields are missing, unknown or wrong."""
+    """Fields of the request are missing, unknown or wrong."""
 
     status, slug = 422, "invalid-request"
 
     @property
     def errors(self) -> list[FieldError]:
-        """Each wrong field with its reason."""
+        """Return one entry for each invalid field."""
         listed = self.fields.get("errors")
         entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         return [FieldError(str(entry.get("field", "")), str(entry.get("reason", ""))) for entry in entries]
 
 
-class AnswerTooLarge(InvalidRequest):
-    """What was asked for does not fit one answer; ask for less at a time.
+class ResponseTooLarge(InvalidRequest):
+    """The response would exceed the service's limit. Request less at a time.
 
     Attributes:
-        limit: what an answer may have, in bytes.
+        limit: maximum response size in bytes.
     """
 
-    slug, members = "answer-too-large", {"limit": int}
+    slug, members = "response-too-large", {"limit": int}
     limit: int
 
 
 class NonFinite(InvalidRequest):
-    """NaN, infinity or overflow in a vector; an append then stored nothing.
+    """A vector has NaN, infinity or overflow. An append that raises this has stored nothing.
 
     Attributes:
         stream: `"k"` or `"v"`; `"x"` for `encode`.
-        layer: the layer of the first such vector, as the session counts layers; None for `encode`.
-        head: its head; None for `encode`.
-        token: its token, counted from the append's first; None for `encode`.
-        row: which vector of x it is, for `encode`.
+        layer: session layer of the first such vector; None for `encode`.
+        head: head of that vector; None for `encode`.
+        token: token of that vector, counted from the first token of the append; None for `encode`.
+        row: index of that vector in x, for `encode`; None for an append.
     """
 
     slug = "non-finite"
@@ -295,42 +300,42 @@ class NonFinite(InvalidRequest):
 
 
 class InternalError(Problem):
-    """The service failed, or something between it and the client did."""
+    """The service failed, or a proxy between the client and the service failed."""
 
     status, slug = 500, "internal-error"
 
 
 class Busy(Problem):
-    """The service has too much to do right now."""
+    """The service is overloaded now."""
 
     status, slug = 503, "busy"
 
 
-class TierUnavailable(Busy):
-    """What lies below memory cannot be read or written now."""
+class StorageUnavailable(Busy):
+    """The disk store cannot be read or written now."""
 
-    slug = "tier-unavailable"
+    slug = "storage-unavailable"
 
 
-class Ending(Problem):
-    """The service ended before it answered, and may have done what was asked; it is not asked again by itself."""
+class ShuttingDown(Problem):
+    """The service stopped before it responded. It may have carried out the request, so the client does not retry."""
 
-    status, slug = 503, "ending"
+    status, slug = 503, "shutting-down"
 
 
 class InsufficientStorage(Problem):
-    """The session does not fit the service's memory budget."""
+    """The service has no space for the session in memory or on disk."""
 
     status, slug = 507, "insufficient-storage"
 
 
 class QuotaExceeded(InsufficientStorage):
-    """The tenant may not have so much; room that others take makes no difference.
+    """The tenant's quota is used up. It does not depend on the space that other tenants use.
 
     Attributes:
-        resource: what there is too little of: `"bytes"` or `"sessions"`.
-        needed: how much more of it the call takes.
-        quota: how much of it the tenant may have.
+        resource: limited resource: `"bytes"` or `"sessions"`.
+        needed: additional amount that the call needs.
+        quota: maximum amount for the tenant.
     """
 
     slug, members = "quota-exceeded", {"resource": str, "needed": int, "quota": int}

@@ -1,7 +1,8 @@
-"""What a client does in which order, without doing it: retries, and where the next append goes.
+"""Control flow of both clients without I/O: retries, and the position of the next append.
 
-A flow is a generator. It yields a `Request` and is sent the `Response`, or is thrown a `TransportError`; it yields a
-`Pause` and is sent nothing; it returns the result. The synchronous and the asynchronous client run the same flows.
+A flow is a generator that returns the result of a call. It yields a `Request` and receives a `Response`, or a
+`TransportError` is thrown into it. It yields a `Sleep` and receives None. The synchronous and the asynchronous client
+run the same flows.
 """
 
 import random
@@ -9,72 +10,81 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hadakv_client import calls
-from hadakv_client.answers import Placed, Range, SessionInfo
-from hadakv_client.calls import CodecOptions, Position
 from hadakv_client.errors import Busy, SessionNotFound, TransportError
-from hadakv_client.files import FileBody, Target
-from hadakv_client.parsing import Form, Layout
+from hadakv_client.http import calls
+from hadakv_client.http.arguments import CodecOptions, Position, check_session_id, kv_arrays, session_codec
+from hadakv_client.http.files import FileBody, FileDestination
+from hadakv_client.http.responses import Form, Layout
 from hadakv_client.protocol import Call, Request, Response
+from hadakv_client.results import AppendResult, Range, SessionInfo
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait so long before going on."""
+class Sleep:
+    """Wait before the next step.
+
+    Attributes:
+        seconds: duration.
+    """
 
     seconds: float
 
 
-Step = Request | Pause
+Step = Request | Sleep
 Flow = Generator[Step, Response | None, T]
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a call is tried again, and after how long.
+    """Retry policy with exponential backoff and jitter.
 
-    A call that never left, or that the service was too busy for and said when to come back, is tried again. One whose
-    connection broke or that timed out on the way is too, if doing it twice is the same as doing it once.
+    A call is retried if it was not sent, or if the service was busy and sent Retry-After. An idempotent call is also
+    retried if its connection broke or it timed out.
 
     Attributes:
-        limit: how often, after the first attempt.
-        first_seconds: the longest first pause; each further one may be twice as long.
-        most_seconds: the longest pause of all; a service that wants to be left alone for longer is.
-        random: gives a number from 0 to 1, which spreads clients that were turned away together.
+        limit: maximum number of retries after the first attempt.
+        initial_backoff_seconds: maximum backoff before the first retry. It doubles with each retry.
+        max_backoff_seconds: maximum backoff. A call is not retried if the service asks for a longer wait.
+        random: returns a number from 0 to 1 for the jitter, so that rejected clients do not retry at the same time.
     """
 
     limit: int = 3
-    first_seconds: float = 0.1
-    most_seconds: float = 10.0
+    initial_backoff_seconds: float = 0.1
+    max_backoff_seconds: float = 10.0
     random: Callable[[], float] = random.random
 
-    def pause(self, error: TransportError | Busy, attempt: int, request: Request) -> float | None:
-        """Seconds before the next attempt; None where there is to be none.
+    @classmethod
+    def of(cls, retries: "int | Retries") -> "Retries":
+        """Return a policy; an integer is the limit."""
+        return retries if isinstance(retries, Retries) else cls(retries)
+
+    def delay(self, error: TransportError | Busy, attempt: int, request: Request) -> float | None:
+        """Return the seconds before the next attempt; None if there must be none.
 
         Args:
-            error: what became of the attempt.
-            attempt: which one it was, from 0.
-            request: what was tried.
+            error: error of this attempt.
+            attempt: number of this attempt, from 0.
+            request: request of this attempt.
         """
         if attempt >= self.limit:
             return None
-        longest = min(self.first_seconds * 2.0 ** min(attempt, 64), self.most_seconds)
-        # Half of a pause is fixed, so that a service which restarts is given time.
+        longest = min(self.initial_backoff_seconds * 2.0 ** min(attempt, 64), self.max_backoff_seconds)
+        # Half of the backoff is fixed, so that a service that restarts has time.
         backoff = longest * (0.5 + self.random() / 2)
         if isinstance(error, TransportError):
             return backoff if request.idempotent or not error.sent else None
-        if error.retry_after is None or error.retry_after > self.most_seconds:
+        if error.retry_after is None or error.retry_after > self.max_backoff_seconds:
             return None
         return error.retry_after + backoff
 
 
-def attempts(call: Call[T], retries: Retries) -> Flow[T]:
-    """Make a call, again and again where that is safe.
+def with_retries(call: Call[T], retries: Retries) -> Flow[T]:
+    """Make a call, and retry it where that is safe.
 
     Raises:
-        HadakvError: what the last attempt failed with.
+        HadakvError: the last attempt failed.
     """
     parse, attempt = call.parse, 0
     while True:
@@ -83,50 +93,50 @@ def attempts(call: Call[T], retries: Retries) -> Flow[T]:
             assert response is not None
             return parse(response)
         except (TransportError, Busy) as error:
-            pause = retries.pause(error, attempt, call.request)
-            if pause is None:
+            delay = retries.delay(error, attempt, call.request)
+            if delay is None:
                 raise
             if isinstance(error, TransportError) and error.sent:
-                parse = call.parse_repetition or call.parse
-        yield Pause(pause)
+                parse = call.parse_retry or call.parse
+        yield Sleep(delay)
         attempt += 1
 
 
 class SessionFlows:
-    """What one session's handle does, and what it knows of the session's length.
+    """Flows of one session handle. It tracks the lengths of the session's layers.
 
     Args:
-        session: the session's id.
-        codec: sent with every append and when the session is created; None leaves it to the service.
-        retries: for every call.
+        session_id: session id.
+        codec: codec for every append and for the creation of the session; None leaves it to the service.
+        retries: retry policy for every call.
 
     Raises:
-        ValueError: the id is not valid, or there is no such codec.
+        ValueError: the id is not valid, or the codec is not supported.
     """
 
-    def __init__(self, session: str, codec: CodecOptions | None, retries: Retries) -> None:
-        self.id = calls.checked_id(session)
-        self._codec = calls.session_codec(codec)
+    def __init__(self, session_id: str, codec: CodecOptions | None, retries: Retries) -> None:
+        self.id = check_session_id(session_id)
+        self._codec = session_codec(codec)
         self._retries = retries
-        # Tokens of each layer, those without any left out; None while only the service knows.
+        # Number of tokens of each layer that has any. None if only the service knows them.
         self._lengths: dict[int, int] | None = None
 
-    def append(self, k: Any, v: Any, layer: int, position: Position | None, *, minimal: bool) -> Flow[Placed]:
-        """Append at a position; None is the end as far as this handle, or else the service, knows."""
-        kv = calls.streams(k, v)
+    def append(self, k: Any, v: Any, layer: int, position: Position | None, *, minimal: bool) -> Flow[AppendResult]:
+        """Append tokens at a position. None is the end that this handle knows, or else the end in the service."""
+        kv = kv_arrays(k, v)
         layers = range(layer, layer + (kv[0].shape[0] if kv[0].ndim == 4 else 1))
         if position is None:
             lengths = yield from self._known_lengths()
             end: int = min((lengths.get(each, 0) for each in layers), default=0)
             position = end
         call = calls.append(self.id, kv, layer, position, self._codec, minimal=minimal)
-        # Until the answer is here, and if none comes, only the service knows.
+        # Forget the lengths until the response arrives. If none arrives, only the service knows them.
         before, self._lengths = self._lengths, None
-        placed = yield from attempts(call, self._retries)
+        result = yield from with_retries(call, self._retries)
         if before is not None:
-            # An append that was stored before ends before the end.
-            self._lengths = before | {each: max(before.get(each, 0), placed.length) for each in layers}
-        return placed
+            # A repeated append of tokens that are stored already may end before the end of the layer.
+            self._lengths = before | {each: max(before.get(each, 0), result.length) for each in layers}
+        return result
 
     def _known_lengths(self) -> Flow[dict[int, int]]:
         if self._lengths is None:
@@ -145,43 +155,44 @@ class SessionFlows:
         form: Form,
         layout: Layout,
     ) -> Flow[Range[Any]]:
-        """Read a range of tokens back."""
-        return attempts(calls.read(self.id, start, stop, layers, form, layout), self._retries)
+        """Read a range of tokens."""
+        return with_retries(calls.read(self.id, start, stop, layers, form, layout), self._retries)
 
     def truncate(self, length: int) -> Flow[SessionInfo]:
-        """Forget tokens, and learn the lengths that are left."""
+        """Delete tokens from a position on, and update the lengths."""
         self._lengths = None
-        return self._described(calls.truncate(self.id, length))
+        return self._update_lengths(calls.truncate(self.id, length))
 
-    def fork(self, new: str, length: int | None) -> Flow["SessionFlows"]:
-        """Make a session of this one's tokens, and what a handle on it needs."""
-        flows = SessionFlows(new, None, self._retries)
-        flows._codec = self._codec  # checked already
-        yield from flows._described(calls.fork(self.id, flows.id, length))
+    def fork(self, new_id: str, length: int | None) -> Flow["SessionFlows"]:
+        """Create a session with tokens of this one, and return its flows."""
+        flows = SessionFlows(new_id, None, self._retries)
+        flows._codec = self._codec  # already checked
+        yield from flows._update_lengths(calls.fork(self.id, flows.id, length))
         return flows
 
-    def export(self, target: Target) -> Flow[None]:
+    def export_to(self, destination: FileDestination) -> Flow[None]:
         """Write the session to a file."""
-        return attempts(calls.export(self.id, target), self._retries)
+        return with_retries(calls.export_session(self.id, destination), self._retries)
 
-    def import_(self, file: FileBody) -> Flow[SessionInfo]:
-        """Make the session of a file, and learn its lengths."""
-        return self._described(calls.import_(self.id, file))
+    def import_from(self, file: FileBody) -> Flow[SessionInfo]:
+        """Create the session from a file, and update the lengths."""
+        return self._update_lengths(calls.import_session(self.id, file))
 
     def info(self) -> Flow[SessionInfo]:
-        """Ask for the session's description, and learn its lengths from it."""
-        return self._described(calls.info(self.id))
+        """Get the description of the session, and update the lengths."""
+        return self._update_lengths(calls.info(self.id))
 
     def create(self, options: Mapping[str, Any]) -> Flow[SessionInfo]:
-        """Create the session."""
-        return self._described(calls.create(self.id, {"codec": self._codec, **options}))
+        """Create the session, and update the lengths."""
+        return self._update_lengths(calls.create(self.id, {"codec": self._codec, **options}))
 
-    def _described(self, call: Call[SessionInfo]) -> Flow[SessionInfo]:
-        info = yield from attempts(call, self._retries)
+    def _update_lengths(self, call: Call[SessionInfo]) -> Flow[SessionInfo]:
+        """Make a call, and take the lengths from the description that it returns."""
+        info = yield from with_retries(call, self._retries)
         self._lengths = {span.layer: span.length for span in info.layers}
         return info
 
     def delete(self) -> Flow[None]:
         """Delete the session."""
         self._lengths = None
-        return attempts(calls.delete(self.id), self._retries)
+        return with_retries(calls.delete(self.id), self._retries)

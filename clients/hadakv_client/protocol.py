@@ -1,4 +1,4 @@
-"""Requests and responses as values, and the refusals among the responses. No I/O happens here."""
+"""Requests and responses as plain values. Nothing here does I/O."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,27 +8,28 @@ from typing import Any, Generic, TypeVar
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from hadakv_client.body import Body
 from hadakv_client.errors import Problem, ProtocolError
-from hadakv_client.files import OCTETS, FileBody, Target
-from hadakv_client.problems import problem
+from hadakv_client.http.body import Body
+from hadakv_client.http.files import OCTET_STREAM, FileBody, FileDestination
+from hadakv_client.http.problems import problem
 
 MSGPACK = "application/msgpack"
+_WRONG_SERVER = "Is the URL the address of a hadakv service?"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, all but the address of the service and the caller's token.
+    """Request without the address of the service and without the caller's token.
 
     Attributes:
         method: `"GET"`, `"POST"`, ...
-        path: from `/` on, with the query.
-        headers: names in lower case; with a body, its type and length are among them.
-        body: can be sent any number of times; None for no body.
-        idempotent: whether doing it twice is the same as doing it once, so that it may be sent again
-            when nobody knows what became of it.
-        target: where the body of an answer goes that is a file; None for memory.
+        path: path and query, starting with `/`.
+        headers: headers with names in lower case. With a body they include its type and length.
+        body: body that can be sent several times; None for no body.
+        idempotent: whether the request can be sent twice with the same effect as once. If so, it can be sent again
+            when its outcome is unknown.
+        destination: file for the body of a successful response; None for memory.
     """
 
     method: str
@@ -36,15 +37,15 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Body | FileBody | None = None
     idempotent: bool = True
-    target: Target | None = None
+    destination: FileDestination | None = None
 
     @classmethod
     def with_body(cls, method: str, path: str, message: Mapping[str, Any], **more: Any) -> "Request":
-        """A request with a msgpack body.
+        """Return a request with a msgpack body.
 
         Args:
             method: `"POST"` or `"PUT"`.
-            path: from `/` on.
+            path: path and query, starting with `/`.
             message: see `Body`.
             more: further attributes.
         """
@@ -52,19 +53,20 @@ class Request:
         headers = {"content-type": MSGPACK, "content-length": str(body.nbytes), **more.pop("headers", {})}
         return cls(method, path, headers, body, **more)
 
-    def target_of(self, status: int, headers: Mapping[str, str]) -> Target | None:
-        """Where the body of an answer with that status and those headers goes; None for memory."""
-        return self.target if status == HTTPStatus.OK and headers.get("content-type") == OCTETS else None
+    def destination_for(self, status: int, headers: Mapping[str, str]) -> FileDestination | None:
+        """Return the file for the body of a response with this status and headers; None for memory."""
+        is_file = status == HTTPStatus.OK and headers.get("content-type") == OCTET_STREAM
+        return self.destination if is_file else None
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete response.
+    """Complete response.
 
     Attributes:
-        status: the HTTP status.
-        headers: names in lower case, or a mapping that ignores case.
-        body: all of it; nothing if it went to the request's target.
+        status: HTTP status.
+        headers: headers with names in lower case, or a case-insensitive mapping.
+        body: whole body; empty if it was written to the request's destination.
     """
 
     status: int
@@ -72,47 +74,47 @@ class Response:
     body: bytes | memoryview
 
     def check(self) -> None:
-        """Nothing, for an answer of the 200s.
+        """Check that the status is 2xx.
 
         Raises:
-            Problem: the service refused.
-            ProtocolError: the status is no answer at all, for example a redirection.
+            Problem: the service rejected the request.
+            ProtocolError: the status is not one of the service, for example a redirection.
         """
         if self.status >= 400:
             raise self._problem()
         if not 200 <= self.status < 300:
-            raise ProtocolError(f"the answer has the status {self.status}: is there a service at that address?")
+            raise ProtocolError(f"invalid response: unexpected status {self.status}. {_WRONG_SERVER}")
 
     def check_file(self) -> None:
-        """Nothing, for an answer that is a file.
+        """Check that the response is a file.
 
         Raises:
-            Problem: the service refused.
-            ProtocolError: the answer is something else.
+            Problem: the service rejected the request.
+            ProtocolError: the response is not a file.
         """
         self.check()
-        if self.headers.get("content-type") != OCTETS:
-            raise ProtocolError(f"the answer is no file but {self._kind()}: is there a service at that address?")
+        if self.headers.get("content-type") != OCTET_STREAM:
+            raise ProtocolError(f"invalid response: expected a file, not {self._content_type()}. {_WRONG_SERVER}")
 
     def document(self) -> dict[str, Any]:
-        """The msgpack map an answer is.
+        """Return the msgpack map in the body.
 
         Raises:
-            Problem: the service refused.
-            ProtocolError: the answer is something else.
+            Problem: the service rejected the request.
+            ProtocolError: the body is not a msgpack map.
         """
         self.check()
         try:
             document = msgpack.unpackb(self.body)
         except ValueError as error:
-            message = f"the answer is not msgpack but {self._kind()}: is there a service at that address?"
+            message = f"invalid response: expected msgpack, not {self._content_type()}. {_WRONG_SERVER}"
             raise ProtocolError(message) from error
         if not isinstance(document, dict):
-            raise ProtocolError(f"the answer is no map but {type(document).__name__}")
+            raise ProtocolError(f"invalid response: expected a map, not {type(document).__name__}")
         return document
 
-    def _kind(self) -> str:
-        return self.headers.get("content-type", "without a type")
+    def _content_type(self) -> str:
+        return self.headers.get("content-type", "a body without a content type")
 
     def _problem(self) -> Problem:
         try:
@@ -120,12 +122,12 @@ class Response:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            # A proxy's page, or a server's plain text: whatever it says, the status is known.
+            # A proxy sent an HTML page, or a server sent plain text. Only the status is reliable.
             document = {"title": _phrase(self.status), "detail": bytes(self.body[:200]).decode("utf-8", "replace")}
         if "x-request-id" in self.headers:
             document.setdefault("request_id", self.headers["x-request-id"])
         seconds = self.headers.get("retry-after", "")
-        # The header may also be a date; that counts as none.
+        # Retry-After may also be a date. Ignore dates, as the service sends seconds.
         return problem(self.status, document, float(seconds) if seconds.isdecimal() else None)
 
 
@@ -138,14 +140,14 @@ def _phrase(status: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request, and how to read its response.
+    """Request, and the functions that parse its response.
 
     Attributes:
-        request: the request.
-        parse: raises `Problem` or `ProtocolError`.
-        parse_repetition: the same, where an earlier attempt may have been carried out unseen.
+        request: request to send.
+        parse: converts a response to the result; raises `Problem` or `ProtocolError`.
+        parse_retry: used instead of `parse` if an earlier attempt may have been carried out; None uses `parse`.
     """
 
     request: Request
     parse: Callable[[Response], T]
-    parse_repetition: Callable[[Response], T] | None = None
+    parse_retry: Callable[[Response], T] | None = None

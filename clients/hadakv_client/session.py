@@ -1,13 +1,13 @@
-"""The handle on one session, synchronous."""
+"""Synchronous handle on one session."""
 
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
-from hadakv_client.answers import Appended, Placed, Range, SessionInfo
-from hadakv_client.calls import Position, SessionOptions
-from hadakv_client.files import PathLike, Progress, Target
 from hadakv_client.flow import Flow, SessionFlows
-from hadakv_client.parsing import Form, Layout, ValueForm
-from hadakv_client.tensors import Array
+from hadakv_client.http.arguments import Position, SessionOptions
+from hadakv_client.http.files import FileDestination, PathLike, Progress
+from hadakv_client.http.responses import Form, Layout, ValueForm
+from hadakv_client.http.tensors import Array
+from hadakv_client.results import AppendResult, Range, SessionInfo, StoredAppend
 from hadakv_kernels import Encoded
 
 T = TypeVar("T")
@@ -18,9 +18,9 @@ class _Runner(Protocol):
 
 
 class Session:
-    """A handle on one session, for one writer at a time: it knows where its next append goes.
+    """Handle on one session. It tracks the position of the next append. For one writer at a time.
 
-    Every method also raises what any call may: `Unauthorized`, `Busy`, `InternalError`, `ProtocolError`,
+    Every method can also raise the errors of every call: `Unauthorized`, `Busy`, `InternalError`, `ProtocolError`,
     `ConnectionLost`, `Timeout`.
     """
 
@@ -30,43 +30,46 @@ class Session:
 
     @property
     def id(self) -> str:
-        """The session's id."""
+        """Return the session id."""
         return self._flows.id
 
     @overload
     def append(
         self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: Literal[False] = False
-    ) -> Appended: ...
+    ) -> StoredAppend: ...
     @overload
-    def append(self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool) -> Placed: ...
+    def append(
+        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool
+    ) -> AppendResult: ...
     def append(
         self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool = False
-    ) -> Placed:
-        """Encode keys and values and keep them at the end of the session, all of them or none.
+    ) -> AppendResult:
+        """Encode keys and values and append them to the session. Stores all tokens or none.
 
-        Sent again when the connection breaks, which never stores a token twice: the position tells the service what
-        it has already. The arrays must not change until this returns.
+        The call is retried when the connection breaks. This never stores a token twice, as the service recognises the
+        position. The arrays must not change until this returns.
 
         Args:
-            k: float32, float16 or bfloat16 `[layers, kv_heads, tokens, head_dim]`, or without the first axis for
-                one layer; of NumPy or MLX.
-            v: likewise, of k's shape and dtype.
+            k: NumPy or MLX array of float32, float16 or bfloat16, `[layers, kv_heads, tokens, head_dim]`. The first
+                axis can be omitted for one layer.
+            v: array of the same shape and dtype as k.
             layer: index of the first layer.
-            position: of the first token. None is the end as this handle knows it from its appends, or asks for it
-                the first time. `"end"` is the end as the service has it, whoever else appends; such an append is not
-                sent again when the connection breaks.
-            minimal: leave out what was stored.
+            position: position of the first token. None is the end that this handle knows from its appends; on first use
+                it asks the service. `"end"` is the end in the service, also with other writers. Such an append is not
+                retried when the connection breaks.
+            minimal: omit the stored streams from the response.
 
         Returns:
-            where the tokens went, and unless minimal what was stored.
+            the position of the tokens, and unless `minimal` the stored streams.
 
         Raises:
             TypeError, ValueError: k or v cannot be sent.
-            InvalidRequest: they disagree with each other, or there is no codec for their head_dim.
-            NonFinite: they have NaN, infinity or overflow.
-            ShapeMismatch, CodecMismatch: they disagree with the session.
-            PositionConflict: the session ends elsewhere; the next append without a position asks where.
-            BodyTooLarge, InsufficientStorage: they do not fit.
+            InvalidRequest: k and v do not fit each other, or no codec supports their head_dim.
+            NonFinite: k or v has NaN, infinity or overflow.
+            ShapeMismatch, CodecMismatch: k, v or the codec does not fit the session.
+            PositionConflict: the position is not the end of the session. The next append without a position asks the
+                service for the end.
+            BodyTooLarge, InsufficientStorage: the tokens are too large for one request, or for the service.
         """
         return self._run(self._flows.append(k, v, layer, position, minimal=minimal))
 
@@ -99,94 +102,95 @@ class Session:
         form: Form = "packed",
         layout: Layout = "linear",
     ) -> Range[Any]:
-        """Read a range of tokens back.
+        """Read a range of tokens.
 
         Args:
-            start: position of the first token; None is the first the session still has.
-            stop: position after the last; None, and whatever lies beyond, is the end.
-            layers: the first layer and the one after the last; None is all.
-            layout: `"ring"` gives all of a window, the token of position p in row p % window.
+            start: position of the first token; None is the first token that the session still has.
+            stop: position after the last token; None, or any position after the end, is the end.
+            layers: first layer, and the layer after the last; None is all layers.
             form: `"packed"`; or the dtype of the values; or `"rotated"` for float32 before the inverse rotation.
+            layout: `"linear"` sorts tokens by position. `"ring"` returns a whole window, with the token of position p
+                in row p % window.
 
         Returns:
-            k and v, `Encoded` for "packed", else arrays [layers, kv_heads, tokens, head_dim].
+            k and v: `Encoded` for "packed", else arrays [layers, kv_heads, tokens, head_dim].
 
         Raises:
-            SessionNotFound: there is no such session.
-            InvalidRequest: the session does not have those tokens or layers.
-            AnswerTooLarge: they do not fit one answer.
+            SessionNotFound: the session does not exist.
+            InvalidRequest: the session does not have these tokens or layers.
+            ResponseTooLarge: the tokens do not fit one response.
         """
         return self._run(self._flows.read(start, stop, layers, form, layout))
 
     def truncate(self, length: int) -> SessionInfo:
-        """Forget every token from a position on, in all layers; the next append goes there.
+        """Delete tokens from a position on, in all layers. The next append continues there.
 
         Args:
-            length: tokens to keep; layers that have fewer stay as they are.
+            length: number of tokens to keep. Layers with fewer tokens do not change.
 
         Raises:
-            SessionNotFound: there is no such session.
-            InvalidRequest: no layer has so many tokens, or the last of them has left the window.
+            SessionNotFound: the session does not exist.
+            InvalidRequest: no layer has this many tokens, or the window no longer has the last of them.
         """
         return self._run(self._flows.truncate(length))
 
     def fork(self, session_id: str, length: int | None = None) -> "Session":
-        """Make a session of this one's tokens. What both hold is stored once, whatever becomes of either.
+        """Create a session with tokens of this one. Both share the storage of common tokens, but not later changes.
 
         Args:
-            session_id: of the new session.
-            length: tokens to take; None is all.
+            session_id: id of the new session.
+            length: number of tokens to take; None is all tokens.
 
         Returns:
             a handle on the new session.
 
         Raises:
-            SessionNotFound: there is no such session.
-            SessionExists: there is a session of the new id.
-            InvalidRequest: as for `truncate`.
+            SessionNotFound: the session does not exist.
+            SessionExists: the new id is taken.
+            InvalidRequest: no layer has this many tokens, or the window no longer has the last of them.
         """
         return Session(self._run, self._run(self._flows.fork(session_id, length)))
 
     def export(self, path: PathLike, progress: Progress | None = None) -> None:
-        """Write the session to one safetensors file, which `Client.import_session` makes a session of again.
+        """Write the session to one safetensors file. `Client.import_session` creates a session from it.
 
-        The file is what the session was when the call arrived, whatever is appended meanwhile. Whether the connection
-        breaks or the disk is full: it is there as a whole, or what was there before is.
+        The file has the state of the session when the request arrived; later appends are not in it. If the connection
+        breaks or the disk is full, the previous file stays as it was.
 
         Args:
-            path: of the file; it is replaced.
-            progress: called again and again with the bytes so far and those of the whole file.
+            path: path of the file, which is replaced.
+            progress: called after each chunk with the bytes received so far and the size of the file.
 
         Raises:
-            SessionNotFound: there is no such session.
+            SessionNotFound: the session does not exist.
             OSError: the file cannot be written.
         """
-        self._run(self._flows.export(Target(path, progress)))
+        self._run(self._flows.export_to(FileDestination(path, progress)))
 
     def info(self) -> SessionInfo:
-        """Describe the session.
+        """Get the description of the session.
 
         Raises:
-            SessionNotFound: there is no such session.
+            SessionNotFound: the session does not exist.
         """
         return self._run(self._flows.info())
 
     def create(self, **options: Unpack[SessionOptions]) -> SessionInfo:
-        """Create the session before anything is appended; what is given is checked from then on.
+        """Create the session without tokens. Every later append is checked against the options.
 
         Args:
             options: see `SessionOptions`.
 
         Raises:
-            InvalidRequest: an option is wrong.
-            SessionExists: the session exists and disagrees.
+            InvalidRequest: an option is invalid.
+            SessionExists: the session exists with other options.
         """
         return self._run(self._flows.create(options))
 
     def delete(self) -> None:
-        """Forget the session.
+        """Delete the session.
 
         Raises:
-            SessionNotFound: there is no such session.
+            SessionNotFound: the session does not exist.
         """
         self._run(self._flows.delete())

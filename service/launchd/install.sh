@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the service at login on a Mac: install.sh; take that back: install.sh --remove. No sudo.
+# Install the service as a login item on a Mac: install.sh. Remove it: install.sh --remove. Needs no sudo.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -7,10 +7,10 @@ label=dev.hadakv.service
 program=$PWD/.venv/bin/hadakv-service
 agent=$HOME/Library/LaunchAgents/$label.plist
 
-command -v launchctl >/dev/null || { echo "launchd is macOS's; here, run: make serve" >&2; exit 1; }
+command -v launchctl >/dev/null || { echo "launchd exists on macOS only; run instead: make serve" >&2; exit 1; }
 
 if launchctl bootout "gui/$UID/$label" 2>/dev/null; then
-  # It answers before the old process is gone, and the new one could not start beside it.
+  # bootout returns before the old process has stopped, and the new one cannot start while the port is in use.
   for _ in {1..90}; do
     launchctl print "gui/$UID/$label" >/dev/null 2>&1 || break
     sleep 0.5
@@ -22,7 +22,7 @@ if [[ ${1-} == --remove ]]; then
   exit
 fi
 
-[[ -x $program ]] || { echo "$program is missing; run: make install-launchd" >&2; exit 1; }
+[[ -x $program ]] || { echo "$program does not exist; run: make install-launchd" >&2; exit 1; }
 mkdir -p "$HOME/Library/LaunchAgents" "$HOME/Library/Logs"
 .venv/bin/python - "service/launchd/$label.plist" "$agent" "@PROGRAM@=$program" "@HOME@=$HOME" <<'PYTHON'
 import sys
@@ -38,4 +38,4 @@ Path(agent).write_text(text, "utf-8")
 PYTHON
 
 launchctl bootstrap "gui/$UID" "$agent"
-echo "hadakv runs at http://127.0.0.1:8765 now and after every login; its log is ~/Library/Logs/hadakv.log"
+echo "hadakv runs at http://127.0.0.1:8765, now and after every login; log: ~/Library/Logs/hadakv.log"

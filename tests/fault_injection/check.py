@@ -6,11 +6,11 @@ from itertools import groupby
 
 from fault_injection.model import Append, Known, State, Unanswered
 from fault_injection.report import Tally, Violation
-from hadakv_client import Appended, Client, InsufficientStorage, Range, Session, SessionNotFound
+from hadakv_client import Client, InsufficientStorage, Range, Session, SessionNotFound, StoredAppend
 from hadakv_kernels import Encoded
 
 
-def appended(known: Known, append: Append, answer: Appended) -> int:
+def appended(known: Known, append: Append, answer: StoredAppend) -> int:
     """Whether an append's answer is the right one; bytes compared.
 
     Raises:
@@ -26,11 +26,11 @@ def appended(known: Known, append: Append, answer: Appended) -> int:
     return nbytes
 
 
-def send(session: Session, known: Known, append: Append) -> Appended:
+def send(session: Session, known: Known, append: Append) -> StoredAppend:
     """Make an append."""
     k, v = known.pool.values(append.layers, append.numbers)
     answer = session.append(k, v, layer=append.layers.start, position=append.position)
-    assert isinstance(answer, Appended)
+    assert isinstance(answer, StoredAppend)
     return answer
 
 

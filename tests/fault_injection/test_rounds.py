@@ -33,4 +33,4 @@ def test_a_fault_in_the_service_is_seen() -> None:
     number, text = seen(MUTATIONS["a manifest lacks its last page"], seed=1, rounds=3)
 
     assert number
-    assert "SessionDamaged" in text or "rows hang loose" in text, text
+    assert "SessionCorrupt" in text or "rows hang loose" in text, text

@@ -25,7 +25,7 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 from numpy.typing import NDArray
 
-from hadakv_client import Appended, Client
+from hadakv_client import Client, StoredAppend
 
 SEED = 20260
 DECODE_STEPS = 64  # different tokens there are; a session takes them in turn
@@ -123,7 +123,7 @@ class KVUser(User):
         """Append at a position and check the answer; whether it was the right one."""
         k, v = kv
 
-        def checked() -> Appended:
+        def checked() -> StoredAppend:
             appended = self.client.session(session).append(k, v, position=position)
             check(appended, position, k.shape)
             return appended
@@ -199,7 +199,7 @@ class PrefillUser(KVUser):
             self.call("prefill: delete", self.client.session(session).delete)
 
 
-def check(appended: Appended, position: int, sent: tuple[int, ...]) -> None:
+def check(appended: StoredAppend, position: int, sent: tuple[int, ...]) -> None:
     """Compare an answer with what was sent.
 
     Raises:
@@ -217,7 +217,7 @@ def check(appended: Appended, position: int, sent: tuple[int, ...]) -> None:
         raise WrongAnswer("what was stored has not the shape of what was sent")
 
 
-def nbytes(appended: Appended) -> int:
+def nbytes(appended: StoredAppend) -> int:
     """Bytes of what an answer says was stored."""
     return sum(array.nbytes for stream in (appended.k, appended.v) for array in (stream.packed, stream.norms))
 

@@ -32,7 +32,7 @@ from support.contract import Caller
 from support.prometheus import METHODS, Samples, eventually, label_values, moved, samples, scrape
 
 KV = "/sessions/{id}/kv"
-TABLE = Path(__file__).parents[3] / "docs" / "OPERATIONS.md"
+TABLE = Path(__file__).parents[3] / "docs" / "running.md"
 
 # What is stored
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("hadakv_client", "hadakv_kernels", "hadakv_service")
+PACKAGES = ("hadakv_cli", "hadakv_client", "hadakv_kernels", "hadakv_service")
 # They make objects, and so run code, from bytes.
 UNSAFE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 CALLS = {"eval", "exec", "compile", "__import__"}

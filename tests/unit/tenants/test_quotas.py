@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from hadakv_client import InsufficientStorage, QuotaExceeded
-from hadakv_client.problems import problem
+from hadakv_client.http.problems import problem
 from hadakv_service import errors
 from hadakv_service.problem_details import problem_response
 from hadakv_service.tenants.quotas import Quota, QuotaTable

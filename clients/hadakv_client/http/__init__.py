@@ -1,0 +1,1 @@
+"""HTTP layer of the client: builds requests, parses responses, and adapts httpx."""

@@ -1,0 +1,83 @@
+"""Types of the arguments of calls, and the checks before anything is sent."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+from hadakv_client.http.tensors import Array, to_numpy
+from hadakv_kernels import Codec
+
+CodecOptions = Codec | Mapping[str, Any]
+Position = int | Literal["end"]
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+class SessionOptions(TypedDict, total=False):
+    """Options for a new session. An option that is missing or None stays undecided.
+
+    Attributes:
+        layers: maximum number of layers.
+        kv_heads: number of heads of k and v.
+        head_dim: number of elements of one vector.
+        window: number of tokens that each layer keeps.
+        ttl_seconds: idle time in seconds after which the session expires.
+        durability: what survives the end of the service. `"memory"`: nothing. `"spill"`: everything after a clean
+            shutdown; after a crash, what had been moved to disk. `"ack"`: every acknowledged append.
+    """
+
+    layers: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    window: int | None
+    ttl_seconds: float | None
+    durability: Literal["memory", "spill", "ack"] | None
+
+
+def check_session_id(session_id: str) -> str:
+    """Return the session id unchanged, if it is valid.
+
+    Raises:
+        ValueError: the id does not consist of 1 to 128 of A-Z a-z 0-9 . _ : - or it is "." or "..".
+    """
+    # In the path of a URL, "." and ".." have a meaning of their own.
+    if not _SESSION_ID.fullmatch(session_id) or session_id in {".", ".."}:
+        raise ValueError(f"a session id must be 1 to 128 of A-Z a-z 0-9 . _ : - and not {session_id!r}")
+    return session_id
+
+
+def to_codec(options: CodecOptions | None) -> Codec:
+    """Return one codec; None is the default codec.
+
+    Raises:
+        UnsupportedCodec: an option is unknown or its value is not supported. It is a `ValueError`.
+    """
+    return options if isinstance(options, Codec) else Codec.from_mapping(options or {})
+
+
+def session_codec(options: CodecOptions | None) -> dict[str, Any] | None:
+    """Return the codec of a session as a message field: one codec for both streams, or a map of `k` and `v`.
+
+    Raises:
+        UnsupportedCodec: an option is unknown or its value is not supported. It is a `ValueError`.
+        ValueError: there are other keys next to `k` or `v`.
+    """
+    if options is None or isinstance(options, Codec) or not options.keys() & {"k", "v"}:
+        return None if options is None else to_codec(options).to_mapping()
+    if unknown := options.keys() - {"k", "v"}:
+        raise ValueError(f"a codec for each of k and v must have no other keys, but has {', '.join(sorted(unknown))}")
+    return {stream: to_codec(each).to_mapping() for stream, each in options.items()}
+
+
+def kv_arrays(k: Any, v: Any) -> tuple[Array, Array]:
+    """Return keys and values as arrays that can be sent.
+
+    Raises:
+        TypeError: k or v is not an array of float32, float16 or bfloat16.
+        ValueError: the axes are not [layers, kv_heads, tokens, head_dim] or [kv_heads, tokens, head_dim].
+    """
+    arrays = to_numpy(k, "k"), to_numpy(v, "v")
+    for name, array in zip("kv", arrays, strict=True):
+        if array.ndim not in (3, 4):
+            raise ValueError(f"{name} must be [layers, kv_heads, tokens, head_dim], or [kv_heads, tokens, head_dim]")
+    return arrays

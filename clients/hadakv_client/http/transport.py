@@ -1,0 +1,160 @@
+"""httpx parts that both clients share: address and token, TLS, response buffer, and error conversion."""
+
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypedDict
+
+import httpx
+import numpy as np
+
+from hadakv_client.errors import ConnectionLost, Timeout
+from hadakv_client.http.files import PathLike
+from hadakv_client.protocol import Request, Response
+
+DEFAULT_URL = "http://127.0.0.1:8765"
+UNIX_PREFIX = "unix:"
+# A request may wait in the queue of the device, so the timeout is long. A running service accepts connections at once.
+DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class Endpoint:
+    """Address of a service, and the caller's token.
+
+    Attributes:
+        name: address for error messages, without credentials.
+        uds: path of the Unix domain socket; None for TCP.
+
+    Raises:
+        ValueError: the URL is not http, https or `unix:` with a path, or the token is not printable ASCII.
+    """
+
+    def __init__(self, base_url: str, token: str | None = None, uds: str | None = None) -> None:
+        socket = base_url.removeprefix(UNIX_PREFIX) if base_url.startswith(UNIX_PREFIX) and uds is None else ""
+        url = "http://localhost" if socket else base_url
+        if not _is_http(url):
+            raise ValueError(f"the URL must be like {DEFAULT_URL} or unix:/path/to/socket, not {base_url!r}")
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ValueError("the token must be printable ASCII")
+        self._base_url = url.rstrip("/")
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self.uds = socket or uds
+        self.name = f"{UNIX_PREFIX}{self.uds}" if self.uds else _without_credentials(self._base_url)
+
+    @staticmethod
+    def httpx_options(ca_file: PathLike | None) -> "_HttpxOptions":
+        """Return keyword arguments for the clients and transports of httpx. Raises the errors of `ssl_verify`."""
+        # Do not use the environment: its proxies are for the internet, and a .netrc file would replace the token.
+        return {"verify": ssl_verify(ca_file), "trust_env": False}
+
+    def url(self, request: Request) -> str:
+        """Return the full URL of a request."""
+        return self._base_url + request.path
+
+    def headers(self, request: Request) -> dict[str, str]:
+        """Return the headers of a request, with the token."""
+        # Request no compression. It would cost time, and the body would not have the length in Content-Length.
+        return {**request.headers, **self._headers, "accept-encoding": "identity"}
+
+
+class _HttpxOptions(TypedDict):
+    verify: ssl.SSLContext | bool
+    trust_env: bool
+
+
+def check_url(url: str) -> str:
+    """Return the URL of a service unchanged, if it is valid.
+
+    Raises:
+        ValueError: the URL is not http, https or `unix:` with a path.
+    """
+    Endpoint(url)
+    return url
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host)
+
+
+def _without_credentials(url: str) -> str:
+    """Return the URL without user and password, so that error messages do not reveal them."""
+    return str(httpx.URL(url).copy_with(userinfo=b""))
+
+
+def ssl_verify(ca_file: PathLike | None) -> ssl.SSLContext | bool:
+    """Return the `verify` argument of httpx.
+
+    Args:
+        ca_file: certificates in PEM to trust instead of the default certificate authorities; None uses the default.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file has no certificate, or an invalid one.
+    """
+    if ca_file is None:
+        return True
+    # Open the file first. An error of OpenSSL does not name the file.
+    Path(ca_file).open("rb").close()
+    try:
+        return ssl.create_default_context(cafile=os.fspath(ca_file))
+    except ssl.SSLError as error:
+        is_empty = error.reason == "NO_CERTIFICATE_OR_CRL_FOUND"
+        reason = "contains no PEM certificate" if is_empty else f"contains an invalid certificate: {error}"
+        raise ValueError(f"{os.fspath(ca_file)} {reason}") from error
+
+
+def content_length(response: httpx.Response) -> int | None:
+    """Return the declared size of a response body in bytes; None if there is none."""
+    declared = response.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
+
+
+class ResponseBuffer:
+    """Buffer that collects the body of one response. It allocates once, as allocation dominates the cost of a read.
+
+    Args:
+        response: response of which only the headers have been read.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._chunks: list[bytes] = []
+        nbytes = content_length(response)
+        self._buffer = None if nbytes is None else np.empty(nbytes, np.uint8).data
+        self._filled = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Add the next chunk of the body. httpx guarantees that the body does not exceed Content-Length."""
+        if self._buffer is None:
+            self._chunks.append(chunk)
+        else:
+            self._buffer[self._filled : self._filled + len(chunk)] = chunk
+            self._filled += len(chunk)
+
+    def response(self) -> Response:
+        """Return the complete response."""
+        body = b"".join(self._chunks) if self._buffer is None else self._buffer[: self._filled]
+        return Response(self._response.status_code, self._response.headers, body)
+
+
+@contextmanager
+def transport_errors(request: Request, endpoint: Endpoint) -> Iterator[None]:
+    """Convert errors of httpx to errors of the client.
+
+    Raises:
+        ConnectionLost: the connection could not be opened, or it broke.
+        Timeout: the service did not respond in time.
+    """
+    try:
+        yield
+    except httpx.TransportError as error:
+        error_class = Timeout if isinstance(error, httpx.TimeoutException) else ConnectionLost
+        message = f"{request.method} {request.path} at {endpoint.name}: {str(error) or type(error).__name__}"
+        raise error_class(message, sent=not isinstance(error, _NOT_SENT)) from error

@@ -1,0 +1,50 @@
+"""Checks of session ids, codecs and arrays before anything is sent."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hadakv_client import Codec, UnsupportedCodec, check_session_id
+from hadakv_client.http import calls
+from hadakv_client.http.arguments import kv_arrays, session_codec
+
+K = np.ones((2, 3, 5, 64), np.float16)
+
+
+@pytest.mark.parametrize("k", [K[0, 0], K[None]])
+def test_keys_need_three_or_four_axes(k: Any) -> None:
+    with pytest.raises(ValueError, match=r"k must be \[layers, kv_heads, tokens, head_dim\]"):
+        kv_arrays(k, K)
+
+
+@pytest.mark.parametrize("session", ["", "a/b", "ä", "a b", "a?", ".", "..", "x" * 129, "a\n"])
+def test_invalid_session_id_raises_value_error(session: str) -> None:
+    with pytest.raises(ValueError, match="a session id must be"):
+        check_session_id(session)
+
+
+@pytest.mark.parametrize("session", ["a", "A-Z.0_9:", "...", "x" * 128])
+def test_valid_session_id_is_returned_unchanged(session: str) -> None:
+    assert check_session_id(session) == session
+
+
+def test_session_codec_accepts_one_codec_or_one_per_stream() -> None:
+    options = Codec(bits=3).to_mapping()
+
+    assert session_codec(None) is None
+    assert session_codec(Codec(bits=3)) == options
+    assert session_codec({"bits": 3}) == options
+    assert session_codec({"k": {"bits": 3}, "v": Codec(bits=3)}) == {"k": options, "v": options}
+    assert session_codec({"k": {"bits": 3}}) == {"k": options}
+
+
+@pytest.mark.parametrize("codec", [{"bits": 7}, {"colour": 1}, {"k": {"bits": 7}}, {"k": {}, "bits": 4}])
+def test_unsupported_session_codec_raises_value_error(codec: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"codec"):
+        session_codec(codec)
+
+
+def test_unsupported_codec_raises_the_error_of_the_kernels() -> None:
+    with pytest.raises(UnsupportedCodec, match="bits"):
+        calls.encode(K, {"bits": 7}, diagnostics=False)
