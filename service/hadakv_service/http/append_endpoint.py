@@ -14,13 +14,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service import problem_details
-from hadakv_service.asgi_extensions import SEND_RESPONSE
+from hadakv_service.asgi_extensions import send_response
 from hadakv_service.errors import ServiceError
 from hadakv_service.http.app_state import AppState
-from hadakv_service.http.content import MSGPACK, send_chunks
+from hadakv_service.http.content import MSGPACK
 from hadakv_service.http.request_body import SMALL_BODY_NBYTES, read_small
 from hadakv_service.http.routes import kv
-from hadakv_service.observability.request_record import HEADER, SCOPE_KEY, RequestRecord
+from hadakv_service.observability.request_record import SCOPE_KEY, RequestRecord
 
 _PATH = re.compile(rb"/sessions/(?!\.{1,2}/)([A-Za-z0-9_.:-]{1,128})/kv")
 _LENGTH = re.compile(rb"\d{1,6}")
@@ -63,14 +63,9 @@ class App(FastAPI):
             encoded = msgspec.msgpack.encode(kv.answer(session, appended, minimal=False), enc_hook=np.ndarray.tobytes)
             headers = [(b"content-type", _MSGPACK), (b"content-length", b"%d" % len(encoded))]
             status_code = 201 if appended.created else 200
-            answer = scope.get("extensions", {}).get(SEND_RESPONSE)
-            if answer is None:
-                await send_chunks(send, status_code, headers, [encoded])
-                return
-            exchange: RequestRecord = scope[SCOPE_KEY]
-            headers.append((HEADER, exchange.id))
-            if await answer(status_code, headers, encoded):
-                exchange.record_response(_ROUTE, status_code, len(encoded))
+            record: RequestRecord = scope[SCOPE_KEY]
+            record.route = _ROUTE
+            await send_response(scope, send, status_code, headers, encoded)
 
     async def _enter_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ordinary way, where an error that was logged and answered as a whole ends.

@@ -14,7 +14,7 @@ from functools import lru_cache
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hadakv_service.asgi_extensions import SEND_RESPONSE
+from hadakv_service.asgi_extensions import remove_send_response
 from hadakv_service.errors import ForbiddenOrigin, MalformedRequest, ServiceError, UnknownHost
 from hadakv_service.problem_details import problem_response
 
@@ -98,7 +98,7 @@ def add_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         # An answer that goes out past `send` would lack the headers that are added there.
-        scope.get("extensions", {}).pop(SEND_RESPONSE, None)
+        remove_send_response(scope)
         await answering(scope, receive, send)
 
     return answer
