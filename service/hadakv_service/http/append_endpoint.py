@@ -35,7 +35,7 @@ class AppendDispatcher:
         append: the endpoint.
     """
 
-    def __init__(self, app: ASGIApp, append: "AppendEndpoint") -> None:
+    def __init__(self, app: ASGIApp, append: ASGIApp) -> None:
         self._app = app
         self._append = append
 
@@ -53,7 +53,8 @@ def appended_session(scope: Scope) -> str | None:
     """Return the session id in the path of an append, unchecked; None for any other request."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
-    match = _PATH.fullmatch(scope["raw_path"])
+    # ASGI servers may omit the raw path. FastAPI then finds the same endpoint.
+    match = _PATH.fullmatch(scope.get("raw_path") or b"")
     return match[1].decode("latin-1") if match else None
 
 
@@ -66,6 +67,7 @@ class AppendEndpoint:
 
     def __init__(self, service: AppState) -> None:
         self._service = service
+        self._small_nbytes = min(SMALL_BODY_NBYTES, service.bodies.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, append, and send the result or the problem. The path parameter `id` names the session."""
@@ -92,7 +94,7 @@ class AppendEndpoint:
         if headers.get(b"content-type") != _MSGPACK or b"content-encoding" in headers:
             is_json(Request(scope))
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and len(length) <= _MAX_DIGITS and int(length) <= SMALL_BODY_NBYTES:
+        if length.isdigit() and len(length) <= _MAX_DIGITS and int(length) <= self._small_nbytes:
             return await self._append(key, await read_small(receive, self._service.bodies.limit))
         async with self._service.bodies.read(Request(scope, receive)) as body:
             return await self._append(key, body)

@@ -8,7 +8,7 @@ import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from hadakv_service.asgi_extensions import RECEIVE_INTO
+from hadakv_service.asgi_extensions import receive_into
 from hadakv_service.errors import BodyTooLarge, Busy, MalformedBody
 from hadakv_service.observability.request_record import note_body_incomplete, note_received
 from hadakv_service.wire.serialization import Buffer
@@ -151,16 +151,6 @@ async def read_small(receive: Receive, limit: int, count: Callable[[int], None] 
 
 
 async def _fill(request: Request, buffer: memoryview, declared: int) -> None:
-    receive_into = request.scope.get("extensions", {}).get(RECEIVE_INTO)
-    if receive_into is not None:
-        if not await receive_into(buffer[:declared]):
-            raise ClientDisconnect
-        note_received(declared)
-        return
-    filled = 0
-    async for chunk in request.stream():
-        buffer[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-        note_received(len(chunk))
-    if filled != declared:
+    if not await receive_into(request.scope, request.receive, buffer[:declared]):
         raise ClientDisconnect
+    note_received(declared)

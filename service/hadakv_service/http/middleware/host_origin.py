@@ -14,7 +14,7 @@ from functools import lru_cache
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hadakv_service.asgi_extensions import SEND_RESPONSE
+from hadakv_service.asgi_extensions import remove_send_response
 from hadakv_service.errors import ForbiddenOrigin, MalformedRequest, ServiceError, UnknownHost
 from hadakv_service.problem_details import problem_response
 
@@ -106,6 +106,6 @@ class CorsMiddleware(CORSMiddleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or respond to a preflight request."""
-        # This middleware adds headers in `send`. The extension would bypass it.
-        scope.get("extensions", {}).pop(SEND_RESPONSE, None)
+        # This middleware adds headers to the messages passed to `send`. The extension would bypass it.
+        remove_send_response(scope)
         await super().__call__(scope, receive, send)

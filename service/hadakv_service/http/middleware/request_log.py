@@ -2,17 +2,16 @@
 
 import logging
 from asyncio import CancelledError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service import problem_details
-from hadakv_service.asgi_extensions import SEND_RESPONSE
 from hadakv_service.errors import Busy, ServiceError, ShuttingDown
 from hadakv_service.observability.access_log import AccessLog
 from hadakv_service.observability.counters import RequestCounters
-from hadakv_service.observability.request_record import HEADER, OTHER, SCOPE_KEY, RequestRecord, RouteTemplates, current
+from hadakv_service.observability.request_record import OTHER, SCOPE_KEY, RequestRecord, RouteTemplates, current
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,6 @@ class RequestLogMiddleware:
         scope[SCOPE_KEY] = record = RequestRecord(scope, send)
         # Do not reset it: the server may still log something about this request. Each request has its own task.
         current.set(record)
-        _wrap_send_response(scope, record)
         self._counters.in_flight += 1
         try:
             await self._app(scope, receive, record.send)
@@ -118,22 +116,6 @@ class RequestLogMiddleware:
         record.record_response(UNREADABLE, status, 0)
         self._finish(record)
         return record.id
-
-
-def _wrap_send_response(scope: Scope, record: RequestRecord) -> None:
-    """Make the server's extension add the request id and record the response, as `record.send` does."""
-    extensions = scope.get("extensions")
-    if not extensions or SEND_RESPONSE not in extensions:
-        return
-    server_send = extensions[SEND_RESPONSE]
-
-    async def send_response(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-        taken: bool = await server_send(status, [*headers, (HEADER, record.id)], body)
-        if taken:
-            record.record_response(record.route, status, len(body))
-        return taken
-
-    extensions[SEND_RESPONSE] = send_response
 
 
 async def _send_nothing(_: Message) -> None:

@@ -1,6 +1,7 @@
 """Export a session to a safetensors file, and import one."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -29,7 +30,7 @@ async def export(request: Request) -> Response:
         return Export.from_session(record.session, key[1], datetime.fromtimestamp(record.created, UTC))
 
     file = await service.device.call(prepare, key)
-    await file.verify(service.device, is_disconnected(request.scope))
+    await file.verify(service.device, partial(is_disconnected, request.scope))
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
