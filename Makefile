@@ -40,6 +40,8 @@ check: $(INSTALLED)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(RUN) tests/support/folder_sizes.py service clients kernels
 	@$(BIN)/hadolint Dockerfile.macos
 	@$(RUN) -c "import plistlib; plistlib.load(open('service/launchd/dev.hadakv.service.plist', 'rb'))"
 	@bash -n .ci/run service/launchd/install.sh

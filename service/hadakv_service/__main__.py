@@ -13,12 +13,11 @@ import time
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 from pydantic import ByteSize, ValidationError
 
 from hadakv_kernels import BackendUnavailable
 from hadakv_service import __version__
-from hadakv_service.app import create_app
+from hadakv_service.app import Application, create_app
 from hadakv_service.http.app_state import AppState
 from hadakv_service.observability import logging_config
 from hadakv_service.observability.tracing import provider_from_environment
@@ -104,7 +103,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _prepare() -> tuple[FastAPI, uvicorn.Config]:
+def _prepare() -> tuple[Application, uvicorn.Config]:
     """Build the app and the configuration of its server, or exit with the reason in one line."""
     try:
         settings = parse_settings()
@@ -120,7 +119,7 @@ def _prepare() -> tuple[FastAPI, uvicorn.Config]:
     return app, _server_config(app, tls, settings.shutdown_timeout)
 
 
-def _server_config(app: FastAPI, tls: ssl.SSLContext | None, shutdown_timeout: float) -> uvicorn.Config:
+def _server_config(app: Application, tls: ssl.SSLContext | None, shutdown_timeout: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",

@@ -1,27 +1,29 @@
-"""Puts the parts together into an ASGI app."""
+"""Composition: build the parts of the service and its middleware stack."""
 
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hadakv_kernels import Backend, open_backend
 from hadakv_service import __version__
 from hadakv_service.asgi_extensions import RECORD_REJECTED
 from hadakv_service.device.executor import DeviceExecutor
-from hadakv_service.http import error_handlers
+from hadakv_service.http import append_endpoint
 from hadakv_service.http.app_state import AppState
-from hadakv_service.http.append_endpoint import App
+from hadakv_service.http.append_endpoint import AppendDispatcher, AppendEndpoint
+from hadakv_service.http.error_handlers import AnsweredErrorMiddleware, add_error_handlers
 from hadakv_service.http.middleware.bearer_auth import BearerAuthMiddleware
 from hadakv_service.http.middleware.concurrency_limit import ConcurrencyLimitMiddleware
 from hadakv_service.http.middleware.encoded_slash import EncodedSlashMiddleware
-from hadakv_service.http.middleware.host_origin import HostOriginMiddleware, add_cors
+from hadakv_service.http.middleware.host_origin import CorsMiddleware, HostOriginMiddleware
 from hadakv_service.http.middleware.request_log import RequestLogMiddleware
 from hadakv_service.http.openapi import document
 from hadakv_service.http.request_body import BodyReader
@@ -48,111 +50,155 @@ ROUTERS = (
 )
 
 
-def create_app(settings: Settings, backend: Backend | None = None, traces: "TracerProvider | None" = None) -> FastAPI:
-    """The service as an app.
+class Application:
+    """The service as an ASGI app: a middleware stack around FastAPI.
+
+    It is not FastAPI itself, whose `__call__` reads the environment for telemetry on each request: 10 µs, a fifth of
+    the time that a small append takes.
+
+    Attributes:
+        fastapi: the routes, their error handlers and the OpenAPI document.
+        state: FastAPI's state; `context` has the parts of the service, `tokens` the token file or None.
+    """
+
+    def __init__(self, fastapi: FastAPI, stack: ASGIApp) -> None:
+        self.fastapi = fastapi
+        self.state = fastapi.state
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request or the lifespan."""
+        await self._stack(scope, receive, send)
+
+
+def create_app(
+    settings: Settings, backend: Backend | None = None, traces: "TracerProvider | None" = None
+) -> Application:
+    """Build the service as an ASGI app.
 
     Args:
-        settings: how it behaves.
-        backend: where the codec runs; by default the one the settings name.
-        traces: where spans go; nowhere by default.
+        settings: flags and environment variables.
+        backend: runs the codec; by default the one that the settings name.
+        traces: receives spans; by default there are none.
 
     Raises:
-        BackendUnavailable: the settings name a backend that cannot run here, or a budget that it cannot hold.
-        ValueError, OSError: the token file, or the data directory, cannot be used.
-        TierRefused: what is in the data directory is not for this version, or in use.
+        BackendUnavailable: the backend cannot run here, or cannot hold the memory budget.
+        ValueError, OSError: the token file or the data directory cannot be used.
+        DataDirectoryError: the data directory is in use, or another version wrote it.
     """
     backend = backend or open_backend(settings.backend, settings.threads)
-    tally, work = RequestCounters(), DeviceCounters()
+    request_counters, device_counters = RequestCounters(), DeviceCounters()
     tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
     quotas = QuotaTable(Quota(tenant_nbytes, settings.tenant_sessions))
-    store = _store(settings, backend, quotas)
-    device = DeviceExecutor(backend, settings.max_queued_jobs, tracing.observe_device(work, traces), store.group_commit)
+    store = _open_store(settings, backend, quotas)
+    observer = tracing.observe_device(device_counters, traces)
+    device = DeviceExecutor(backend, settings.max_queued_jobs, observer, store.group_commit)
+    metrics_page = Metrics(MetricSources(request_counters, device_counters, device, store, _tier_gauges(store)))
+    durability = settings.durability if store.disk.budget else "memory"
+    new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
+    bodies = BodyReader(int(settings.max_body), settings.max_body_memory)
+    state = AppState(settings, backend, store, device, bodies, new_session, request_counters, metrics_page)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         device.start(asyncio.get_running_loop())
-        tending = asyncio.create_task(run_periodically(device, store))
-        yield {RECORD_REJECTED: witness.record_rejected}
-        tending.cancel()
-        # Half of what was given for it may have gone to requests under way.
-        until = getattr(app.state, "ends_at", time.monotonic() + settings.shutdown_timeout / 2)
-        device.stop(lambda: close_store(store, until))
-        witness.flush()
+        maintenance = asyncio.create_task(run_periodically(device, store))
+        yield {RECORD_REJECTED: request_log.record_rejected}
+        maintenance.cancel()
+        # Requests in progress may have taken half of the time allowed for the shutdown.
+        deadline = getattr(app.state, "ends_at", time.monotonic() + settings.shutdown_timeout / 2)
+        device.stop(lambda: close_store(store, deadline))
+        request_log.flush()
         if traces:
             await tracing.close(traces)
 
-    app = App(
+    append = AppendEndpoint(state)
+    fastapi = _build_routes(append, lifespan)
+    fastapi.state.context = state
+    fastapi.state.tokens = TokenFile(settings.token_file, quotas) if settings.token_file else None
+    request_log = build_middleware(fastapi, append, traces)
+    return Application(fastapi, request_log)
+
+
+def _open_store(settings: Settings, backend: Backend, quotas: QuotaTable) -> SessionStore:
+    """Open the disk store and make the session store above it."""
+    budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
+    # The device needs memory for a body, for its encoded tokens, and for a response of the same size. On small
+    # machines that would be too much.
+    backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
+    return SessionStore(budget, tier=open_disk_store(settings), backend=backend, quotas=quotas)
+
+
+def _tier_gauges(store: SessionStore) -> list[MemoryTierGauges | DiskTierGauges]:
+    """Return the gauges of memory, and of the disk if the service uses it."""
+    return [MemoryTierGauges(store), *([DiskTierGauges(store)] if store.disk.budget else [])]
+
+
+def _build_routes(append: AppendEndpoint, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+    """Make the FastAPI app with every route, error handler and the OpenAPI document."""
+    app = FastAPI(
         title="hadakv",
         version=__version__,
         summary=document.SUMMARY,
         lifespan=lifespan,
         redirect_slashes=False,
-        # FastAPI's own pages fetch their scripts from the net.
+        # FastAPI's own pages load scripts from the internet. routes/docs.py serves them locally.
         docs_url=None,
         redoc_url=None,
     )
-    told = Metrics(
-        MetricSources(
-            tally,
-            work,
-            device,
-            store,
-            [MemoryTierGauges(store), *([DiskTierGauges(store)] if store.disk.budget else [])],
-        )
-    )
-    bodies = BodyReader(int(settings.max_body), settings.max_body_memory)
-    durability = settings.durability if store.disk.budget else "memory"
-    new = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
-    app.state.context = AppState(settings, backend, store, device, bodies, new, tally, told)
-    app.router.routes.append(Route("/sessions/{id}/kv", kv.append, methods=["POST"]))
+    # The dispatcher calls this endpoint directly. As a route it also gets paths with percent-encoding, and FastAPI
+    # knows its method.
+    app.router.routes.append(Route(append_endpoint.ROUTE, append, methods=["POST"]))
     app.router.routes.extend(docs.ROUTES)
     for router in ROUTERS:
         app.include_router(router)
-    error_handlers.install(app)
-    document.install(app)
-    app.add_middleware(EncodedSlashMiddleware)
-    _guard(app, settings, quotas)
-    app.entrance = witness = _witnessed(app, settings, tally, traces)
+    add_error_handlers(app)
+    document.extend_openapi(app)
     return app
 
 
-def _store(settings: Settings, backend: Backend, quotas: QuotaTable) -> SessionStore:
-    """Sessions in memory, and what lies below."""
-    budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
-    # A body copied to the device, what becomes of it, and as much again for an answer; little machines have less.
-    backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
-    return SessionStore(budget, tier=open_disk_store(settings), backend=backend, quotas=quotas)
+def build_middleware(fastapi: FastAPI, append: AppendEndpoint, traces: "TracerProvider | None") -> RequestLogMiddleware:
+    """Wrap FastAPI in the middleware stack.
 
-
-def _guard(app: App, settings: Settings, quotas: QuotaTable) -> None:
-    """Put before the app whoever turns strangers away, the last one outermost."""
-    app.entrance = ConcurrencyLimitMiddleware(app.entrance, settings.max_requests)
-    app.state.tokens = TokenFile(settings.token_file, quotas) if settings.token_file else None
-    if app.state.tokens:
-        app.entrance = BearerAuthMiddleware(app.entrance, app.state.tokens)
-    if settings.allowed_origins:
-        app.entrance = add_cors(app.entrance, settings.allowed_origins)
-    hosts = None if settings.uds else (settings.host, *settings.allowed_hosts)
-    app.entrance = HostOriginMiddleware(app.entrance, hosts, settings.allowed_origins)
-
-
-def _witnessed(
-    app: App, settings: Settings, tally: RequestCounters, traces: "TracerProvider | None"
-) -> RequestLogMiddleware:
-    """What comes before everything else."""
-    paths = [route.path for part in (app, *ROUTERS) for route in part.routes if isinstance(route, Route)]
-    templates = RouteTemplates(paths)
-    log = (
+    Args:
+        fastapi: the innermost app, with its routes and state.
+        append: the endpoint of appends.
+        traces: receives a span per request, if given.
+    """
+    state: AppState = fastapi.state.context
+    settings = state.settings
+    templates = RouteTemplates(
+        route.path for part in (fastapi, *ROUTERS) for route in part.routes if isinstance(route, Route)
+    )
+    access_log = (
         AccessLog(settings.effective_log_format, settings.log_level, sys.stderr.buffer) if settings.access_log else None
     )
-    traced = _add_tracing(app.entrance, templates, traces)
-    return RequestLogMiddleware(traced, templates, tally, log, lambda: hasattr(app.state, "ends_at"))
+    hosts = None if settings.uds else (settings.host, *settings.allowed_hosts)
+    origins = settings.allowed_origins
+    # Outermost first.
+    stack = [
+        Middleware(
+            RequestLogMiddleware, templates, state.counters, access_log, lambda: hasattr(fastapi.state, "ends_at")
+        ),
+        *([tracing_middleware(templates, traces)] if traces else []),
+        Middleware(HostOriginMiddleware, hosts, origins),
+        *([Middleware(CorsMiddleware, origins)] if origins else []),
+        *([Middleware(BearerAuthMiddleware, fastapi.state.tokens)] if fastapi.state.tokens else []),
+        Middleware(ConcurrencyLimitMiddleware, settings.max_requests),
+        Middleware(AppendDispatcher, append),
+        Middleware(EncodedSlashMiddleware),
+        Middleware(AnsweredErrorMiddleware),
+    ]
+    app: ASGIApp = fastapi
+    for middleware, args, options in reversed(stack):
+        app = middleware(app, *args, **options)
+    assert isinstance(app, RequestLogMiddleware)
+    return app
 
 
-def _add_tracing(app: ASGIApp, templates: RouteTemplates, traces: "TracerProvider | None") -> ASGIApp:
-    """Wrap an app in the tracing middleware, if tracing is enabled. Import the middleware only then."""
-    if traces is None:
-        return app
+def tracing_middleware(templates: RouteTemplates, traces: "TracerProvider") -> Middleware:
+    """Return the middleware that makes a span per request."""
+    # Not imported without traces: it imports OpenTelemetry.
     from hadakv_service.http.middleware.tracing import TracingMiddleware
 
-    return TracingMiddleware(app, templates, traces.get_tracer(tracing.TRACER_NAME))
+    return Middleware(TracingMiddleware, templates, traces.get_tracer(tracing.TRACER_NAME))

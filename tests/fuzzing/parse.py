@@ -1,7 +1,7 @@
 """The path of a body, in this process: parsed, checked, understood or refused, one input at a time.
 
 The first byte of an input says which body it is taken for. Beside exceptions that nobody expects a disagreement is a
-fault: between what we and `msgpack` take for one well-formed value, and between the shortcut and the routes.
+fault: between what we and `msgpack` take for one well-formed value, and between the append dispatcher and the routes.
 """
 
 import random
@@ -17,7 +17,7 @@ from msgpack.fallback import Unpacker
 from fuzzing import values
 from fuzzing.http_cases import odd_tensor
 from hadakv_service.errors import InvalidRequest, MalformedBody, ServiceError
-from hadakv_service.http.append_endpoint import _plain_append
+from hadakv_service.http.append_endpoint import appended_session
 from hadakv_service.http.routes import codec as codec_route
 from hadakv_service.operations import session_file_reader
 from hadakv_service.operations.append import AppendRequest
@@ -92,19 +92,18 @@ def refusal(body: bytes) -> Exception | None:
     return ValueError(f"{rest} bytes are left") if rest else None
 
 
-_SHORT_PATH = re.compile(r"/sessions/([^/]+)/kv")
+_APPEND_PATH = re.compile(r"/sessions/([^/]+)/kv")
 
 
-def shortcut(body: bytes) -> None:
-    """A small append that takes the shortcut must go to the session that the routes would find."""
-    path, _, kind = body.partition(b"\n")
-    headers = [(b"content-type", kind or b"application/msgpack"), (b"content-length", b"5")]
-    found = _plain_append({"type": "http", "method": "POST", "raw_path": path, "headers": headers})
-    if found is None:
-        raise InvalidRequest([("path", "goes the ordinary way")])
-    routed = _SHORT_PATH.fullmatch(unquote(path.decode("latin-1")))
-    if routed is None or check_session_id(routed[1]) != found or kind not in (b"", b"application/msgpack"):
-        raise Disagreement(f"the shortcut finds {found!r}, the routes {routed and routed[1]!r}")
+def append_path(body: bytes) -> None:
+    """The dispatcher and FastAPI's routes must find the same session in the path of an append."""
+    session = appended_session({"type": "http", "method": "POST", "raw_path": body})
+    if session is None:
+        raise InvalidRequest([("path", "is left to FastAPI")])
+    routed = _APPEND_PATH.fullmatch(unquote(body.decode("latin-1")))
+    if routed is None or routed[1] != session:
+        raise Disagreement(f"the dispatcher finds {session!r}, the routes find {routed and routed[1]!r}")
+    check_session_id(session)
 
 
 def file(body: bytes) -> None:
@@ -127,7 +126,7 @@ TARGETS: list[Target] = [
     encode,
     decode,
     well_formed,
-    shortcut,
+    append_path,
     lambda body: session(body, json=True),
     lambda body: truncate(body, json=True),
     lambda body: fork(body, json=True),
@@ -150,7 +149,7 @@ _PACKED: list[tuple[int, Any]] = [
 
 SEEDS = [
     *(bytes([kind]) + msgpack.packb(value) for kind, value in _PACKED),
-    b"\x07/sessions/chat-1/kv\napplication/msgpack",
+    b"\x07/sessions/chat-1/kv",
     b"\x07/sessions/..%2f/kv",
     b'\x08{"codec": {"k": {"bits": 4}, "v": {"bits": 8}}, "layers": 2, "window": 7, "ttl_seconds": 1e3}',
     b'\x09{"length": 12}',

@@ -39,12 +39,12 @@ async def growth_and_packed(sessions: int) -> tuple[int, int]:
     calls = httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://localhost", headers={"Content-Type": MSGPACK}
     )
-    async with app.router.lifespan_context(app), calls as client:
+    async with app.fastapi.router.lifespan_context(app.fastapi), calls as client:
         before = active_nbytes()
         for session in range(sessions):
             answer = await client.post(f"/sessions/{session}/kv", content=body)
             assert answer.status_code == 201, answer.text
-        return active_nbytes() - before, app.state.context.store.ledger.used
+        return active_nbytes() - before, app.state.context.store.memory.used
 
 
 def test_device_memory_grows_by_the_packed_bytes() -> None:

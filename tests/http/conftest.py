@@ -1,4 +1,4 @@
-"""What tests of the service may ask for: callers, a session id nobody else uses, and a session that holds something."""
+"""Fixtures for tests over HTTP: clients, a fresh session id, and a session with tokens."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -13,40 +13,40 @@ from support.contract import Caller
 
 @pytest.fixture(scope="session")
 def caller(server: RunningService) -> Iterator[Caller]:
-    """A client of the shared service."""
+    """Client of the shared service."""
     with Caller(server.url) as caller:
         yield caller
 
 
 @pytest.fixture(scope="session")
 def alone() -> Iterator[Caller]:
-    """A client of a service whose bytes nobody else counts, where sessions live for an hour."""
+    """Client of a service whose used bytes the shared tests do not change, with a TTL of one hour."""
     with running_service("--ttl-seconds", str(TTL_SECONDS)) as service, Caller(service.url) as caller:
         yield caller
 
 
 @pytest.fixture(scope="session")
 def watched() -> Iterator[RunningService]:
-    """A service whose metrics nobody else moves."""
+    """Service for tests of metrics, which other tests do not change."""
     with running_service("--memory-budget", "1GiB", "--max-body", "256MiB") as service:
         yield service
 
 
 @pytest.fixture
 def asking(watched: RunningService) -> Iterator[Caller]:
-    """A client of that service."""
+    """Client of the service `watched`."""
     with Caller(watched.url) as caller:
         yield caller
 
 
 @pytest.fixture
 def session() -> str:
-    """A session id of this test's own."""
+    """Return a session id that no other test uses."""
     return uuid4().hex
 
 
 @pytest.fixture
 def kept(caller: Caller, session: str) -> str:
-    """A session that holds something."""
+    """Create a session with tokens. Return its id."""
     assert caller.append(session, K, V).status == 201
     return session

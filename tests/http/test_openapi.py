@@ -1,4 +1,4 @@
-"""What the service tells of itself: its probes and the OpenAPI document."""
+"""The probes, the OpenAPI document and the documentation page."""
 
 import base64
 from html.parser import HTMLParser
@@ -8,14 +8,14 @@ from urllib.parse import urljoin, urlsplit
 import msgpack
 import pytest
 
-from hadakv_service.http.openapi.problem_schemas import kinds
+from hadakv_service.http.openapi.problem_schemas import error_classes
 from hadakv_service.testing import RunningService
 from support.arrays import pair
 from support.contract import JSON, MSGPACK, Caller, Json
 from support.session_files import OCTETS
 
 
-def test_the_probes_tell_what_runs(server: RunningService, caller: Caller) -> None:
+def test_probes_report_version_and_backend(server: RunningService, caller: Caller) -> None:
     health, ready = caller.get("/healthz").body, caller.get("/readyz").body
 
     assert health["status"] == "ok"
@@ -42,13 +42,13 @@ def operations(document: Json) -> dict[tuple[str, str], Json]:
 
 
 def references(part: Any) -> set[str]:
-    """Every `$ref` in a document."""
+    """Return every `$ref` in a document."""
     inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     own = {part["$ref"]} if isinstance(part, dict) and isinstance(part.get("$ref"), str) else set()
     return own.union(*map(references, inner))
 
 
-def test_the_document_has_every_call(document: Json) -> None:
+def test_document_has_every_call(document: Json) -> None:
     assert set(operations(document)) == {
         ("POST", "/sessions/{id}/kv"),
         ("GET", "/sessions/{id}/kv"),
@@ -68,7 +68,7 @@ def test_the_document_has_every_call(document: Json) -> None:
     }
 
 
-def test_the_document_is_whole(document: Json) -> None:
+def test_document_is_complete(document: Json) -> None:
     found = operations(document)
     ids = [operation["operationId"] for operation in found.values()]
 
@@ -85,14 +85,14 @@ def test_the_document_is_whole(document: Json) -> None:
             part = part[step]
 
 
-def test_the_document_tells_of_every_problem_a_call_may_answer(document: Json) -> None:
+def test_document_has_every_status_of_a_call(document: Json) -> None:
     found = operations(document)
-    told = {call: {int(status) for status in operation["responses"]} for call, operation in found.items()}
+    reported = {call: {int(status) for status in operation["responses"]} for call, operation in found.items()}
 
     always = {400, 403, 408, 421, 431, 503}
     any_ = {401, 422} | always
     changing = {410, 413, 415, 507} | any_
-    assert told == {
+    assert reported == {
         ("POST", "/sessions/{id}/kv"): {200, 201, 409} | changing,
         ("GET", "/sessions/{id}/kv"): {200, 404, 410} | any_,
         ("PUT", "/sessions/{id}"): {200, 201, 409} | changing,
@@ -111,23 +111,23 @@ def test_the_document_tells_of_every_problem_a_call_may_answer(document: Json) -
     }
 
 
-def test_every_kind_of_problem_has_a_schema_that_some_call_answers(document: Json) -> None:
+def test_every_error_has_a_schema_that_a_call_uses(document: Json) -> None:
     schemas = document["components"]["schemas"]
-    told = {part["const"] for schema in schemas.values() if (part := schema.get("properties", {}).get("type"))}
+    reported = {part["const"] for schema in schemas.values() if (part := schema.get("properties", {}).get("type"))}
 
-    assert told == {f"urn:hadakv:problem:{kind.slug}" for kind in kinds()}
+    assert reported == {f"urn:hadakv:problem:{kind.slug}" for kind in error_classes()}
     assert {f"#/components/schemas/{name}" for name in schemas} <= references(document)
 
 
-def test_every_call_has_a_name_and_says_what_it_answers(document: Json) -> None:
+def test_every_call_has_a_name_and_content_types(document: Json) -> None:
     found = operations(document)
-    answers = {
+    content_types_by_call = {
         operation["operationId"]: {kind for status in ("200", "201") for kind in content_types(operation, status)}
         for operation in found.values()
     }
 
     both = {MSGPACK, JSON}
-    assert answers == {
+    assert content_types_by_call == {
         **{name: {MSGPACK} for name in ("appendTokens", "readTokens", "encode", "decode")},
         **dict.fromkeys(("createSession", "getSession", "listSessions", "truncateSession", "forkSession"), both),
         **dict.fromkeys(("importSession", "healthz", "readyz"), both),
@@ -140,7 +140,7 @@ def content_types(operation: Json, status: str) -> set[str]:
     return set(operation["responses"].get(status, {}).get("content", {}))
 
 
-def test_the_documents_examples_are_accepted_as_they_stand(caller: Caller, document: Json, session: str) -> None:
+def test_examples_of_the_document_are_accepted(caller: Caller, document: Json, session: str) -> None:
     tried = 0
 
     for (method, path), operation in operations(document).items():
@@ -149,25 +149,25 @@ def test_the_documents_examples_are_accepted_as_they_stand(caller: Caller, docum
             body = base64.b64decode(example["x-msgpack-base64"])
             if path.endswith(("/truncate", "/fork")):
                 caller.append(f"{session}.{tried}", *pair(1, 1, 200))
-            answer = caller.send(method, path.format(id=f"{session}.{tried}"), body)
-            assert answer.status in (200, 201), (method, path, answer)
+            response = caller.send(method, path.format(id=f"{session}.{tried}"), body)
+            assert response.status in (200, 201), (method, path, response)
             assert msgpack.unpackb(body).keys() == example["value"].keys()
             tried += 1
 
     assert tried >= 4
 
 
-def test_the_document_tells_that_files_are_bytes(document: Json) -> None:
+def test_document_declares_files_as_bytes(document: Json) -> None:
     found = operations(document)
 
-    answer = found["GET", "/sessions/{id}/export"]["responses"]["200"]["content"]
+    response = found["GET", "/sessions/{id}/export"]["responses"]["200"]["content"]
     body = found["POST", "/sessions/{id}/import"]["requestBody"]["content"]
 
-    assert answer == body == {OCTETS: {"schema": {"$ref": "#/components/schemas/File"}}}
+    assert response == body == {OCTETS: {"schema": {"$ref": "#/components/schemas/File"}}}
 
 
 class References(HTMLParser):
-    """What a page makes a browser fetch, and the scripts and styles that stand in it."""
+    """Parser that collects the URLs that a page loads, and its inline scripts and styles."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class References(HTMLParser):
         self.inline += [tag] if tag == "style" or (tag == "script" and "src" not in given) else []
 
 
-def test_the_page_for_people_is_served_whole_from_here_and_nothing_else_may_be(caller: Caller) -> None:
+def test_docs_page_loads_from_this_service_only(caller: Caller) -> None:
     page = caller.http.get("/docs")
     references = References(page.text)
     files = {path: caller.http.get(urljoin("/docs", path)) for path in references.paths}
@@ -206,11 +206,11 @@ def test_the_page_for_people_is_served_whole_from_here_and_nothing_else_may_be(c
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/", "/docs/oauth2-redirect", "/docs/redoc.standalone.js", "/docs/.."])
-def test_there_is_no_other_page_and_no_other_file(caller: Caller, path: str) -> None:
+def test_docs_has_no_other_pages_or_files(caller: Caller, path: str) -> None:
     assert caller.http.get(path).status_code == 404
 
 
-def test_its_files_are_sent_whole_whatever_range_is_asked_for_and_only_once_to_who_keeps_them(caller: Caller) -> None:
+def test_docs_files_ignore_ranges_and_support_etags(caller: Caller) -> None:
     path = "/docs/swagger-ui.css"
     whole = caller.http.get(path)
     tag = whole.headers["etag"]

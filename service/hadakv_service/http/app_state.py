@@ -1,7 +1,8 @@
-"""What a request handler needs, made once for an app."""
+"""The parts that a request handler needs, and the tenant and session key of a request."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from starlette.requests import Request
 
@@ -18,10 +19,17 @@ from hadakv_service.storage.session_store import Key, SessionStore
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The service's parts.
+    """The parts of the service, made once per app.
 
     Attributes:
-        new_session: what a session is before anything is known of it.
+        settings: the flags and environment variables.
+        backend: encodes and decodes.
+        store: the sessions.
+        device: the device thread.
+        bodies: reads request bodies within the limits.
+        new_session: the value a new session starts with.
+        counters: request counters.
+        metrics: renders `/metrics`.
     """
 
     settings: Settings
@@ -35,15 +43,23 @@ class AppState:
 
 
 def app_state(request: Request) -> AppState:
-    """The parts of the service that answers a request."""
+    """Return the parts of the service that the request is for."""
     return cast(AppState, request.app.state.context)
 
 
-def tenant(request: Request) -> str:
-    """The tenant who calls; the empty name where no tokens are used."""
-    return cast(str, request.scope.get("state", {}).get("tenant", ""))
+def tenant(scope: Mapping[str, Any]) -> str:
+    """Return the tenant of a request, given as its scope or a `Request`; `""` if the service has no tokens."""
+    state = scope.get("state")
+    return state.get("tenant", "") if state else ""
 
 
-def session_key(request: Request) -> Key:
-    """The key of the session that the path names."""
-    return tenant(request), check_session_id(request.path_params["id"])
+def session_key(scope: Mapping[str, Any]) -> Key:
+    """Return the key of the session that the path of a request names.
+
+    Args:
+        scope: its scope or `Request`, with the path parameter `id`.
+
+    Raises:
+        InvalidRequest: the id breaks the rule.
+    """
+    return tenant(scope), check_session_id(scope["path_params"]["id"])

@@ -1,112 +1,135 @@
-"""The shortcut that plain small appends take past the framework, whose layers cost more than such an append does.
+"""POST /sessions/{id}/kv as a plain ASGI endpoint, and the dispatcher that calls it without going through FastAPI.
 
-Whatever is unusual about a request, in its path, its method or its headers, goes the ordinary way to the same append.
+FastAPI's layers take longer than a small append does.
 """
 
 import re
-from typing import Any
 
-import msgspec
-import numpy as np
-from fastapi import FastAPI
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hadakv_service import problem_details
-from hadakv_service.asgi_extensions import SEND_RESPONSE
+from hadakv_service import asgi_extensions, problem_details
 from hadakv_service.errors import ServiceError
-from hadakv_service.http.app_state import AppState
-from hadakv_service.http.content import MSGPACK, send_chunks
+from hadakv_service.http.app_state import AppState, session_key
+from hadakv_service.http.content import MSGPACK, is_json, send_chunks
 from hadakv_service.http.request_body import SMALL_BODY_NBYTES, read_small
-from hadakv_service.http.routes import kv
-from hadakv_service.observability.request_record import HEADER, SCOPE_KEY, RequestRecord
+from hadakv_service.observability.request_record import SCOPE_KEY
+from hadakv_service.operations.append import AppendOperation, AppendOutcome, AppendRequest
+from hadakv_service.storage.session_store import Key
+from hadakv_service.wire import messages, responses, serialization
 
-_PATH = re.compile(rb"/sessions/(?!\.{1,2}/)([A-Za-z0-9_.:-]{1,128})/kv")
-_LENGTH = re.compile(rb"\d{1,6}")
+ROUTE = "/sessions/{id}/kv"
+# A path with percent-encoding does not match: FastAPI decodes it, or rejects it.
+_PATH = re.compile(rb"/sessions/([^/%]+)/kv")
 _MSGPACK = MSGPACK.encode()
-_ROUTE = "/sessions/{id}/kv"
+# Digits of the longest Content-Length that may be small.
+_MAX_DIGITS = 6
 
 
-class App(FastAPI):
-    """An app with the shortcut.
+class AppendDispatcher:
+    """ASGI middleware that sends appends to their endpoint and all other requests to the next app.
 
-    Attributes:
-        entrance: what every request meets first; a gate may be put before it.
+    Args:
+        app: the next ASGI app.
+        append: the endpoint.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.entrance: ASGIApp = self._enter
+    def __init__(self, app: ASGIApp, append: ASGIApp) -> None:
+        self._app = app
+        self._append = append
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        await self.entrance(scope, receive, send)
-
-    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = _plain_append(scope)
+        """Pass the request on, by its method and path."""
+        session = appended_session(scope)
         if session is None:
-            await self._enter_framework(scope, receive, send)
-            return
-        service: AppState = self.state.context
+            await self._app(scope, receive, send)
+        else:
+            scope["path_params"] = {"id": session}
+            await self._append(scope, receive, send)
+
+
+def appended_session(scope: Scope) -> str | None:
+    """Return the session id in the path of an append, unchecked; None for any other request."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    # ASGI servers may omit the raw path. FastAPI then finds the same endpoint.
+    match = _PATH.fullmatch(scope.get("raw_path") or b"")
+    return match[1].decode("latin-1") if match else None
+
+
+class AppendEndpoint:
+    """ASGI endpoint that encodes K and V and stores them at the end of the session.
+
+    Args:
+        service: the parts of the service.
+    """
+
+    def __init__(self, service: AppState) -> None:
+        self._service = service
+        self._small_nbytes = min(SMALL_BODY_NBYTES, service.bodies.limit)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, append, and send the result or the problem. The path parameter `id` names the session."""
+        scope[SCOPE_KEY].route = ROUTE
+        # The first header of a name wins, as in Starlette's Headers.
+        headers = dict(reversed(scope["headers"]))
         try:
-            body = await read_small(receive, service.bodies.limit)
-            appended = await kv.store(service, (scope.get("state", {}).get("tenant", ""), session), body)
+            key = session_key(scope)
+            outcome = await self._receive(key, scope, receive, headers)
         except ServiceError as error:
             await problem_details.problem_response(error)(scope, receive, send)
         except ClientDisconnect:
+            # The client cannot read a response. 499 is what proxies log for this.
             await Response(status_code=499)(scope, receive, send)
         except Exception as error:
             await problem_details.unexpected_error_response(error)(scope, receive, send)
         else:
-            # Of so small an append no tensor is worth a piece of its own.
-            encoded = msgspec.msgpack.encode(kv.answer(session, appended, minimal=False), enc_hook=np.ndarray.tobytes)
-            headers = [(b"content-type", _MSGPACK), (b"content-length", b"%d" % len(encoded))]
-            status_code = 201 if appended.created else 200
-            answer = scope.get("extensions", {}).get(SEND_RESPONSE)
-            if answer is None:
-                await send_chunks(send, status_code, headers, [encoded])
-                return
-            exchange: RequestRecord = scope[SCOPE_KEY]
-            headers.append((HEADER, exchange.id))
-            if await answer(status_code, headers, encoded):
-                exchange.record_response(_ROUTE, status_code, len(encoded))
+            prefer = headers.get(b"prefer")
+            minimal = prefer is not None and b"return=minimal" in prefer.replace(b" ", b"").lower()
+            await _respond(scope, send, key[1], outcome, minimal=minimal)
 
-    async def _enter_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ordinary way, where an error that was logged and answered as a whole ends.
+    async def _receive(self, key: Key, scope: Scope, receive: Receive, headers: dict[bytes, bytes]) -> AppendOutcome:
+        """Check the headers, read the body and append it."""
+        if headers.get(b"content-type") != _MSGPACK or b"content-encoding" in headers:
+            is_json(Request(scope))
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and len(length) <= _MAX_DIGITS and int(length) <= self._small_nbytes:
+            return await self._append(key, await read_small(receive, self._service.bodies.limit))
+        async with self._service.bodies.read(Request(scope, receive)) as body:
+            return await self._append(key, body)
 
-        Starlette raises it once more, upon which uvicorn closes the connection without having said so, and a client's
-        next request on it fails.
-        """
-        answered = False
-
-        async def noting(message: Message) -> None:
-            nonlocal answered
-            await send(message)
-            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
-
-        try:
-            await super().__call__(scope, receive, noting)
-        except Exception:
-            if not answered:
-                raise
+    async def _append(self, key: Key, body: serialization.Buffer) -> AppendOutcome:
+        """Append the tensors of a body, which must not change until this returns."""
+        service = self._service
+        request = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
+        operation = AppendOperation(key, request, service.store, service.backend, service.new_session)
+        outcome = await service.device.run(operation)
+        service.counters.appended += operation.added_tokens
+        return outcome
 
 
-def _plain_append(scope: Scope) -> str | None:
-    """The session a request appends to, if it is a small append with no more to say than that."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    path = _PATH.fullmatch(scope["raw_path"])
-    if path is None:
-        return None
-    kind = length = None
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            kind = value
-        elif name == b"content-length":
-            length = value
-        elif name in (b"prefer", b"transfer-encoding", b"content-encoding"):
-            return None
-    if kind != _MSGPACK or length is None or not _LENGTH.fullmatch(length) or int(length) > SMALL_BODY_NBYTES:
-        return None
-    return path[1].decode()
+async def _respond(scope: Scope, send: Send, session: str, outcome: AppendOutcome, *, minimal: bool) -> None:
+    """Send what was stored, in one write if it is small."""
+    stored: responses.StoredAppend = {
+        "session": session,
+        "position": outcome.position,
+        "tokens": outcome.tokens,
+        "length": outcome.position + outcome.tokens,
+    }
+    if not minimal:
+        k_spec, v_spec = outcome.specs
+        stored["k"] = serialization.stream(outcome.k, k_spec)
+        stored["v"] = serialization.stream(outcome.v, v_spec)
+    status = 201 if outcome.created else 200
+    nbytes = 0 if minimal else outcome.k.packed.nbytes + outcome.v.packed.nbytes
+    if nbytes < serialization.LARGE_TENSOR_NBYTES:
+        body = serialization.encode_small(stored)
+        await asgi_extensions.send_response(scope, send, status, _headers(len(body)), body)
+    else:
+        chunks = serialization.encode_chunks(stored)
+        await send_chunks(send, status, _headers(sum(map(len, chunks))), chunks)
+
+
+def _headers(nbytes: int) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", _MSGPACK), (b"content-length", b"%d" % nbytes)]

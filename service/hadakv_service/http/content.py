@@ -1,4 +1,4 @@
-"""Content types: which body a request has, and which an answer gets."""
+"""Content types of requests, and msgpack and JSON responses."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,10 +17,10 @@ _MSGPACK_NAMES = {MSGPACK, "application/x-msgpack", "application/vnd.msgpack"}
 
 
 def is_json(request: Request, *, json_allowed: bool = False) -> bool:
-    """Whether the body is JSON rather than msgpack.
+    """Whether the body is JSON and not msgpack, by its Content-Type.
 
     Raises:
-        UnsupportedMediaType: it is neither, or JSON where only msgpack is read; or it is compressed.
+        UnsupportedMediaType: the type is neither, or is JSON without `json_allowed`, or the body is compressed.
     """
     check_uncompressed(request)
     name = _content_type(request)
@@ -33,10 +33,10 @@ def is_json(request: Request, *, json_allowed: bool = False) -> bool:
 
 
 def check_octet_stream(request: Request) -> None:
-    """Nothing, for a body that is said to be bytes and no more.
+    """Reject bodies whose Content-Type is not application/octet-stream.
 
     Raises:
-        UnsupportedMediaType: it is said to be something else, or nothing, or compressed.
+        UnsupportedMediaType: the type is missing or another one, or the body is compressed.
     """
     check_uncompressed(request)
     name = _content_type(request)
@@ -45,14 +45,14 @@ def check_octet_stream(request: Request) -> None:
 
 
 def check_uncompressed(request: Request) -> None:
-    """Nothing, for a body that is sent as it is.
+    """Reject bodies with a Content-Encoding.
 
     Raises:
-        UnsupportedMediaType: a Content-Encoding has made something else of it.
+        UnsupportedMediaType: there is a Content-Encoding other than `identity`.
     """
-    for codings in request.headers.getlist("content-encoding"):
-        if codings.strip().lower() not in ("", "identity"):
-            raise UnsupportedMediaType(f"A body must not be compressed, and this one is said to be {codings!r}.")
+    for encoding in request.headers.getlist("content-encoding"):
+        if encoding.strip().lower() not in ("", "identity"):
+            raise UnsupportedMediaType(f"Content-Encoding is not supported: {encoding!r}. Send the body uncompressed.")
 
 
 def _content_type(request: Request) -> str:
@@ -60,34 +60,35 @@ def _content_type(request: Request) -> str:
 
 
 async def send_chunks(
-    send: Send, status_code: int, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[Buffer]
+    send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], chunks: Sequence[Buffer]
 ) -> None:
-    """Send an answer; one that is a single small piece is two messages, each of which has its price."""
-    await send({"type": "http.response.start", "status": status_code, "headers": headers})
-    parts = [piece[start : start + CHUNK_NBYTES] for piece in pieces for start in range(0, len(piece), CHUNK_NBYTES)]
+    """Send a response whose body is these chunks, at most `CHUNK_NBYTES` in one message."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    parts = [chunk[start : start + CHUNK_NBYTES] for chunk in chunks for start in range(0, len(chunk), CHUNK_NBYTES)]
     for part in parts[:-1]:
         await send({"type": "http.response.body", "body": part, "more_body": True})
+    # The last part ends the body. An empty message for that would cost as much as a part.
     await send({"type": "http.response.body", "body": parts[-1]})
 
 
 class MsgpackResponse(Response):
-    """A msgpack answer sent as pieces, so that large tensors are never copied together."""
+    """Msgpack response that is sent in chunks, so that large tensors are not copied."""
 
     media_type = MSGPACK
 
-    def __init__(self, answer: Mapping[str, object], status_code: int = 200) -> None:
-        self.chunks: list[Buffer] = encode_chunks(answer)
+    def __init__(self, content: Mapping[str, object], status_code: int = 200) -> None:
+        self.chunks: list[Buffer] = encode_chunks(content)
         length = sum(map(len, self.chunks))
         super().__init__(status_code=status_code, headers={"content-length": str(length)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the answer."""
+        """Send the response."""
         await send_chunks(send, self.status_code, self.raw_headers, self.chunks)
 
 
-def metadata_response(request: Request, answer: Mapping[str, object], status_code: int = 200) -> Response:
-    """An answer without tensors: msgpack where the client asks for it, else JSON."""
+def metadata_response(request: Request, content: Mapping[str, object], status_code: int = 200) -> Response:
+    """Return a response without tensors: msgpack if the request accepts it, else JSON."""
     accepted = request.headers.get("accept", "").lower()
     if any(name in accepted for name in _MSGPACK_NAMES):
-        return MsgpackResponse(answer, status_code)
-    return Response(msgspec.json.encode(answer), status_code, media_type=JSON)
+        return MsgpackResponse(content, status_code)
+    return Response(msgspec.json.encode(content), status_code, media_type=JSON)

@@ -1,4 +1,4 @@
-"""FastAPI exception handlers: every error becomes a problem document."""
+"""FastAPI exception handlers, which make every error a problem document."""
 
 from http import HTTPStatus
 
@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hadakv_service.errors import InvalidRequest, ServiceError
 from hadakv_service.problem_details import problem, problem_response, unexpected_error_response
@@ -29,13 +30,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """The methods of all routes at the request's path: a router's own 405 names only those of the first."""
+    """Return the methods of all routes at the request's path. Starlette's 405 names those of the first route only."""
 
-    def has(method: str) -> bool:
+    def is_allowed(method: str) -> bool:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return [method for method in ("DELETE", "GET", "POST", "PUT") if has(method)]
+    return [method for method in ("DELETE", "GET", "POST", "PUT") if is_allowed(method)]
 
 
 async def _query_error(_: Request, error: Exception) -> Response:
@@ -44,22 +45,48 @@ async def _query_error(_: Request, error: Exception) -> Response:
     return problem_response(InvalidRequest(errors))
 
 
-async def _client_gone(_: Request, __: Exception) -> Response:
-    # Nobody is left to read it; 499 is what proxies log for this.
+async def _client_disconnected(_: Request, __: Exception) -> Response:
+    # The client cannot read a response. 499 is what proxies log for this.
     return Response(status_code=499)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of an app with a problem."""
+class AnsweredErrorMiddleware:
+    """ASGI middleware that drops an error once a whole response was sent for it.
+
+    Starlette sends the response of an unexpected error and raises the error again. uvicorn would then close the
+    connection without having announced it, and the client's next request on it would fail.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        is_answered = False
+
+        async def record_end(message: Message) -> None:
+            nonlocal is_answered
+            await send(message)
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await self._app(scope, receive, record_end)
+        except Exception:
+            if not is_answered:
+                raise
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every error of an app a problem document."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
-    app.add_exception_handler(ClientDisconnect, _client_gone)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(Exception, _unexpected_error)
 
 
-async def _unforeseen(_: Request, error: Exception) -> Response:
+async def _unexpected_error(_: Request, error: Exception) -> Response:
     if isinstance(error.__cause__, ServiceError):
-        # An answer had begun, so that nothing is sent; whoever sees it break off says so.
+        # The response has started, so this one is not sent. The request log reports the interruption.
         return problem_response(error.__cause__)
     return unexpected_error_response(error)

@@ -1,4 +1,4 @@
-"""Receiving a request's body: into one leased buffer, checked against the limit before anything is allocated."""
+"""Read request bodies into pooled buffers, and limit their size and their memory in flight."""
 
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -8,76 +8,76 @@ import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
+from hadakv_service.asgi_extensions import receive_into
 from hadakv_service.errors import BodyTooLarge, Busy, MalformedBody
 from hadakv_service.observability.request_record import note_body_incomplete, note_received
 from hadakv_service.wire.serialization import Buffer
 
-# The ASGI extension that fills a buffer with the body, where the server has it.
-EXTENSION = "hadakv.receive_into"
-# Bodies that fit one read of the socket arrive whole and need no buffer.
+# A small body arrives in one read of the socket, so it needs no buffer.
 SMALL_BODY_NBYTES = 64 * 1024
-# What idle buffers may hold on to together.
+# Maximum size of all idle buffers together.
 IDLE_NBYTES = 128 << 20
 
 
 class ReceiveBufferPool:
-    """Receive buffers, reused because fresh memory costs more than the copy into it.
+    """Pool of receive buffers. Allocating fresh memory takes longer than copying a body into it.
 
-    A buffer is leased to one request and comes back only when that request ended in order; a cancelled request's
-    buffer may still be read by the device, so it is left to the garbage collector.
+    A request leases a buffer and gives it back if it succeeds. The device may still read the buffer of a cancelled
+    request, so that one is left to the garbage collector.
     """
 
     def __init__(self) -> None:
         self._idle: list[memoryview] = []
 
     def lease(self, nbytes: int) -> memoryview:
-        """A buffer of at least that many bytes, the smallest idle one that fits."""
+        """Return a buffer of at least `nbytes`: the smallest idle one that fits, or a new one."""
         fitting = [i for i, buffer in enumerate(self._idle) if nbytes <= len(buffer) <= 4 * nbytes]
         if fitting:
             return self._idle.pop(min(fitting, key=lambda i: len(self._idle[i])))
         return np.empty(nbytes, np.uint8).data
 
     def give_back(self, buffer: memoryview) -> None:
-        """Make a leased buffer available to the next request; what is too much is let go, oldest first."""
+        """Make a leased buffer idle. Drop the oldest idle buffers above `IDLE_NBYTES`."""
         self._idle.append(buffer)
         while sum(map(len, self._idle)) > IDLE_NBYTES:
             del self._idle[0]
 
 
 class BodyReader:
-    """Reads bodies up to a limit.
+    """Reader of request bodies with limits of size and memory.
 
     Args:
-        limit: the largest body in bytes.
-        receiving: bytes that all bodies may take together while they are received and worked on, but for small ones;
-            by default two of the largest.
+        limit: maximum size of a body, bytes.
+        memory_limit: maximum bytes of all bodies that are being received or processed, without small ones. By default
+            twice `limit`.
     """
 
-    def __init__(self, limit: int, receiving: int | None = None) -> None:
+    def __init__(self, limit: int, memory_limit: int | None = None) -> None:
         self.limit = limit
-        self._memory_limit = 2 * limit if receiving is None else receiving
+        self._memory_limit = 2 * limit if memory_limit is None else memory_limit
         self._memory_used = 0
         self._pool = ReceiveBufferPool()
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[Buffer]:
-        """The request's body, valid inside the block only.
+        """Read the body of a request. It is valid inside the block only.
 
         Raises:
-            BodyTooLarge: before reading, when Content-Length tells.
-            Busy: likewise, when there is no room beside other bodies.
+            BodyTooLarge: the body is larger than the limit; raised before reading if Content-Length says so.
+            Busy: the body does not fit the memory limit together with other bodies; raised before reading if there is
+                a Content-Length.
             MalformedBody: Content-Length is not a number.
-            ClientDisconnect: the connection broke before the body was whole.
+            ClientDisconnect: the connection was lost before the body was complete.
         """
         declared = self._declared_length(request)
         if declared is not None and declared <= SMALL_BODY_NBYTES:
             yield await read_small(request.receive, self.limit)
             return
-        with self._counted() as count:
+        with self._memory_counter() as count:
             if declared is None:
                 yield await read_small(request.receive, self.limit, count)
                 return
-            # A claim costs its sender nothing: it counts before there is memory for it.
+            # Count Content-Length before allocating. Otherwise headers alone would reserve memory.
             count(declared)
             buffer = self._pool.lease(declared)
             try:
@@ -86,18 +86,18 @@ class BodyReader:
                 note_body_incomplete()
                 raise
             yield buffer[:declared]
-            # Not in a finally: after an error a view of the buffer may still be in use.
+            # Not in a `finally`: after an error a view of the buffer may still be in use.
             self._pool.give_back(buffer)
 
     @contextmanager
-    def _counted(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that counts a body's bytes in; at the end of the block they are counted out."""
+    def _memory_counter(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that counts bytes as in use until the end of the block, or raises `Busy`."""
         counted = 0
 
         def count(nbytes: int) -> None:
             nonlocal counted
             if self._memory_used + nbytes > self._memory_limit:
-                raise Busy("Too many large bodies are on their way in.")
+                raise Busy("Too many large bodies are being received.")
             self._memory_used += nbytes
             counted += nbytes
 
@@ -118,16 +118,16 @@ class BodyReader:
 
 
 async def read_small(receive: Receive, limit: int, count: Callable[[int], None] | None = None) -> Buffer:
-    """A body that needs no buffer, or whose length is not known.
+    """Read a body without a pooled buffer: one that is small, or has no Content-Length.
 
     Args:
-        receive: of the request.
-        limit: the largest body in bytes.
-        count: is told the size of each part before it is kept, and may refuse it.
+        receive: the ASGI receive function of the request.
+        limit: maximum size of the body, bytes.
+        count: called with the size of each chunk before it is kept; may raise.
 
     Raises:
-        BodyTooLarge: it is larger than the limit.
-        ClientDisconnect: the connection broke before the body was whole.
+        BodyTooLarge: the body is larger than the limit.
+        ClientDisconnect: the connection was lost before the body was complete.
     """
     chunks, total, more = [], 0, True
     while more:
@@ -151,16 +151,6 @@ async def read_small(receive: Receive, limit: int, count: Callable[[int], None] 
 
 
 async def _fill(request: Request, buffer: memoryview, declared: int) -> None:
-    receive_into = request.scope.get("extensions", {}).get(EXTENSION)
-    if receive_into is not None:
-        if not await receive_into(buffer[:declared]):
-            raise ClientDisconnect
-        note_received(declared)
-        return
-    filled = 0
-    async for chunk in request.stream():
-        buffer[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-        note_received(len(chunk))
-    if filled != declared:
+    if not await receive_into(request.scope, request.receive, buffer[:declared]):
         raise ClientDisconnect
+    note_received(declared)

@@ -9,7 +9,7 @@ from time import perf_counter
 
 from starlette.types import Message, Scope, Send
 
-from hadakv_service.asgi_extensions import is_disconnected
+from hadakv_service.asgi_extensions import Headers, is_disconnected, replace_send_response
 
 HEADER = b"x-request-id"
 # Key of the RequestRecord in the ASGI scope.
@@ -44,6 +44,7 @@ class RequestRecord:
 
     __slots__ = (
         "_send",
+        "_send_response",
         "body_incomplete",
         "client_disconnected",
         "id",
@@ -65,6 +66,7 @@ class RequestRecord:
         self.route = self.trace_id = ""
         self.response_complete = self.client_disconnected = self.body_incomplete = False
         self._send = send
+        self._send_response = replace_send_response(scope, self.send_response)
 
     async def send(self, message: Message) -> None:
         """Send a message of the response. Add the request id to the headers."""
@@ -78,6 +80,14 @@ class RequestRecord:
         if self.scope["method"] != "HEAD" and not self.client_disconnected:
             self.sent += len(message.get("body", b""))
 
+    async def send_response(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Send a complete response with the request's id in one write. Return whether the client was connected."""
+        assert self._send_response is not None
+        sent = await self._send_response(status, [*headers, (HEADER, self.id)], body)
+        if sent:
+            self.record_response(self.route, status, len(body))
+        return sent
+
     def record_response(self, route: str, status: int, nbytes: int) -> None:
         """Record a complete response that did not go through `send`."""
         self.response_complete = True
@@ -86,7 +96,7 @@ class RequestRecord:
         self.sent = nbytes
 
     def _is_disconnected(self) -> bool:
-        return is_disconnected(self.scope)()
+        return is_disconnected(self.scope)
 
     @property
     def outcome(self) -> int:

@@ -9,9 +9,8 @@ from functools import partial
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from hadakv_service.asgi_extensions import SEND_RESPONSE
 from hadakv_service.server.direct_protocol import DirectProtocol
-
-EXTENSION = "hadakv.answer"
 
 
 class WholeProtocol(DirectProtocol):
@@ -21,7 +20,7 @@ class WholeProtocol(DirectProtocol):
         """Offer the extension to the app, whose task begins only after this."""
         super().on_headers_complete()
         if not self.parser.should_upgrade():
-            self.scope["extensions"][EXTENSION] = partial(self._answer, self.cycle)  # type: ignore[assignment]  # a call, not settings
+            self.scope["extensions"][SEND_RESPONSE] = partial(self._answer, self.cycle)  # type: ignore[assignment]  # a call, not settings
 
     async def _answer(
         self, cycle: RequestResponseCycle, status_code: int, headers: Sequence[tuple[bytes, bytes]], body: bytes

@@ -12,46 +12,49 @@ from hadakv_service.errors import InvalidRequest
 from hadakv_service.sessions.session import MAX_TTL_SECONDS
 
 Dimension = Annotated[int, msgspec.Meta(ge=0)]
-
-
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
-
-
 Window = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
-
-
 TtlSeconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_SECONDS)]
 
 
+_DTYPES = {**DTYPES, "uint8": np.dtype(np.uint8)}
+
+
 class Tensor(msgspec.Struct, forbid_unknown_fields=True):
-    """Dtype, shape and C-order little-endian bytes; `data` is a view into the request's body."""
+    """A tensor: dtype, shape and C-order little-endian bytes. `data` is a view of the request body."""
 
     dtype: Literal["float32", "float16", "bfloat16", "uint8"]
     shape: Annotated[list[Dimension], msgspec.Meta(min_length=1, max_length=8)]
     data: memoryview
 
     def array(self, field: str, *allowed: str) -> NDArray[Any]:
-        """The tensor as a NumPy view of the body.
+        """Return the tensor as a NumPy view of the body.
+
+        Args:
+            field: name of the field, for errors.
+            allowed: the dtypes to accept.
 
         Raises:
-            InvalidRequest: another dtype than those allowed, or data of another length than the shape says.
+            InvalidRequest: the dtype is not allowed, the data has another length than the shape needs, or the shape is
+                too large for NumPy.
         """
         if self.dtype not in allowed:
             raise InvalidRequest([(f"{field}.dtype", f"must be {' or '.join(allowed)}, not {self.dtype}")])
-        dtype = DTYPES.get(self.dtype, np.dtype(np.uint8))
+        dtype = _DTYPES[self.dtype]
         size = math.prod(self.shape)
-        if size * dtype.itemsize != len(self.data):
-            wanted = size * dtype.itemsize
-            reason = f"has {len(self.data)} bytes, the shape {self.shape} of {self.dtype} says {wanted}"
+        if (nbytes := size * dtype.itemsize) != len(self.data):
+            reason = f"has {len(self.data)} bytes, but the shape {self.shape} of {self.dtype} needs {nbytes}"
             raise InvalidRequest([(f"{field}.data", reason)])
-        # An empty axis hides how large the others are, and NumPy refuses shapes that would overflow without it.
+        if size:
+            return np.frombuffer(self.data, dtype).reshape(self.shape)
+        # An axis of length 0 makes the size 0 for any length of the others. NumPy overflows on the product of those.
         if math.prod(axis or 1 for axis in self.shape) >= 1 << 40:
-            raise InvalidRequest([(f"{field}.shape", "has axes beyond all bounds")])
-        return np.frombuffer(self.data, dtype).reshape(self.shape) if size else np.empty(self.shape, dtype)
+            raise InvalidRequest([(f"{field}.shape", "is too large")])
+        return np.empty(self.shape, dtype)
 
 
 class CodecOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One codec as it stands on the wire; what is missing has its default."""
+    """The options of one codec. Missing ones have their defaults."""
 
     bits: int | None = None
     rotation: str | None = None
@@ -62,7 +65,7 @@ class CodecOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     d512_scale: float | None = None
 
     def codec(self, field: str) -> Codec:
-        """The codec these options name."""
+        """Return the codec with these options."""
         options = {name: getattr(self, name) for name in self.__struct_fields__[:7]}
         try:
             return Codec.from_mapping({name: value for name, value in options.items() if value is not None})
@@ -77,18 +80,20 @@ class CodecPair(CodecOptions, forbid_unknown_fields=True, omit_defaults=True):
     v: CodecOptions | None = None
 
     def codecs(self) -> tuple[Codec, Codec]:
-        """The codecs of k and of v."""
+        """Return the codecs of k and of v."""
         if self.k is None and self.v is None:
             both = self.codec("codec")
             return both, both
         if any(getattr(self, name) is not None for name in CodecOptions.__struct_fields__):
-            raise InvalidRequest([("codec", "has both options and k or v; give one codec, or one for each")])
+            raise InvalidRequest(
+                [("codec", "has options in addition to k or v; set one codec for both, or one for each")]
+            )
         k, v = self.k or CodecOptions(), self.v or CodecOptions()
         return k.codec("codec.k"), v.codec("codec.v")
 
 
 class AppendBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /sessions/{id}/kv."""
+    """Body of POST /sessions/{id}/kv."""
 
     k: Tensor
     v: Tensor
@@ -98,7 +103,7 @@ class AppendBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
-    """PUT /sessions/{id}."""
+    """Body of PUT /sessions/{id}."""
 
     codec: CodecPair | None = None
     layers: Count | None = None
@@ -110,20 +115,20 @@ class SessionBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TruncateBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /sessions/{id}/truncate."""
+    """Body of POST /sessions/{id}/truncate."""
 
     length: Dimension
 
 
 class ForkBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /sessions/{id}/fork."""
+    """Body of POST /sessions/{id}/fork."""
 
     id: str
     length: Dimension | None = None
 
 
 class EncodeBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /encode."""
+    """Body of POST /encode."""
 
     x: Tensor
     codec: CodecOptions = msgspec.field(default_factory=CodecOptions)
@@ -131,7 +136,7 @@ class EncodeBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class DecodeBody(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /decode. `values` stands in for `packed` and `norms` where the codec's kind is float16."""
+    """Body of POST /decode. A codec of kind float16 has `values` instead of `packed` and `norms`."""
 
     head_dim: int
     packed: Tensor | None = None

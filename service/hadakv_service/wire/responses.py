@@ -1,4 +1,4 @@
-"""What the calls answer, key by key: what the OpenAPI document says of it, and what the routes are checked against."""
+"""Response bodies as TypedDicts. The OpenAPI document describes them, and mypy checks the routes against them."""
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -8,7 +8,7 @@ from hadakv_service.sessions.session import Durability
 
 
 def _named(component: str) -> Meta:
-    """A mapping that the document describes elsewhere, under that name."""
+    """Return the annotation of a mapping whose schema is the OpenAPI component of that name."""
     return Meta(extra_json_schema={"$ref": f"#/components/schemas/{component}"})
 
 
@@ -27,13 +27,13 @@ class Packed(TypedDict):
 
 
 class Values(TypedDict):
-    """Vectors as values: float16 where that is how they are stored, else in the form that was asked for."""
+    """Vectors as values: float16 for a codec of kind float16, else in the requested form."""
 
     values: TensorMap
 
 
 class Encoded(TypedDict):
-    """What `/encode` made; `scaled` and `rms` with `diagnostics` only, `values` instead for kind float16."""
+    """The result of `/encode`. `scaled` and `rms` need `diagnostics`. Kind float16 has `values` only."""
 
     packed: NotRequired[TensorMap]
     norms: NotRequired[TensorMap]
@@ -43,7 +43,7 @@ class Encoded(TypedDict):
 
 
 class StoredAppend(TypedDict):
-    """What an append stored. With `Prefer: return=minimal` it has neither `k` nor `v`."""
+    """The tokens that an append stored. With `Prefer: return=minimal` there is neither `k` nor `v`."""
 
     session: str
     position: Natural
@@ -71,7 +71,7 @@ class Codecs(TypedDict):
 
 
 class LayerSpan(TypedDict):
-    """What one layer holds: positions `start` to `length`."""
+    """The positions of one layer's tokens: `start` to `length`, exclusive."""
 
     layer: Natural
     start: Natural
@@ -79,7 +79,7 @@ class LayerSpan(TypedDict):
 
 
 class SessionInfo(TypedDict):
-    """A session. `codec`, `kv_heads` and `head_dim` are null until they are decided."""
+    """A session. `codec`, `kv_heads` and `head_dim` are null until they are set, or the first append sets them."""
 
     session: str
     codec: Codecs | None
@@ -100,21 +100,21 @@ class SessionInfo(TypedDict):
 
 
 class SessionList(TypedDict):
-    """Sessions in order of id; `next` is the `after` of the next page."""
+    """A page of sessions in order of id. `next` is the `after` of the next page, null on the last one."""
 
     sessions: list[SessionInfo]
     next: str | None
 
 
 class Health(TypedDict):
-    """The process answers."""
+    """The process is running."""
 
     status: Literal["ok"]
     version: str
 
 
 class Readiness(TypedDict):
-    """What runs, and how much it holds."""
+    """The service is ready: its backend, and how much of its budgets is used."""
 
     status: Literal["ready"]
     version: str

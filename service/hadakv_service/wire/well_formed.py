@@ -1,4 +1,4 @@
-"""Whether bytes are one msgpack value at all, told without building it."""
+"""Check that bytes are exactly one msgpack value, without building it."""
 
 from hadakv_service.errors import MalformedBody
 
@@ -7,10 +7,11 @@ MAX_ITEMS = 4096
 
 
 def check_well_formed(body: memoryview) -> None:
-    """Walk a msgpack value's structure without building it. Only run once a body has failed validation.
+    """Check the structure of a msgpack value. Only needed for a body that has failed validation.
 
     Raises:
-        MalformedBody: cut short, trailing bytes, nested deeper than any request, or with far more items.
+        MalformedBody: the value is truncated, followed by other bytes, nested deeper than `MAX_DEPTH`, or has more than
+            `MAX_ITEMS` items.
     """
     offset, open_items = 0, [1]
     for _ in range(MAX_ITEMS):
@@ -30,7 +31,7 @@ def check_well_formed(body: memoryview) -> None:
         raise MalformedBody("The body has bytes after its end.")
 
 
-# First byte -> bytes of the length field, bytes beside it, items per count (None: the count is of bytes).
+# First byte -> size of the length field, other header bytes, items per count (None: the length counts bytes).
 _SIZED = {
     **{code: (1 << (code - 0xC4), 0, None) for code in (0xC4, 0xC5, 0xC6)},
     **{code: (1 << (code - 0xC7), 1, None) for code in (0xC7, 0xC8, 0xC9)},
@@ -44,14 +45,14 @@ _FIXED |= {0xD4 + i: 1 + (1 << i) for i in range(5)}
 
 
 def _skip_one(body: memoryview, offset: int) -> tuple[int, int]:
-    """Step over one item's header and bytes: the new offset, and how many items it contains."""
+    """Skip one item. Return the offset after its header and bytes, and the number of items that it contains."""
     if offset >= len(body):
-        raise MalformedBody("The body is cut short.")
+        raise MalformedBody("The body is truncated.")
     code, end, children = body[offset], offset + 1, 0
     if code in _SIZED:
-        width, beside, per_item = _SIZED[code]
+        width, extra, per_item = _SIZED[code]
         count = int.from_bytes(body[end : end + width], "big")
-        end += width + beside + (count if per_item is None else 0)
+        end += width + extra + (count if per_item is None else 0)
         children = count * (per_item or 0)
     elif 0x80 <= code < 0xA0:
         children = (code & 15) * (2 if code < 0x90 else 1)
@@ -62,5 +63,5 @@ def _skip_one(body: memoryview, offset: int) -> tuple[int, int]:
             raise MalformedBody(f"The body has the byte {code:#x} where a value should start.")
         end += _FIXED[code]
     if end > len(body):
-        raise MalformedBody("The body is cut short.")
+        raise MalformedBody("The body is truncated.")
     return end, children

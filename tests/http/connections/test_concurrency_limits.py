@@ -90,7 +90,7 @@ def test_what_a_large_body_claims_others_cannot_have(narrow: RunningService, ses
 
 
 def test_bodies_in_chunks_count_as_they_come() -> None:
-    reader = BodyReader(limit=1000 * SMALL_BODY_NBYTES, receiving=10 * SMALL_BODY_NBYTES)
+    reader = BodyReader(limit=1000 * SMALL_BODY_NBYTES, memory_limit=10 * SMALL_BODY_NBYTES)
 
     async def read(chunks: int, pause: asyncio.Event) -> int:
         """Take in a body of so many chunks; it pauses before the last."""

@@ -1,4 +1,4 @@
-"""A service whose backend fails: what it answers, and what it goes on with."""
+"""Backend failures: the responses, and that the service continues."""
 
 import json
 
@@ -12,26 +12,26 @@ from support.failing_backend import PROGRAM
 K = np.ones((1, 1, 13, 64), np.float16)
 
 
-def test_a_failure_is_answered_with_a_problem_and_changes_nothing() -> None:
+def test_backend_failure_is_a_problem_and_changes_nothing() -> None:
     with running_service("--backend", "cpu", program=PROGRAM) as service, Caller(service.url) as caller:
         caller.append("a", K[:, :, 1:], K[:, :, 1:])
         before = caller.snapshot("a")
 
-        answers = [
+        responses = [
             caller.get("/sessions/a/kv", form="float32"),
             caller.append("a", K, K),
             caller.post("/sessions/a/kv", append_body(K, K), prefer="return=minimal"),
         ]
 
-        for answer in answers:
-            answer.problem(500, "internal-error")
+        for response in responses:
+            response.problem(500, "internal-error")
         assert caller.snapshot("a") == before
 
 
 @pytest.mark.parametrize("failures", [1, 3])
-def test_a_connection_goes_on_after_a_failure(capfd: pytest.CaptureFixture[str], failures: int) -> None:
+def test_connection_is_kept_after_a_failure(capfd: pytest.CaptureFixture[str], failures: int) -> None:
     requests = ["GET /sessions/a/kv?form=float32"] * failures + ["GET /healthz"]
-    answers = []
+    responses = []
 
     with running_service("--backend", "cpu", program=PROGRAM) as service:
         with Caller(service.url) as caller:
@@ -41,8 +41,8 @@ def test_a_connection_goes_on_after_a_failure(capfd: pytest.CaptureFixture[str],
                 connection.sendall(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 lines = iter(stream.readline, b"\r\n")
                 head = dict(line.strip().lower().split(b": ") for line in lines if b": " in line)
-                answers.append(json.loads(stream.read(int(head[b"content-length"]))))
+                responses.append(json.loads(stream.read(int(head[b"content-length"]))))
 
-    assert [answer["status"] for answer in answers] == [500] * failures + ["ok"]
+    assert [response["status"] for response in responses] == [500] * failures + ["ok"]
     log = capfd.readouterr().err
     assert (log.count("unexpected error"), log.count("Traceback")) == (failures, failures), "each is logged, and once"

@@ -1,4 +1,4 @@
-"""A page that is not what was written: every session that has it says so from then on, and the log says which."""
+"""Corrupt pages: every session that uses one is corrupt from then on, and the log names it."""
 
 import sqlite3
 from pathlib import Path
@@ -21,7 +21,7 @@ MORE = pair(2, 2, 3)
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """A directory where the last page of "a" is damaged, which its fork "b" has, too, but not "c"."""
+    """Data directory in which the last page of "a" is corrupt. Its fork "b" shares the page, "c" does not."""
     with service(tmp_path) as caller:
         caller.append("a", K, V)
         caller.append("c", K, V)
@@ -34,13 +34,13 @@ def damaged(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_export_of_a_damaged_session_is_refused_before_it_begins(damaged: Path) -> None:
+def test_export_of_corrupt_session_is_rejected_before_it_starts(damaged: Path) -> None:
     with service(damaged) as caller:
         caller.get("/sessions/a/export").problem(410, "session-corrupt")
         assert caller.get("/sessions/c/export").status == 200
 
 
-def test_once_damage_was_found_nothing_goes_on_with_the_session_or_its_forks(damaged: Path) -> None:
+def test_corrupt_session_and_its_forks_reject_operations(damaged: Path) -> None:
     with service(damaged, "--durability", "ack") as caller:
         caller.get("/sessions/a/kv").problem(410, "session-corrupt")
 
@@ -56,7 +56,7 @@ def test_once_damage_was_found_nothing_goes_on_with_the_session_or_its_forks(dam
         assert holds(caller, "c")
 
 
-def test_a_damaged_id_is_taken_for_those_who_would_have_it(damaged: Path) -> None:
+def test_id_of_a_corrupt_session_is_taken(damaged: Path) -> None:
     with service(damaged) as caller:
         caller.get("/sessions/a/kv").problem(410, "session-corrupt")
         file = caller.get("/sessions/c/export").content
@@ -65,7 +65,7 @@ def test_a_damaged_id_is_taken_for_those_who_would_have_it(damaged: Path) -> Non
         caller.send("POST", "/sessions/a/import", file, "application/octet-stream").problem(409, "session-exists")
 
 
-def test_damage_is_known_to_a_session_that_left_memory_and_comes_back(damaged: Path) -> None:
+def test_corruption_stays_known_after_eviction(damaged: Path) -> None:
     with service(damaged, "--memory-budget", "2MiB") as caller:
         caller.get("/sessions/a/kv").problem(410, "session-corrupt")
         for i in range(40):
@@ -74,13 +74,13 @@ def test_damage_is_known_to_a_session_that_left_memory_and_comes_back(damaged: P
         caller.append("b", *MORE).problem(410, "session-corrupt")
 
 
-def test_the_log_names_the_sessions_once_and_the_request(damaged: Path, tmp_path: Path) -> None:
+def test_corruption_is_logged_once_with_sessions_and_request(damaged: Path, tmp_path: Path) -> None:
     flags = ("--data-dir", str(damaged), "--disk-budget", "1GiB", "--log-format", "json")
     with (tmp_path / "log").open("w+") as log:
         with running_service(*flags, log=log) as running, Caller(running.url) as caller:
             for _ in range(2):
-                answer = caller.http.get("/sessions/b/kv", headers={"x-request-id": "mine"})
-                assert answer.status_code == 410
+                response = caller.http.get("/sessions/b/kv", headers={"x-request-id": "mine"})
+                assert response.status_code == 410
         log.seek(0)
         lines = [msgspec.json.decode(line) for line in log]
 
@@ -90,9 +90,7 @@ def test_the_log_names_the_sessions_once_and_the_request(damaged: Path, tmp_path
     assert line["request_id"] == "mine"
 
 
-def test_of_many_sessions_that_share_what_is_damaged_the_log_names_some(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_corruption_log_names_some_of_many_sessions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = SessionStore(1 << 20, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, 300, durability="spill")
     for i in range(30):

@@ -1,4 +1,4 @@
-"""When the disk or what is on it is not as it should be: who is told what, and that the others go on."""
+"""Disk failures and corrupt files: the errors that users get, and that other sessions are not affected."""
 
 import os
 import re
@@ -21,11 +21,11 @@ from support.arrays import pair
 from support.contract import Caller, stream
 from support.restarted_service import K, V, holds, service
 
-NOBODY = 65534
+UNPRIVILEGED_UID = 65534
 
 
-def refusal(directory: Path, budget: str | None = "1GiB") -> str:
-    """Why the program does not start on a directory; a budget of None is the default one."""
+def rejection(directory: Path, budget: str | None = "1GiB") -> str:
+    """Start the program on a directory and return its error. A budget of None is the default."""
     command = [sys.executable, "-m", "hadakv_service", "--port", "0", "--data-dir", str(directory)]
     known = {name: value for name, value in os.environ.items() if name != "HADAKV_DISK_BUDGET"}
     known |= {"HADAKV_DISK_BUDGET": budget} if budget else {}
@@ -37,7 +37,7 @@ def refusal(directory: Path, budget: str | None = "1GiB") -> str:
 
 
 def change(directory: Path, statement: str) -> None:
-    """Change a stopped service's file."""
+    """Change the file of a stopped service."""
     connection = sqlite3.connect(directory / FILE)
     connection.execute(statement)
     connection.commit()
@@ -58,7 +58,7 @@ def change(directory: Path, statement: str) -> None:
         "DELETE FROM holds WHERE page = 1",
     ],
 )
-def test_a_damaged_session_says_so_and_the_others_go_on(tmp_path: Path, statement: str) -> None:
+def test_corrupt_session_does_not_affect_others(tmp_path: Path, statement: str) -> None:
     with service(tmp_path) as caller:
         caller.append("a", K, V)
         caller.append("b", K, V)
@@ -91,17 +91,17 @@ def test_a_damaged_session_says_so_and_the_others_go_on(tmp_path: Path, statemen
         ("PRAGMA application_id = 1", "not a file of this service"),
     ],
 )
-def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Path, statement: str, reason: str) -> None:
+def test_file_of_another_version_is_rejected_unchanged(tmp_path: Path, statement: str, reason: str) -> None:
     with service(tmp_path) as caller:
         caller.append("a", K, V)
     change(tmp_path, statement)
     before = (tmp_path / FILE).read_bytes()
 
-    assert reason in refusal(tmp_path)
+    assert reason in rejection(tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
 
 
-def test_a_file_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
+def test_incompletely_created_file_is_created_again(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / FILE)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.close()
@@ -111,15 +111,15 @@ def test_a_file_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> Non
         assert caller.append("a", K, V).status == 201
 
 
-def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_rejected_unchanged(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"dear diary" * 1000)
 
-    assert "not a file of this service" in refusal(tmp_path)
+    assert "not a file of this service" in rejection(tmp_path)
     assert (tmp_path / FILE).read_bytes() == b"dear diary" * 1000
 
 
 @pytest.mark.parametrize("table", ["sqlite_schema", "sessions", "pages", "about"])
-def test_a_file_that_is_damaged_all_over_is_refused_and_left_alone(tmp_path: Path, table: str) -> None:
+def test_fully_corrupt_file_is_rejected_unchanged(tmp_path: Path, table: str) -> None:
     with service(tmp_path) as caller:
         caller.append("a", K, V)
     connection = sqlite3.connect(tmp_path / FILE)
@@ -127,40 +127,40 @@ def test_a_file_that_is_damaged_all_over_is_refused_and_left_alone(tmp_path: Pat
     ((block,),) = connection.execute("PRAGMA page_size").fetchall()
     connection.close()
     content = bytearray((tmp_path / FILE).read_bytes())
-    # The first bytes of the first block are the file's own.
+    # The first bytes of the first block are the header of the file.
     first = (roots[table] - 1) * block + (100 if table == "sqlite_schema" else 0)
     content[first : first + 1000] = b"\xaa" * 1000
     (tmp_path / FILE).write_bytes(content)
 
-    assert "malformed; move it away" in refusal(tmp_path)
+    assert "malformed; move it away" in rejection(tmp_path)
     assert (tmp_path / FILE).read_bytes() == content
 
 
-def test_two_services_never_share_a_directory(tmp_path: Path) -> None:
+def test_two_services_cannot_share_a_directory(tmp_path: Path) -> None:
     with service(tmp_path) as caller:
-        assert "in use by another process" in refusal(tmp_path)
+        assert "in use by another process" in rejection(tmp_path)
         assert caller.append("a", K, V).status == 201
 
 
 @pytest.mark.parametrize("name", [FILE, FILE + "-wal", FILE + "-journal"])
-def test_a_link_in_the_directory_is_not_followed(tmp_path: Path, name: str) -> None:
+def test_symbolic_link_in_the_directory_is_not_followed(tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     directory = tmp_path / "data"
     directory.mkdir(mode=0o700)
     (directory / name).symlink_to(victim)
 
-    assert "symbolic link" in refusal(directory)
+    assert "symbolic link" in rejection(directory)
     assert victim.read_bytes() == b"mine"
 
 
-def test_a_directory_where_others_may_write_is_refused(tmp_path: Path) -> None:
+def test_directory_writable_by_others_is_rejected(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
 
-    assert "others may write there" in refusal(tmp_path)
+    assert "others may write there" in rejection(tmp_path)
 
 
-def test_nobody_else_can_read_what_is_kept(tmp_path: Path) -> None:
+def test_data_files_are_readable_by_the_owner_only(tmp_path: Path) -> None:
     directory = tmp_path / "new" / "data"
     with service(directory) as caller:
         caller.append("a", K, V)
@@ -173,44 +173,44 @@ def test_nobody_else_can_read_what_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
 @pytest.mark.parametrize("budget", ["1GiB", None])
-def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, place: str, budget: str | None) -> None:
+def test_data_dir_that_is_not_a_directory_is_rejected(tmp_path: Path, place: str, budget: str | None) -> None:
     (tmp_path / "file").touch()
 
-    refused = refusal(tmp_path / place, budget)
+    rejected = rejection(tmp_path / place, budget)
 
-    assert f"{tmp_path / place}: no directory, nor can it be made one; choose another --data-dir" in refused
+    assert f"{tmp_path / place}: no directory, nor can it be made one; choose another --data-dir" in rejected
 
 
-def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+def test_directory_in_place_of_the_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
 
-    assert f"{FILE}: a directory, where a file should be; move it away" in refusal(tmp_path)
+    assert f"{FILE}: a directory, where a file should be; move it away" in rejection(tmp_path)
 
 
 @pytest.fixture
 def owned() -> Iterator[Path]:
-    """A directory of a user who may not write where the modes say so, whom this process is meanwhile."""
-    # Read while this process may: Python itself may be where that user may not.
+    """Run as a user without root's rights, in a directory of that user."""
+    # Imported before the switch: that user may not be able to read Python's own files.
     tables.fingerprint()
     mine = os.geteuid()
-    # Root's own place for such files may be closed to others.
+    # Root's temporary directory may be closed to other users.
     with tempfile.TemporaryDirectory(dir="/tmp" if mine == 0 else None) as name:
         if mine == 0:
-            os.chown(name, NOBODY, -1)
-            os.seteuid(NOBODY)
+            os.chown(name, UNPRIVILEGED_UID, -1)
+            os.seteuid(UNPRIVILEGED_UID)
         yield Path(name)
         os.seteuid(mine)
         os.chmod(name, 0o700)
 
 
-def test_a_directory_that_cannot_be_written_is_what_is_refused_with_or_without_a_file(owned: Path) -> None:
+def test_unwritable_directory_is_rejected(owned: Path) -> None:
     advice = "let this user write there, choose another --data-dir, or keep nothing on disk with --disk-budget 0"
     reasons = []
     for _ in "without", "with":
         owned.chmod(0o500)
-        with pytest.raises(DataDirectoryError) as refused:
+        with pytest.raises(DataDirectoryError) as rejected:
             open_database(owned)
-        reasons.append(str(refused.value))
+        reasons.append(str(rejected.value))
         owned.chmod(0o700)
         open_database(owned).close()
 
@@ -219,7 +219,7 @@ def test_a_directory_that_cannot_be_written_is_what_is_refused_with_or_without_a
     open_database(owned).close()
 
 
-def test_a_file_and_a_directory_that_may_not_be_touched_are_named(owned: Path) -> None:
+def test_inaccessible_file_and_directory_are_named(owned: Path) -> None:
     owned.joinpath(FILE).touch(0o400)
     owned.joinpath("closed").mkdir(0o500)
 
@@ -233,7 +233,7 @@ def test_a_file_and_a_directory_that_may_not_be_touched_are_named(owned: Path) -
         open_database(owned / "closed" / "new")
 
 
-def test_once_the_directory_is_gone_nothing_is_acknowledged(tmp_path: Path) -> None:
+def test_nothing_is_acknowledged_after_directory_is_removed(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     with service(directory, "--durability", "ack") as caller:
         assert caller.append("a", K, V).status == 201
@@ -247,12 +247,12 @@ def test_once_the_directory_is_gone_nothing_is_acknowledged(tmp_path: Path) -> N
 
 @pytest.fixture
 def little_disk(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Files of this process's children may have so many bytes: what is beyond fails as on a disk that is full."""
+    """Limit the file size of child processes. Writes beyond it fail as on a full disk."""
     nbytes = 1 << 20
     popen = subprocess.Popen
 
     def limited(*args: object, **options: object) -> object:
-        return popen(*args, preexec_fn=limit, **options)  # type: ignore[call-overload]  # passed on as they are
+        return popen(*args, preexec_fn=limit, **options)  # type: ignore[call-overload]  # arguments are passed on unchanged
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
@@ -261,7 +261,7 @@ def little_disk(monkeypatch: pytest.MonkeyPatch) -> int:
     return nbytes
 
 
-def test_when_the_disk_is_full_what_is_stored_stays_and_the_rest_is_refused(tmp_path: Path, little_disk: int) -> None:
+def test_full_disk_keeps_stored_sessions_and_rejects_others(tmp_path: Path, little_disk: int) -> None:
     k, v = pair(2, 4, 256)
     codec = Codec()
     stored: list[str] = []
@@ -271,41 +271,41 @@ def test_when_the_disk_is_full_what_is_stored_stays_and_the_rest_is_refused(tmp_
         Caller(running.url) as caller,
     ):
         for i in range(40):
-            answer = caller.append(f"s{i}", k, v)
-            if answer.status == 507:
-                answer.problem(507, "insufficient-storage")
+            response = caller.append(f"s{i}", k, v)
+            if response.status == 507:
+                response.problem(507, "insufficient-storage")
                 break
             stored.append(f"s{i}")
-        refused = len(stored) < 40
+        rejected = len(stored) < 40
         wanted = [stream(k, codec), stream(v, codec)]
         found = [[body["k"], body["v"]] for body in map(caller.read, stored)]
         again = caller.append("more", k, v).status
         freed = [caller.delete(f"/sessions/{name}").status for name in stored]
 
     assert little_disk
-    assert refused
-    # What was refused may have brought the log into the file, which makes a little room.
+    assert rejected
+    # The rejected write may have checkpointed the log into the file, which frees a little space.
     assert again in (201, 507)
     assert found == [wanted] * len(stored)
     assert set(freed) <= {204, 503}
 
 
-def test_what_cannot_be_acknowledged_is_not_stored(tmp_path: Path, little_disk: int) -> None:
+def test_append_that_cannot_be_acknowledged_is_not_stored(tmp_path: Path, little_disk: int) -> None:
     k, v = pair(2, 4, 256)
     flags = ("--data-dir", str(tmp_path), "--disk-budget", "1GiB", "--durability", "ack")
 
     with running_service(*flags) as running, Caller(running.url) as caller:
         lengths = [0]
         for _ in range(20):
-            answer = caller.append("a", k, v, position=lengths[-1])
-            if answer.status == 507:
+            response = caller.append("a", k, v, position=lengths[-1])
+            if response.status == 507:
                 break
-            lengths.append(answer.body["length"])
+            lengths.append(response.body["length"])
         length = caller.info("a")["length"]
         running.process.kill()
 
     assert little_disk
-    assert answer.status == 507
+    assert response.status == 507
     assert length == lengths[-1] > 0
     with service(tmp_path) as caller:
         assert caller.info("a")["length"] == length

@@ -1,4 +1,4 @@
-"""A disk that is full, or gone: the refusal says what is full, the log what to do, and readiness that it is so."""
+"""Full and missing disks: the error names what is full, the log says what to do, readiness reports it."""
 
 import shutil
 from pathlib import Path
@@ -15,8 +15,8 @@ from support.sized_sessions import ANN, BACKEND, append
 MEMORY = 1 << 20
 
 
-def refusal(store: SessionStore) -> str:
-    """Why a store takes no more of a session that may not be ended."""
+def rejection(store: SessionStore) -> str:
+    """Fill a store with a session that must not be evicted. Return the error."""
     for _ in range(100):
         append(store, ANN, 1000, durability="ack")
         for error in store.group_commit().values():
@@ -25,7 +25,7 @@ def refusal(store: SessionStore) -> str:
     raise AssertionError("everything has room")
 
 
-def test_a_full_file_system_is_named_and_logged_once_in_a_while(
+def test_full_file_system_is_named_and_logged_at_intervals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
@@ -33,7 +33,7 @@ def test_a_full_file_system_is_named_and_logged_once_in_a_while(
     assert not store.group_commit()
     monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 0)
 
-    details = [refusal(store) for _ in range(2)]
+    details = [rejection(store) for _ in range(2)]
 
     assert all("its file system has no more" in detail for detail in details)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -41,20 +41,20 @@ def test_a_full_file_system_is_named_and_logged_once_in_a_while(
     store.close(float("inf"))
 
 
-def test_a_budget_that_is_used_up_is_named_and_no_disk_is_blamed(
+def test_exhausted_disk_budget_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 200_000), backend=BACKEND)
     monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 1 << 30)
 
-    detail = refusal(store)
+    detail = rejection(store)
 
     assert "which is its budget" in detail
     assert not caplog.records
     store.close(float("inf"))
 
 
-def test_readiness_tells_how_much_more_goes_on_disk(tmp_path: Path) -> None:
+def test_readiness_reports_available_disk_space(tmp_path: Path) -> None:
     with service(tmp_path, "--durability", "ack", "--disk-budget", "16MiB") as caller:
         before = caller.get("/readyz").body
         caller.append("a", K, V)
@@ -65,7 +65,7 @@ def test_readiness_tells_how_much_more_goes_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "another"])
-def test_a_service_whose_directory_was_taken_away_is_not_ready(tmp_path: Path, again: bool) -> None:
+def test_service_without_its_directory_is_not_ready(tmp_path: Path, again: bool) -> None:
     directory = tmp_path / "data"
     with service(directory, "--durability", "ack") as caller:
         assert caller.get("/readyz").status == 200

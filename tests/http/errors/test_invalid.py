@@ -1,4 +1,4 @@
-"""Bodies and queries that say something they may not: refused by the field, and nothing changes."""
+"""Invalid bodies and queries are rejected by field, and nothing changes."""
 
 from typing import Any
 
@@ -99,21 +99,21 @@ INVALID_APPENDS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("body", "field"), INVALID_APPENDS.values(), ids=INVALID_APPENDS)
-def test_an_append_is_refused_that(caller: Caller, kept: str, body: Any, field: str) -> None:
+def test_append_is_rejected(caller: Caller, kept: str, body: Any, field: str) -> None:
     before = caller.snapshot(kept)
 
-    answer = caller.post(f"/sessions/{kept}/kv", body)
+    response = caller.post(f"/sessions/{kept}/kv", body)
 
-    assert_names_field(answer, field)
+    assert_names_field(response, field)
     assert caller.snapshot(kept) == before
 
 
-def test_a_refused_append_makes_no_session(caller: Caller, session: str) -> None:
+def test_rejected_append_creates_no_session(caller: Caller, session: str) -> None:
     bodies = [body for body, _ in INVALID_APPENDS.values()]
 
-    answers = [caller.post(f"/sessions/{session}/kv", body) for body in bodies]
+    responses = [caller.post(f"/sessions/{session}/kv", body) for body in bodies]
 
-    assert {answer.status for answer in answers} == {422}
+    assert {response.status for response in responses} == {422}
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
 
 
@@ -141,24 +141,24 @@ INVALID_SESSIONS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("body", "field"), INVALID_SESSIONS.values(), ids=INVALID_SESSIONS)
-def test_a_session_is_refused_that(caller: Caller, session: str, body: Any, field: str) -> None:
-    answer = caller.put(f"/sessions/{session}", body)
+def test_session_is_rejected(caller: Caller, session: str, body: Any, field: str) -> None:
+    response = caller.put(f"/sessions/{session}", body)
 
-    assert_names_field(answer, field)
+    assert_names_field(response, field)
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
     assert caller.get("/sessions").status == 200
 
 
-def test_a_number_that_only_json_has_is_refused(caller: Caller, session: str) -> None:
-    """An answer in msgpack could not have it."""
+def test_number_too_large_for_msgpack_is_rejected(caller: Caller, session: str) -> None:
+    """A msgpack response could not encode it."""
     body = b'{"window": %d}' % (1 << 64)
 
-    answer = caller.send("PUT", f"/sessions/{session}", body, JSON, accept=MSGPACK)
+    response = caller.send("PUT", f"/sessions/{session}", body, JSON, accept=MSGPACK)
 
-    assert_names_field(answer, "window")
+    assert_names_field(response, "window")
 
 
-def test_the_largest_window_is_told_in_every_format(caller: Caller, session: str) -> None:
+def test_largest_window_is_returned_in_every_format(caller: Caller, session: str) -> None:
     body = b'{"window": %d}' % (1 << 48)
 
     made = caller.send("PUT", f"/sessions/{session}", body, JSON, accept=MSGPACK)
@@ -202,10 +202,10 @@ INVALID_CODEC_CALLS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize(("path", "body", "field"), INVALID_CODEC_CALLS.values(), ids=INVALID_CODEC_CALLS)
-def test_a_codec_call_is_refused_that(caller: Caller, path: str, body: Any, field: str) -> None:
-    answer = caller.post(path, body)
+def test_codec_call_is_rejected(caller: Caller, path: str, body: Any, field: str) -> None:
+    response = caller.post(path, body)
 
-    assert_names_field(answer, field)
+    assert_names_field(response, field)
 
 
 INVALID_QUERIES = {
@@ -228,17 +228,17 @@ INVALID_QUERIES = {
 
 
 @pytest.mark.parametrize("query", INVALID_QUERIES)
-def test_a_read_is_refused_with(caller: Caller, kept: str, query: str) -> None:
+def test_read_is_rejected(caller: Caller, kept: str, query: str) -> None:
     before = caller.snapshot(kept)
 
-    answer = caller.get(f"/sessions/{kept}/kv?{query}")
+    response = caller.get(f"/sessions/{kept}/kv?{query}")
 
-    assert_names_field(answer, INVALID_QUERIES[query])
+    assert_names_field(response, INVALID_QUERIES[query])
     assert caller.snapshot(kept) == before
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=1001", "limit=many"])
-def test_a_list_is_refused_with(caller: Caller, query: str) -> None:
-    answer = caller.get(f"/sessions?{query}")
+def test_list_is_rejected(caller: Caller, query: str) -> None:
+    response = caller.get(f"/sessions?{query}")
 
-    assert_names_field(answer, "limit")
+    assert_names_field(response, "limit")

@@ -1,4 +1,4 @@
-"""Bodies that cannot be parsed, of another content type, or framed as no HTTP library would; nothing changes."""
+"""Bodies that cannot be parsed, have the wrong content type or invalid framing are rejected; nothing changes."""
 
 import gzip
 import socket
@@ -43,49 +43,49 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
-def test_a_body_that_is_not_one_msgpack_value_is_malformed(caller: Caller, kept: str, body: bytes) -> None:
+def test_body_that_is_not_one_msgpack_value_is_malformed(caller: Caller, kept: str, body: bytes) -> None:
     before = caller.snapshot(kept)
 
-    answers = [
+    responses = [
         caller.send("POST", f"/sessions/{kept}/kv", body),
         caller.send("POST", "/encode", body),
         caller.send("POST", "/decode", body),
         caller.send("PUT", f"/sessions/{kept}", body) if body else None,
     ]
 
-    for answer in filter(None, answers):
-        answer.problem(400, "malformed-body")
+    for response in filter(None, responses):
+        response.problem(400, "malformed-body")
     assert caller.snapshot(kept) == before
 
 
-def test_a_body_cut_short_anywhere_is_malformed(caller: Caller, kept: str) -> None:
+def test_truncated_body_is_malformed(caller: Caller, kept: str) -> None:
     before = caller.snapshot(kept)
     cuts = [*range(120), *range(120, len(PACKED), 97), len(PACKED) - 1]
 
-    answers = [caller.send("POST", f"/sessions/{kept}/kv", PACKED[:cut]) for cut in cuts]
+    responses = [caller.send("POST", f"/sessions/{kept}/kv", PACKED[:cut]) for cut in cuts]
 
-    for answer in answers:
-        answer.problem(400, "malformed-body")
+    for response in responses:
+        response.problem(400, "malformed-body")
     assert caller.snapshot(kept) == before
 
 
 @pytest.mark.parametrize("body", [b"{", b"nothing", b'{"layers": 1} 2', b'{"layers": 1,}', b"\xff"])
-def test_json_that_is_not_json_is_malformed(caller: Caller, kept: str, body: bytes) -> None:
+def test_invalid_json_is_malformed(caller: Caller, kept: str, body: bytes) -> None:
     before = caller.snapshot(kept)
 
-    answer = caller.send("PUT", f"/sessions/{kept}", body, JSON)
+    response = caller.send("PUT", f"/sessions/{kept}", body, JSON)
 
-    answer.problem(400, "malformed-body")
+    response.problem(400, "malformed-body")
     assert caller.snapshot(kept) == before
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"layers": ' * 100_000, b'{"x": ' + b"[" * 100_000])
-def test_json_nested_beyond_any_stack_is_refused(caller: Caller, kept: str, body: bytes) -> None:
+def test_deeply_nested_json_is_rejected(caller: Caller, kept: str, body: bytes) -> None:
     before = caller.snapshot(kept)
 
-    answer = caller.send("PUT", f"/sessions/{kept}", body, JSON)
+    response = caller.send("PUT", f"/sessions/{kept}", body, JSON)
 
-    assert answer.status in (400, 422)
+    assert response.status in (400, 422)
     assert caller.snapshot(kept) == before
 
 
@@ -93,29 +93,29 @@ def test_json_nested_beyond_any_stack_is_refused(caller: Caller, kept: str, body
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", JSON, "application/octet-stream", "multipart/form-data", ""])
-def test_an_append_of_another_content_type_is_refused(caller: Caller, kept: str, content_type: str) -> None:
+def test_append_of_another_content_type_is_rejected(caller: Caller, kept: str, content_type: str) -> None:
     before = caller.snapshot(kept)
 
-    answers = [
+    responses = [
         caller.send("POST", f"/sessions/{kept}/kv", PACKED, content_type),
         caller.send("POST", "/encode", PACKED, content_type),
         caller.send("POST", "/decode", PACKED, content_type),
     ]
 
-    for answer in answers:
-        answer.problem(415, "unsupported-media-type")
+    for response in responses:
+        response.problem(415, "unsupported-media-type")
     assert caller.snapshot(kept) == before
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_a_session_of_another_content_type_is_refused(caller: Caller, session: str, content_type: str) -> None:
-    answer = caller.send("PUT", f"/sessions/{session}", b'{"layers": 1}', content_type)
+def test_put_of_another_content_type_is_rejected(caller: Caller, session: str, content_type: str) -> None:
+    response = caller.send("PUT", f"/sessions/{session}", b'{"layers": 1}', content_type)
 
-    answer.problem(415, "unsupported-media-type")
+    response.problem(415, "unsupported-media-type")
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
 
 
-def test_an_append_without_a_content_type_is_refused(caller: Caller, session: str) -> None:
+def test_append_without_content_type_is_rejected(caller: Caller, session: str) -> None:
     response = caller.http.post(f"/sessions/{session}/kv", content=PACKED)
 
     assert response.status_code == 415
@@ -135,7 +135,7 @@ def test_an_append_without_a_content_type_is_refused(caller: Caller, session: st
         ("POST", "/decode", MSGPACK),
     ],
 )
-def test_a_compressed_body_is_refused_for_being_that(
+def test_compressed_body_is_rejected(
     caller: Caller, kept: str, method: str, path: str, content_type: str, coding: str
 ) -> None:
     before = caller.snapshot(kept)
@@ -144,32 +144,32 @@ def test_a_compressed_body_is_refused_for_being_that(
     response = caller.http.request(method, path.format(id=kept), content=gzip.compress(PACKED), headers=headers)
 
     problem = Answer(response.status_code, response.headers, response.content).problem(415, "unsupported-media-type")
-    assert f"must not be compressed, and this one is said to be '{coding}'" in problem["detail"]
+    assert f"Content-Encoding is not supported: '{coding}'" in problem["detail"]
     assert caller.snapshot(kept) == before
 
 
-def test_a_body_that_is_said_to_be_itself_is_taken(caller: Caller, session: str) -> None:
-    answer = caller.send("POST", f"/sessions/{session}/kv", PACKED, **{"content-encoding": "Identity"})
+def test_identity_encoding_is_accepted(caller: Caller, session: str) -> None:
+    response = caller.send("POST", f"/sessions/{session}/kv", PACKED, **{"content-encoding": "Identity"})
 
-    assert answer.status == 201
+    assert response.status == 201
 
 
 @pytest.mark.parametrize(
     "content_type", ["application/x-msgpack", "application/vnd.msgpack", "Application/MsgPack; charset=binary"]
 )
-def test_every_name_of_msgpack_is_understood(caller: Caller, session: str, content_type: str) -> None:
-    answer = caller.send("POST", f"/sessions/{session}/kv", PACKED, content_type)
+def test_every_msgpack_content_type_is_accepted(caller: Caller, session: str, content_type: str) -> None:
+    response = caller.send("POST", f"/sessions/{session}/kv", PACKED, content_type)
 
-    assert answer.status == 201
-    assert answer.body["k"] == stream(K, Codec())
+    assert response.status == 201
+    assert response.body["k"] == stream(K, Codec())
 
 
-# Requests no HTTP library would send
+# Requests that no HTTP library sends
 
 
 @pytest.mark.parametrize("dots", [".", ".."])
 @pytest.mark.parametrize("kind", [MSGPACK, f"{MSGPACK}; v=1"], ids=["plain", "with a parameter"])
-def test_an_append_to_nothing_but_dots_is_refused(server: RunningService, dots: str, kind: str) -> None:
+def test_append_to_an_id_of_dots_is_rejected(server: RunningService, dots: str, kind: str) -> None:
     lines = [f"POST /sessions/{dots}/kv HTTP/1.1", "Host: localhost", f"Content-Type: {kind}"]
     head = "\r\n".join([*lines, f"Content-Length: {len(PACKED)}", "", ""])
 
@@ -181,7 +181,7 @@ def test_an_append_to_nothing_but_dots_is_refused(server: RunningService, dots: 
 
 
 @pytest.mark.parametrize("length", ["-1", "ten", "1e3", "+5", "0x10", "9" * 5000, ""])
-def test_a_content_length_that_is_no_number_is_refused(server: RunningService, caller: Caller, length: str) -> None:
+def test_content_length_that_is_not_a_number_is_rejected(server: RunningService, caller: Caller, length: str) -> None:
     head = f"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\nContent-Length: {length}\r\n\r\n"
 
     with connect(server.url) as connection:

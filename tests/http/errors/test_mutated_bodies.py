@@ -1,4 +1,4 @@
-"""Bodies nobody meant: whatever arrives is refused or understood, in little memory, and the service goes on."""
+"""Mutated bodies are rejected or accepted, in little memory, and the service continues."""
 
 import socket
 from collections import Counter
@@ -21,7 +21,7 @@ EXTRA_NBYTES = 64 << 20
 
 @pytest.fixture
 def fresh() -> Iterator[RunningService]:
-    """A service of the test's own, whose memory nobody else uses, warmed up by every valid call."""
+    """Service used by this module only, warmed up with every valid call."""
     with running_service("--memory-budget", "64MiB") as service:
         with Caller(service.url) as caller:
             for call, body in VALID.items():
@@ -30,7 +30,7 @@ def fresh() -> Iterator[RunningService]:
 
 
 def status_of(caller: Caller, call: str, body: bytes) -> int:
-    """The status, or 599 where no answer came."""
+    """Return the status, or 599 if there was no response."""
     method, path = call.split(" ")
     try:
         return caller.send(method, path, body).status
@@ -38,7 +38,7 @@ def status_of(caller: Caller, call: str, body: bytes) -> int:
         return 599
 
 
-def test_two_thousand_mutated_bodies_are_refused_or_understood_in_little_memory(fresh: RunningService) -> None:
+def test_mutated_bodies_are_handled_in_little_memory(fresh: RunningService) -> None:
     statuses: Counter[int] = Counter()
     failures: list[str] = []
     before = most = peak_nbytes(fresh.process.pid)
@@ -51,18 +51,18 @@ def test_two_thousand_mutated_bodies_are_refused_or_understood_in_little_memory(
                 failures.append(f"{status}: {call} {mutation} {len(body)} bytes {body[:200].hex()}")
             if number % 100 == 99:
                 most = max(most, peak_nbytes(fresh.process.pid))
-        answer = caller.append("afterwards", K, K)
+        response = caller.append("afterwards", K, K)
 
     assert statuses.total() == BODIES
     assert failures == [], f"{dict(statuses)}; {len(failures)} failures, the first: {failures[:3]}"
     assert set(statuses) <= {200, 201, 400, 409, 422}, statuses
     assert min(statuses[status] for status in (200, 400, 422)) > BODIES / 50, f"the bodies are one-sided: {statuses}"
     assert most - before <= EXTRA_NBYTES, f"{(most - before) >> 20} MiB more; {dict(statuses)}"
-    assert answer.status == 201
-    assert answer.body["k"] == stream(K, Codec())
+    assert response.status == 201
+    assert response.body["k"] == stream(K, Codec())
 
 
-def test_a_header_of_every_kind_that_declares_much_takes_no_memory(fresh: RunningService) -> None:
+def test_large_declared_lengths_take_no_memory(fresh: RunningService) -> None:
     before = peak_nbytes(fresh.process.pid)
     headers = [bytes([code]) + b"\xff" * width for code, width in SIZED.items()]
     # As the whole body, as the value of each key, as a key, and as data or shape of a tensor.
@@ -95,7 +95,7 @@ def request_head(path: str, *headers: str) -> bytes:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 @pytest.mark.parametrize("tokens", [1, 3000], ids=["a small body", "a large body"])
-def test_a_connection_closed_in_the_middle_of_a_body_stores_nothing(
+def test_connection_closed_within_a_body_stores_nothing(
     server: RunningService, caller: Caller, session: str, share: float, tokens: int
 ) -> None:
     values = np.ones((1, 1, tokens, 64), np.float16)
@@ -105,12 +105,12 @@ def test_a_connection_closed_in_the_middle_of_a_body_stores_nothing(
     with connect(server.url) as connection:
         connection.sendall(head + body[: int(share * len(body))])
         connection.shutdown(socket.SHUT_WR)
-        connection.recv(1)  # the service has seen the end: it closes, or says what it thinks of it
+        connection.recv(1)  # the service has seen the end of the connection: it closes it, or responds with an error
 
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
 
 
-def test_a_chunked_body_that_breaks_off_stores_nothing(server: RunningService, caller: Caller, session: str) -> None:
+def test_interrupted_chunked_body_stores_nothing(server: RunningService, caller: Caller, session: str) -> None:
     body = msgpack.packb(append_body(K, K))
     head = request_head(f"/sessions/{session}/kv", "Transfer-Encoding: chunked")
 
@@ -122,7 +122,7 @@ def test_a_chunked_body_that_breaks_off_stores_nothing(server: RunningService, c
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
 
 
-def test_a_large_content_length_alone_takes_no_memory(fresh: RunningService) -> None:
+def test_large_content_length_alone_takes_no_memory(fresh: RunningService) -> None:
     before = peak_nbytes(fresh.process.pid)
     head = request_head("/sessions/large/kv", f"Content-Length: {1 << 30}")
     connections = [connect(fresh.url) for _ in range(8)]
@@ -162,11 +162,11 @@ def test_a_large_content_length_alone_takes_no_memory(fresh: RunningService) -> 
         "a chunk size beyond all numbers",
     ],
 )
-def test_what_is_not_http_is_refused(server: RunningService, caller: Caller, request_bytes: bytes) -> None:
+def test_request_that_is_not_http_is_rejected(server: RunningService, caller: Caller, request_bytes: bytes) -> None:
     with connect(server.url) as connection:
         connection.sendall(request_bytes)
         connection.shutdown(socket.SHUT_WR)
         line = status_line(connection)
 
-    assert line == b"" or b" 4" in line, "closed, or a refusal"
+    assert line == b"" or b" 4" in line, "closed, or a rejection"
     assert caller.get("/healthz").status == 200

@@ -1,4 +1,4 @@
-"""Sessions, paths and methods there are not, and names no session may have."""
+"""Missing sessions, paths and methods, and invalid session ids."""
 
 from uuid import uuid4
 
@@ -14,30 +14,30 @@ from support.contract import Caller
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/sessions/{}"), ("DELETE", "/sessions/{}"), ("GET", "/sessions/{}/kv")]
 )
-def test_a_session_that_was_never_made_is_not_found(caller: Caller, session: str, method: str, path: str) -> None:
-    answer = caller.send(method, path.format(session))
+def test_session_never_created_is_not_found(caller: Caller, session: str, method: str, path: str) -> None:
+    response = caller.send(method, path.format(session))
 
-    assert answer.problem(404, "session-not-found")["session"] == session
+    assert response.problem(404, "session-not-found")["session"] == session
 
 
-def test_a_deleted_session_is_not_found(caller: Caller, kept: str) -> None:
+def test_deleted_session_is_not_found(caller: Caller, kept: str) -> None:
     caller.delete(f"/sessions/{kept}")
 
-    answers = [
+    responses = [
         caller.delete(f"/sessions/{kept}"),
         caller.get(f"/sessions/{kept}"),
         caller.get(f"/sessions/{kept}/kv"),
     ]
 
-    for answer in answers:
-        answer.problem(404, "session-not-found")
+    for response in responses:
+        response.problem(404, "session-not-found")
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/sessions/", "/sessions/a/b/c", "/encode/", "/sessions/a/kv/"])
-def test_a_path_there_is_nothing_at_is_not_found(caller: Caller, path: str) -> None:
-    answer = caller.get(path)
+def test_unknown_path_is_not_found(caller: Caller, path: str) -> None:
+    response = caller.get(path)
 
-    answer.problem(404, "not-found")
+    response.problem(404, "not-found")
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_a_path_there_is_nothing_at_is_not_found(caller: Caller, path: str) -> N
         ("POST", "/healthz", {"GET"}),
     ],
 )
-def test_a_method_a_path_does_not_have_is_refused_with_those_it_has(
+def test_wrong_method_is_rejected_with_the_allowed_ones(
     caller: Caller, method: str, path: str, allowed: set[str]
 ) -> None:
-    answer = caller.send(method, path)
+    response = caller.send(method, path)
 
-    answer.problem(405, "method-not-allowed")
-    assert set(answer.headers["allow"].replace(" ", "").split(",")) == allowed
+    response.problem(405, "method-not-allowed")
+    assert set(response.headers["allow"].replace(" ", "").split(",")) == allowed
 
 
 # 422: session ids
@@ -92,15 +92,15 @@ BAD_IDS = {
         ("DELETE", "/sessions/{}"),
     ],
 )
-def test_a_session_id_is_refused_that_has(caller: Caller, method: str, path: str, bad: str) -> None:
+def test_session_id_is_rejected(caller: Caller, method: str, path: str, bad: str) -> None:
     body = PACKED if method == "POST" else b""
 
-    answer = caller.send(method, path.format(bad), body)
+    response = caller.send(method, path.format(bad), body)
 
-    assert_names_field(answer, "id")
+    assert_names_field(response, "id")
 
 
-def test_an_id_may_have_every_allowed_sign_and_128_of_them(caller: Caller) -> None:
+def test_id_may_have_every_allowed_character(caller: Caller) -> None:
     signs = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
     ids = [signs, uuid4().hex * 4, f"z{uuid4().hex}:a.b_c-d", "...", ".a", "..a"]
 
@@ -110,11 +110,11 @@ def test_an_id_may_have_every_allowed_sign_and_128_of_them(caller: Caller) -> No
     assert [caller.info(id_)["session"] for id_ in ids] == ids
 
 
-# Every kind of problem
+# All errors
 
 
-def test_every_problem_kind_has_a_title_of_its_own(caller: Caller, kept: str) -> None:
-    answers = [
+def test_every_error_has_its_own_title(caller: Caller, kept: str) -> None:
+    responses = [
         caller.send("POST", "/encode", b""),
         caller.get("/nowhere"),
         caller.get("/sessions/never-made"),
@@ -128,6 +128,6 @@ def test_every_problem_kind_has_a_title_of_its_own(caller: Caller, kept: str) ->
         caller.append(kept, K * np.float16(np.nan), V),
     ]
 
-    kinds = {(answer.body["type"], answer.body["title"]) for answer in answers}
+    kinds = {(response.body["type"], response.body["title"]) for response in responses}
 
-    assert len({kind for kind, _ in kinds}) == len({title for _, title in kinds}) == len(answers)
+    assert len({kind for kind, _ in kinds}) == len({title for _, title in kinds}) == len(responses)

@@ -1,4 +1,4 @@
-"""The codec without a session, through a real server."""
+"""Encoding and decoding without a session, over HTTP."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from support.contract import Caller, stream, tensor
 
 @pytest.mark.parametrize("lead", [(), (1,), (5,), (0,), (2, 3), (2, 0, 3), (1, 2, 3, 1)], ids=str)
 @pytest.mark.parametrize("codec", [Codec(), Codec(bits=3), Codec(kind="float16")], ids=lambda c: f"{c.kind}-{c.bits}")
-def test_encode_and_decode_keep_the_leading_axes(caller: Caller, codec: Codec, lead: tuple[int, ...]) -> None:
+def test_encode_and_decode_keep_leading_axes(caller: Caller, codec: Codec, lead: tuple[int, ...]) -> None:
     x = RNG.standard_normal((*lead, 512)).astype(np.float32)
     named = {"codec": codec.to_mapping()}
 
@@ -23,26 +23,26 @@ def test_encode_and_decode_keep_the_leading_axes(caller: Caller, codec: Codec, l
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec.kind}-{codec.bits}-{codec.layout}")
-def test_decode_gives_every_form(caller: Caller, codec: Codec, form: str) -> None:
+def test_decode_returns_every_form(caller: Caller, codec: Codec, form: str) -> None:
     x = values(1, 2, 3, 128, dtype="bfloat16")
     named = {"codec": codec.to_mapping(), "head_dim": 128}
 
-    answer = caller.post("/decode", {**stream(x, codec), **named, "form": form})
+    response = caller.post("/decode", {**stream(x, codec), **named, "form": form})
 
-    assert answer.body == decoded(x, codec, form)
+    assert response.body == decoded(x, codec, form)
 
 
 @pytest.mark.parametrize("rows_of_x", [0, 1, 2000])
-def test_encode_tells_what_it_saw_on_the_way_when_asked(caller: Caller, rows_of_x: int) -> None:
+def test_encode_returns_diagnostics_on_request(caller: Caller, rows_of_x: int) -> None:
     x = values(1, 1, rows_of_x, 512)
     seen = reference.diagnose(x, DEFAULT.at(512))
 
-    answer = caller.post("/encode", {"x": tensor(x), "diagnostics": True})
+    response = caller.post("/encode", {"x": tensor(x), "diagnostics": True})
 
-    assert answer.body == stream(x, DEFAULT) | {"scaled": tensor(seen.scaled), "rms": tensor(seen.rms)}
+    assert response.body == stream(x, DEFAULT) | {"scaled": tensor(seen.scaled), "rms": tensor(seen.rms)}
 
 
-def test_encode_and_decode_leave_no_session(caller: Caller) -> None:
+def test_encode_and_decode_create_no_session(caller: Caller) -> None:
     before = caller.get("/readyz").body["sessions"]
 
     caller.post("/encode", {"x": tensor(values(1, 1, 9))})
@@ -50,10 +50,10 @@ def test_encode_and_decode_leave_no_session(caller: Caller) -> None:
     assert caller.get("/readyz").body["sessions"] == before
 
 
-def test_what_one_append_answered_decodes_elsewhere(caller: Caller, session: str) -> None:
+def test_append_response_can_be_decoded(caller: Caller, session: str) -> None:
     k, v = pair(2, 2, 5, 256)
     appended = caller.append(session, k, v, codec={"bits": 6}).body
 
-    answer = caller.post("/decode", {**appended["v"], "codec": {"bits": 6}, "head_dim": 256})
+    response = caller.post("/decode", {**appended["v"], "codec": {"bits": 6}, "head_dim": 256})
 
-    assert answer.body == {"values": caller.read(session, form="float32")["v"]["values"]}
+    assert response.body == {"values": caller.read(session, form="float32")["v"]["values"]}

@@ -1,4 +1,4 @@
-"""What the reference Metal kernels computed, through the service: the same packed bytes and norm bits."""
+"""Golden data of the reference Metal kernels: the service returns the same packed bytes and norm bits."""
 
 import numpy as np
 import pytest
@@ -13,17 +13,17 @@ pytestmark = pytest.mark.every_backend
 
 
 def content(case: GoldenCase) -> tuple[object, ...]:
-    """Where in a cache the kernel wrote is no matter here: cases alike in all else are one."""
+    """Return a case without its place in the kernel's cache, which the service does not have."""
     return tuple((s.codec, s.x.tobytes(), s.packed.tobytes(), s.norms.tobytes()) for s in case.streams)
 
 
 def distinct(kernel: str) -> list[GoldenCase]:
-    """One case of each content."""
+    """Return one case for each different content."""
     return list({content(case): case for case in golden.cases(kernel)}.values())
 
 
 def of_one_token(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """`[kv_heads, ...]` as `[layers, kv_heads, tokens, ...]`."""
+    """Reshape `[kv_heads, ...]` to `[layers, kv_heads, tokens, ...]`."""
     return values[None, :, None]
 
 
@@ -41,7 +41,7 @@ PAIRS = [kernel for kernel in golden.KERNELS if len(next(golden.cases(kernel)).s
 SINGLES = [kernel for kernel in golden.KERNELS if kernel not in PAIRS]
 
 
-def test_no_case_is_left_out() -> None:
+def test_every_golden_case_is_tested() -> None:
     recorded = [case for kernel in golden.KERNELS for case in golden.cases(kernel)]
     tested = [case for kernel in golden.KERNELS for case in distinct(kernel)]
 
@@ -51,52 +51,52 @@ def test_no_case_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("kernel", PAIRS)
-def test_k_and_v_of_one_append_are_what_the_dual_kernel_gives(caller: Caller, session: str, kernel: str) -> None:
+def test_append_matches_the_dual_kernel(caller: Caller, session: str, kernel: str) -> None:
     wrong = []
 
     for number, case in enumerate(distinct(kernel)):
         name = f"{session}.{number}"
-        answer = append(caller, name, case)
+        response = append(caller, name, case)
         streams = dict(zip("kv", map(expected, case.streams), strict=True))
-        if not (answer.body.items() >= streams.items() and caller.read(name).items() >= streams.items()):
+        if not (response.body.items() >= streams.items() and caller.read(name).items() >= streams.items()):
             wrong.append(case.id)
 
     assert wrong == []
 
 
 @pytest.mark.parametrize("kernel", SINGLES)
-def test_encode_gives_what_the_kernel_gives(caller: Caller, kernel: str) -> None:
+def test_encode_matches_the_kernel(caller: Caller, kernel: str) -> None:
     wrong = []
 
     for case in distinct(kernel):
         (stream,) = case.streams
-        answer = caller.post("/encode", {"x": tensor(of_one_token(stream.x)), "codec": stream.codec.to_mapping()})
-        if answer.body != expected(stream):
+        response = caller.post("/encode", {"x": tensor(of_one_token(stream.x)), "codec": stream.codec.to_mapping()})
+        if response.body != expected(stream):
             wrong.append(case.id)
 
     assert wrong == []
 
 
 @pytest.mark.parametrize("kernel", SINGLES)
-def test_a_batch_of_vectors_gives_what_the_kernel_gives_for_each(caller: Caller, kernel: str) -> None:
+def test_encode_of_a_batch_matches_the_kernel(caller: Caller, kernel: str) -> None:
     streams = [case.streams[0] for case in distinct(kernel)]
     first = streams[0].codec
     alike = [stream for stream in streams if stream.codec == first]
 
-    answer = caller.post(
+    response = caller.post(
         "/encode", {"x": tensor(np.stack([stream.x for stream in alike])), "codec": first.to_mapping()}
     )
 
     together = Encoded(np.stack([s.packed for s in alike]), np.stack([s.norms for s in alike]))
     assert len(alike) > 1
-    assert answer.body == encoded_stream(together, first)
+    assert response.body == encoded_stream(together, first)
 
 
 RINGS = [case for kernel in golden.KERNELS for case in golden.cases(kernel) if case.ring]
 
 
 @pytest.mark.parametrize("case", RINGS, ids=lambda case: case.id)
-def test_a_ring_has_the_token_in_the_row_the_kernel_wrote(caller: Caller, case: GoldenCase, session: str) -> None:
+def test_ring_layout_matches_the_kernel(caller: Caller, case: GoldenCase, session: str) -> None:
     k, v = (case.streams * 2)[:2]
     codec = {"k": k.codec.to_mapping(), "v": v.codec.to_mapping()}
     before = np.random.default_rng(0).standard_normal((1, k.x.shape[0], case.position, k.x.shape[-1]))

@@ -1,4 +1,4 @@
-"""Values that are not finite: refused by their place, and nothing changes."""
+"""Non-finite values are rejected with their place, and nothing changes."""
 
 import struct
 
@@ -16,7 +16,7 @@ FLOAT16: Json = {"kind": "float16"}
 @pytest.mark.parametrize("name", "kv")
 @pytest.mark.parametrize("codec", [QUANTIZED, FLOAT16, {"rotation": "none"}, {"norm": "unbiased", "bits": 2}], ids=str)
 @pytest.mark.parametrize("value", NOT_FINITE.values(), ids=NOT_FINITE)
-def test_a_vector_that_is_not_finite_is_refused_with_its_place(
+def test_non_finite_vector_is_rejected_with_its_place(
     caller: Caller, session: str, name: str, codec: Json, value: float
 ) -> None:
     caller.append(session, K, V, codec=codec)
@@ -24,9 +24,9 @@ def test_a_vector_that_is_not_finite_is_refused_with_its_place(
     tensors = {"k": K.astype(np.float32), "v": V.astype(np.float32)}
     tensors[name] = spoiled(tensors[name], [(1, 1, 3, 17), (1, 1, 4, 0), (2, 0, 0, 0)], value)
 
-    answer = caller.append(session, **tensors)
+    response = caller.append(session, **tensors)
 
-    problem = answer.problem(422, "non-finite")
+    problem = response.problem(422, "non-finite")
     assert {axis: problem[axis] for axis in ("stream", "layer", "head", "token")} == {
         "stream": name,
         "layer": 1,
@@ -38,63 +38,61 @@ def test_a_vector_that_is_not_finite_is_refused_with_its_place(
     assert caller.snapshot(session) == before
 
 
-def test_the_place_counts_layers_from_the_first_of_the_session(caller: Caller, session: str) -> None:
+def test_place_counts_layers_from_the_first_of_the_session(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"layers": 32})
     before = caller.snapshot(session)
 
-    answer = caller.append(session, spoiled(K, [(2, 0, 1, 0)], np.nan), V.astype(np.float32), layer=20)
+    response = caller.append(session, spoiled(K, [(2, 0, 1, 0)], np.nan), V.astype(np.float32), layer=20)
 
-    problem = answer.problem(422, "non-finite")
+    problem = response.problem(422, "non-finite")
     assert (problem["stream"], problem["layer"], problem["head"], problem["token"]) == ("k", 22, 0, 1)
     assert caller.snapshot(session) == before
 
 
-def test_one_layer_alone_has_its_place_named_too(caller: Caller, session: str) -> None:
-    answer = caller.append(session, K[0].astype(np.float32), spoiled(V[0], [(1, 4, 63)], np.inf), layer=3)
+def test_place_is_named_for_a_single_layer(caller: Caller, session: str) -> None:
+    response = caller.append(session, K[0].astype(np.float32), spoiled(V[0], [(1, 4, 63)], np.inf), layer=3)
 
-    problem = answer.problem(422, "non-finite")
+    problem = response.problem(422, "non-finite")
     assert (problem["stream"], problem["layer"], problem["head"], problem["token"]) == ("v", 3, 1, 4)
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
 
 
-def test_k_is_named_where_both_streams_are_not_finite(caller: Caller, session: str) -> None:
-    answer = caller.append(session, spoiled(K, [(2, 1, 4, 9)], np.nan), spoiled(V, [(0, 0, 0, 0)], np.nan))
+def test_k_is_named_if_both_streams_are_not_finite(caller: Caller, session: str) -> None:
+    response = caller.append(session, spoiled(K, [(2, 1, 4, 9)], np.nan), spoiled(V, [(0, 0, 0, 0)], np.nan))
 
-    assert answer.problem(422, "non-finite")["stream"] == "k"
+    assert response.problem(422, "non-finite")["stream"] == "k"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_value_beyond_float16_is_refused_where_it_is_to_be_kept_as_float16(
-    caller: Caller, session: str, dtype: str
-) -> None:
+def test_value_above_float16_is_rejected_for_float16_codec(caller: Caller, session: str, dtype: str) -> None:
     size = {"float32": 4, "bfloat16": 2}[dtype]
     k: Json = {"dtype": dtype, "shape": [1, 1, 2, 64], "data": bytes(2 * 64 * size)}
     beyond = struct.pack("<f", 65536.0)[-size:]
     v = k | {"data": k["data"][: -len(beyond)] + beyond}
 
-    answer = caller.post(f"/sessions/{session}/kv", {"k": k, "v": v, "codec": {"v": {"kind": "float16"}}})
+    response = caller.post(f"/sessions/{session}/kv", {"k": k, "v": v, "codec": {"v": {"kind": "float16"}}})
 
-    problem = answer.problem(422, "non-finite")
+    problem = response.problem(422, "non-finite")
     assert (problem["stream"], problem["token"]) == ("v", 1)
     caller.get(f"/sessions/{session}").problem(404, "session-not-found")
 
 
-def test_the_largest_float16_is_kept(caller: Caller, session: str) -> None:
+def test_largest_float16_is_stored(caller: Caller, session: str) -> None:
     k = np.full((1, 1, 1, 64), 65504, np.float16)
 
-    answer = caller.append(session, k, -k, codec=FLOAT16)
+    response = caller.append(session, k, -k, codec=FLOAT16)
 
-    assert answer.status == 201
-    assert array(answer.body["v"]["values"]).tobytes() == (-k).tobytes()
+    assert response.status == 201
+    assert array(response.body["v"]["values"]).tobytes() == (-k).tobytes()
 
 
 @pytest.mark.parametrize("value", NOT_FINITE.values(), ids=NOT_FINITE)
 @pytest.mark.parametrize("more", [{}, {"codec": FLOAT16}, {"diagnostics": True}], ids=str)
-def test_encode_refuses_what_is_not_finite_and_says_where(caller: Caller, more: Json, value: float) -> None:
+def test_encode_rejects_non_finite_values_with_their_place(caller: Caller, more: Json, value: float) -> None:
     x = spoiled(K, [(1, 0, 2, 5)], value)
 
-    answer = caller.post("/encode", {"x": tensor(x), **more})
+    response = caller.post("/encode", {"x": tensor(x), **more})
 
-    assert answer.problem(422, "non-finite")["stream"] == "x"
-    # The twelfth vector, counted from 0, over all leading axes.
-    assert answer.body["detail"] == "x: has NaN, infinity or overflow at row 12"
+    assert response.problem(422, "non-finite")["stream"] == "x"
+    # Row 12, counted from 0 over all leading axes.
+    assert response.body["detail"] == "x: has NaN, infinity or overflow at row 12"

@@ -1,4 +1,4 @@
-"""Reading ranges of sessions in every form, through a real server."""
+"""Reads of token ranges in every form, over HTTP."""
 
 from itertools import combinations_with_replacement, pairwise
 
@@ -12,7 +12,7 @@ from support.contract import Caller, Json, array, stream, tensor
 
 
 @pytest.mark.parametrize("length", [255, 256, 257, 512, 513])
-def test_chunks_of_any_size_equal_one_shot(caller: Caller, session: str, length: int) -> None:
+def test_appends_of_any_size_equal_one_append(caller: Caller, session: str, length: int) -> None:
     k, v = pair(2, 2, length)
     cuts = np.unique(np.random.default_rng(length).integers(0, length + 1, 12))
 
@@ -27,7 +27,7 @@ def test_chunks_of_any_size_equal_one_shot(caller: Caller, session: str, length:
 
 
 @pytest.mark.parametrize("first", [1, 100, 255, 256, 257])
-def test_one_token_at_a_time_equals_one_shot(caller: Caller, session: str, first: int) -> None:
+def test_appends_of_one_token_equal_one_append(caller: Caller, session: str, first: int) -> None:
     k, v = pair(1, 1, 300)
 
     caller.append(session, k[:, :, :first], v[:, :, :first])
@@ -42,7 +42,7 @@ def rows(whole: Json, start: int, stop: int) -> Json:
     return {name: tensor(array(part)[:, :, start:stop]) for name, part in whole.items()}
 
 
-def test_a_range_may_start_at_every_offset(caller: Caller, session: str) -> None:
+def test_range_may_start_at_every_offset(caller: Caller, session: str) -> None:
     k, v = pair(1, 2, 600)
     for a, b in pairwise((0, 100, 256, 300, 513, 520, 600)):
         caller.append(session, k[:, :, a:b], v[:, :, a:b])
@@ -56,7 +56,7 @@ def test_a_range_may_start_at_every_offset(caller: Caller, session: str) -> None
         assert held["v"] == rows(whole_v, start, stop)
 
 
-def test_a_range_may_lie_anyhow_to_the_borders_of_pages(caller: Caller, session: str) -> None:
+def test_range_may_cross_page_boundaries(caller: Caller, session: str) -> None:
     k, v = pair(2, 1, 2 * PAGE_TOKENS + 40)
     caller.append(session, k[:, :, :200], v[:, :, :200])
     caller.append(session, k[:, :, 200:], v[:, :, 200:])
@@ -69,7 +69,7 @@ def test_a_range_may_lie_anyhow_to_the_borders_of_pages(caller: Caller, session:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec.kind}-{codec.bits}-{codec.layout}")
-def test_a_range_may_be_read_decoded(caller: Caller, session: str, codec: Codec, form: str) -> None:
+def test_range_may_be_read_decoded(caller: Caller, session: str, codec: Codec, form: str) -> None:
     k, v = pair(2, 2, 300, 128)
     caller.append(session, k, v, codec={"k": codec.to_mapping(), "v": {}})
 
@@ -80,7 +80,7 @@ def test_a_range_may_be_read_decoded(caller: Caller, session: str, codec: Codec,
 
 
 @pytest.mark.parametrize("form", ["packed", *FORMS])
-def test_an_empty_range_has_tensors_of_no_tokens(caller: Caller, session: str, form: str) -> None:
+def test_empty_range_has_tensors_of_no_tokens(caller: Caller, session: str, form: str) -> None:
     caller.append(session, *pair(3, 2, 5, 512))
 
     held = caller.read(session, form=form, start=4, stop=4)
@@ -91,7 +91,7 @@ def test_an_empty_range_has_tensors_of_no_tokens(caller: Caller, session: str, f
     assert shapes == (packed if form == "packed" else {"values": [3, 2, 0, 512]})
 
 
-def test_no_layers_may_be_read(caller: Caller, session: str) -> None:
+def test_empty_layer_range_may_be_read(caller: Caller, session: str) -> None:
     caller.append(session, *pair(3, 2, 5))
 
     held = caller.read(session, layers="2:2")
@@ -99,7 +99,7 @@ def test_no_layers_may_be_read(caller: Caller, session: str) -> None:
     assert held["k"]["packed"]["shape"] == [0, 2, 0, 32]
 
 
-def test_a_stop_beyond_the_end_is_the_end(caller: Caller, session: str) -> None:
+def test_stop_beyond_the_end_is_the_end(caller: Caller, session: str) -> None:
     k, v = pair(1, 1, 5)
     caller.append(session, k, v)
 
@@ -109,13 +109,13 @@ def test_a_stop_beyond_the_end_is_the_end(caller: Caller, session: str) -> None:
     assert held["k"] == stream(k[:, :, 3:], DEFAULT)
 
 
-def test_a_session_without_tokens_reads_as_nothing(caller: Caller, session: str) -> None:
+def test_session_without_tokens_reads_as_null(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {})
 
     assert caller.read(session) == {"start": 0, "stop": 0, "length": 0, "k": None, "v": None}
 
 
-def test_what_was_read_stays_as_it_was_while_more_is_appended(caller: Caller, session: str) -> None:
+def test_read_bytes_do_not_change_with_later_appends(caller: Caller, session: str) -> None:
     k, v = pair(1, 1, 700)
     caller.append(session, k[:, :, :250], v[:, :, :250])
     before = caller.get(f"/sessions/{session}/kv", stop=250).body

@@ -1,4 +1,4 @@
-"""Windows read back in the order of a ring buffer, through a real server."""
+"""Reads of a window in ring buffer order, over HTTP."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from support.contract import Caller, array
 
 @pytest.mark.parametrize("form", ["packed", *FORMS])
 @pytest.mark.parametrize("tokens", [1, 4, 5, 6, 13, 700])
-def test_a_ring_has_each_token_in_the_row_of_its_position(caller: Caller, session: str, tokens: int, form: str) -> None:
+def test_ring_has_each_token_in_the_row_of_its_position(caller: Caller, session: str, tokens: int, form: str) -> None:
     caller.put(f"/sessions/{session}", {"window": 5})
     caller.append(session, *pair(2, 3, tokens))
     linear, ring = (caller.read(session, form=form, layout=layout) for layout in ("linear", "ring"))
@@ -26,7 +26,7 @@ def test_a_ring_has_each_token_in_the_row_of_its_position(caller: Caller, sessio
             assert not rows[:, :, tokens:].any()
 
 
-def test_a_ring_of_some_layers(caller: Caller, session: str) -> None:
+def test_ring_of_a_layer_range(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"window": 5})
     caller.append(session, *pair(4, 1, 9))
 
@@ -35,22 +35,22 @@ def test_a_ring_of_some_layers(caller: Caller, session: str) -> None:
     np.testing.assert_array_equal(array(part["k"]["packed"]), array(whole["k"]["packed"])[1:3])
 
 
-def test_what_has_no_window_has_no_ring(caller: Caller, kept: str) -> None:
-    refused = caller.get(f"/sessions/{kept}/kv", layout="ring")
+def test_ring_of_a_session_without_window_is_rejected(caller: Caller, kept: str) -> None:
+    rejected = caller.get(f"/sessions/{kept}/kv", layout="ring")
 
-    assert refused.problem(422, "invalid-request")["errors"][0]["field"] == "layout"
-
-
-def test_a_ring_is_read_whole(caller: Caller, kept: str) -> None:
-    refused = caller.get(f"/sessions/{kept}/kv", layout="ring", start=0)
-
-    assert refused.problem(422, "invalid-request")["errors"][0]["field"] == "layout"
+    assert rejected.problem(422, "invalid-request")["errors"][0]["field"] == "layout"
 
 
-def test_a_ring_larger_than_any_answer_is_refused_before_it_is_made(caller: Caller, session: str) -> None:
+def test_ring_with_start_or_stop_is_rejected(caller: Caller, kept: str) -> None:
+    rejected = caller.get(f"/sessions/{kept}/kv", layout="ring", start=0)
+
+    assert rejected.problem(422, "invalid-request")["errors"][0]["field"] == "layout"
+
+
+def test_ring_larger_than_the_limit_is_rejected_early(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"window": 10**12})
     caller.append(session, *pair(1, 1, 3))
 
-    refused = caller.get(f"/sessions/{session}/kv", layout="ring")
+    rejected = caller.get(f"/sessions/{session}/kv", layout="ring")
 
-    assert refused.problem(422, "response-too-large")["errors"][0]["field"] == "layout"
+    assert rejected.problem(422, "response-too-large")["errors"][0]["field"] == "layout"

@@ -1,4 +1,4 @@
-"""Sessions that keep only their last tokens, through a real server."""
+"""Sessions with a window, which keep their last tokens only, over HTTP."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from support.arrays import DEFAULT, pair, row_nbytes
 from support.contract import Caller, stream
 
 
-def test_a_window_keeps_the_last_tokens_and_counts_on(caller: Caller, session: str) -> None:
+def test_window_keeps_last_tokens_and_positions(caller: Caller, session: str) -> None:
     k, v = pair(2, 1, 1000)
     caller.put(f"/sessions/{session}", {"window": 300})
 
@@ -24,13 +24,13 @@ def test_a_window_keeps_the_last_tokens_and_counts_on(caller: Caller, session: s
     assert caller.read(session, start=990)["v"] == stream(v[:, :, 990:], DEFAULT)
 
 
-def test_a_window_takes_more_at_once_than_it_keeps(caller: Caller, session: str) -> None:
+def test_append_may_be_larger_than_the_window(caller: Caller, session: str) -> None:
     k, v = pair(1, 1, 900)
     caller.put(f"/sessions/{session}", {"window": 10})
 
-    answer = caller.append(session, k, v)
+    response = caller.append(session, k, v)
 
-    assert answer.body["k"] == stream(k, DEFAULT)
+    assert response.body["k"] == stream(k, DEFAULT)
     held = caller.read(session)
     assert (held["start"], held["stop"]) == (890, 900)
     assert held["v"] == stream(v[:, :, 890:], DEFAULT)
@@ -38,9 +38,7 @@ def test_a_window_takes_more_at_once_than_it_keeps(caller: Caller, session: str)
 
 @pytest.mark.parametrize("codec", [DEFAULT, Codec(kind="float16")], ids=["4 bits", "float16"])
 @pytest.mark.parametrize("later", [0, 9], ids=["at once", "while a token is left"])
-def test_an_append_larger_than_the_window_can_be_repeated(
-    caller: Caller, session: str, codec: Codec, later: int
-) -> None:
+def test_append_larger_than_the_window_can_be_repeated(caller: Caller, session: str, codec: Codec, later: int) -> None:
     k, v = pair(2, 2, 30)
     more = pair(2, 2, later)
     caller.put(f"/sessions/{session}", {"window": 10, "codec": codec.to_mapping()})
@@ -57,22 +55,20 @@ def test_an_append_larger_than_the_window_can_be_repeated(
 
 @pytest.mark.parametrize("at", [20, 29], ids=["the first", "the last"])
 @pytest.mark.parametrize("name", ["k", "v"])
-def test_an_append_that_differs_within_the_window_is_no_repetition(
-    caller: Caller, session: str, name: str, at: int
-) -> None:
+def test_other_content_within_the_window_is_a_conflict(caller: Caller, session: str, name: str, at: int) -> None:
     tensors = dict(zip("kv", pair(1, 2, 30), strict=True))
     caller.put(f"/sessions/{session}", {"window": 10})
     caller.append(session, **tensors)
     before = caller.snapshot(session)
     tensors[name][0, 1, at] *= -1
 
-    answer = caller.append(session, **tensors, position=0)
+    response = caller.append(session, **tensors, position=0)
 
-    assert answer.problem(409, "position-conflict")["length"] == 30
+    assert response.problem(409, "position-conflict")["length"] == 30
     assert caller.snapshot(session) == before
 
 
-def test_an_append_that_wholly_left_the_window_is_told_so(caller: Caller, session: str) -> None:
+def test_repetition_that_left_the_window_is_a_conflict(caller: Caller, session: str) -> None:
     k, v = pair(1, 1, 30)
     caller.put(f"/sessions/{session}", {"window": 10})
     caller.append(session, k, v)
@@ -84,7 +80,7 @@ def test_an_append_that_wholly_left_the_window_is_told_so(caller: Caller, sessio
     assert "before 30, which have left the window" in problem["detail"]
 
 
-def test_what_left_the_window_cannot_be_read(caller: Caller, session: str) -> None:
+def test_tokens_outside_the_window_cannot_be_read(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"window": 10})
     caller.append(session, *pair(1, 1, 30))
 
@@ -93,7 +89,7 @@ def test_what_left_the_window_cannot_be_read(caller: Caller, session: str) -> No
     assert problem["errors"][0]["field"] == "start"
 
 
-def test_windowed_sessions_take_no_more_of_the_budget_than_they_hold(alone: Caller, session: str) -> None:
+def test_windowed_session_uses_budget_for_its_window_only(alone: Caller, session: str) -> None:
     k, v = pair(1, 1, 5000)
     before = alone.used_nbytes()
     alone.put(f"/sessions/{session}", {"window": 100})
@@ -107,7 +103,7 @@ def test_windowed_sessions_take_no_more_of_the_budget_than_they_hold(alone: Call
     assert taken == held + SESSION_OVERHEAD_NBYTES + RUN_OVERHEAD_NBYTES + PAGE_OVERHEAD_NBYTES
 
 
-def test_layers_whose_windows_share_no_token_read_as_nothing(caller: Caller, session: str) -> None:
+def test_layers_without_common_tokens_read_as_empty(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"window": 10})
     caller.append(session, *pair(1, 1, 100), layer=0)
     caller.append(session, *pair(1, 1, 50), layer=1)

@@ -1,4 +1,4 @@
-"""Making, describing, listing, deleting and expiring sessions, through a real server."""
+"""Creating, showing, listing, deleting and expiring sessions, over HTTP."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -11,16 +11,23 @@ from support.contract import JSON, MSGPACK, Caller, Json, stream
 # PUT
 
 
-def test_a_session_may_be_made_before_its_first_append(caller: Caller, session: str) -> None:
-    asked = {"codec": {"bits": 6}, "layers": 4, "kv_heads": 2, "head_dim": 128, "window": 100, "ttl_seconds": 3600.0}
+def test_session_may_be_created_before_its_first_append(caller: Caller, session: str) -> None:
+    requested = {
+        "codec": {"bits": 6},
+        "layers": 4,
+        "kv_heads": 2,
+        "head_dim": 128,
+        "window": 100,
+        "ttl_seconds": 3600.0,
+    }
     k, v = pair(4, 2, 3, 128)
 
-    made = caller.put(f"/sessions/{session}", asked)
-    again = caller.put(f"/sessions/{session}", asked)
+    made = caller.put(f"/sessions/{session}", requested)
+    again = caller.put(f"/sessions/{session}", requested)
     appended = caller.append(session, k, v)
-    afterwards = caller.put(f"/sessions/{session}", asked)
+    afterwards = caller.put(f"/sessions/{session}", requested)
 
-    assert [answer.status for answer in (made, again, appended, afterwards)] == [201, 200, 200, 200]
+    assert [response.status for response in (made, again, appended, afterwards)] == [201, 200, 200, 200]
     info = made.body
     assert info["codec"]["k"]["bits"] == info["codec"]["v"]["bits"] == 6
     assert info["declared_layers"] == 4
@@ -34,7 +41,7 @@ def test_a_session_may_be_made_before_its_first_append(caller: Caller, session: 
     assert appended.body["k"] == stream(k, Codec(bits=6))
 
 
-def test_making_a_session_without_saying_anything_leaves_all_open(caller: Caller, session: str) -> None:
+def test_empty_put_leaves_every_field_open(caller: Caller, session: str) -> None:
     made = caller.send("PUT", f"/sessions/{session}")
 
     info = made.body
@@ -44,7 +51,7 @@ def test_making_a_session_without_saying_anything_leaves_all_open(caller: Caller
     assert caller.append(session, *pair(1, 3, 1, 256), codec={"bits": 2}).status == 200
 
 
-def test_what_was_left_open_may_be_said_later(caller: Caller, session: str) -> None:
+def test_open_fields_may_be_set_later(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"layers": 2})
 
     statuses = [
@@ -52,29 +59,29 @@ def test_what_was_left_open_may_be_said_later(caller: Caller, session: str) -> N
         for body in ({"head_dim": 64}, {"kv_heads": 1}, {"codec": {"bits": 3}}, {})
     ]
     k, v = pair(2, 1, 2)
-    answer = caller.append(session, k, v)
+    response = caller.append(session, k, v)
 
     assert statuses == [200] * 4
-    assert answer.body["v"] == stream(v, Codec(bits=3))
+    assert response.body["v"] == stream(v, Codec(bits=3))
 
 
-def test_a_put_of_a_filled_session_that_agrees_keeps_its_tokens(caller: Caller, session: str) -> None:
+def test_put_of_the_same_fields_keeps_the_tokens(caller: Caller, session: str) -> None:
     caller.append(session, *pair(2, 1, 5))
     before = caller.read(session)
 
-    answer = caller.put(f"/sessions/{session}", {"codec": {"bits": 4}, "kv_heads": 1, "head_dim": 64, "layers": 2})
+    response = caller.put(f"/sessions/{session}", {"codec": {"bits": 4}, "kv_heads": 1, "head_dim": 64, "layers": 2})
 
-    assert (answer.status, answer.body["length"], answer.body["declared_layers"]) == (200, 5, 2)
+    assert (response.status, response.body["length"], response.body["declared_layers"]) == (200, 5, 2)
     assert caller.read(session) == before
 
 
 # Description, list, deletion
 
 
-def test_the_description_counts_what_was_sent(caller: Caller, session: str) -> None:
+def test_description_counts_tokens_and_bytes(caller: Caller, session: str) -> None:
     started = datetime.now(UTC)
-    answers = [caller.append(session, *pair(3, 2, tokens, 256)) for tokens in (100, 200, 1)]
-    sent = sum(len(part["data"]) for answer in answers for name in "kv" for part in answer.body[name].values())
+    responses = [caller.append(session, *pair(3, 2, tokens, 256)) for tokens in (100, 200, 1)]
+    sent = sum(len(part["data"]) for response in responses for name in "kv" for part in response.body[name].values())
 
     info = caller.info(session)
 
@@ -87,7 +94,7 @@ def test_the_description_counts_what_was_sent(caller: Caller, session: str) -> N
     assert started - timedelta(seconds=1) <= moments[0] <= moments[1] <= datetime.now(UTC) + timedelta(seconds=1)
 
 
-def test_appends_and_reads_count_as_use_and_looking_does_not(caller: Caller, session: str) -> None:
+def test_append_and_read_update_last_used_and_show_does_not(caller: Caller, session: str) -> None:
     def last_used() -> datetime:
         return datetime.fromisoformat(caller.info(session)["last_used"])
 
@@ -103,7 +110,7 @@ def test_appends_and_reads_count_as_use_and_looking_does_not(caller: Caller, ses
     assert made == looked < read < appended
 
 
-def test_metadata_speaks_msgpack_where_asked_and_json_else(caller: Caller, session: str) -> None:
+def test_metadata_is_msgpack_on_request_and_json_otherwise(caller: Caller, session: str) -> None:
     caller.append(session, *pair(1, 1, 1))
 
     for path in (f"/sessions/{session}", "/sessions", "/healthz", "/readyz"):
@@ -113,7 +120,7 @@ def test_metadata_speaks_msgpack_where_asked_and_json_else(caller: Caller, sessi
         assert in_msgpack.body == in_json.body
 
 
-def test_a_session_may_be_made_by_json_or_msgpack(caller: Caller, session: str) -> None:
+def test_session_may_be_created_with_json_or_msgpack(caller: Caller, session: str) -> None:
     body = {"layers": 2, "codec": {"bits": 5}}
 
     by_json = caller.send("PUT", f"/sessions/{session}.json", json.dumps(body).encode(), JSON, accept=MSGPACK)
@@ -123,7 +130,7 @@ def test_a_session_may_be_made_by_json_or_msgpack(caller: Caller, session: str) 
     assert by_json.body["codec"] == by_msgpack.body["codec"] == {name: Codec(bits=5).to_mapping() for name in "kv"}
 
 
-def test_a_list_has_every_session_of_a_prefix_once_in_order_of_id(caller: Caller, session: str) -> None:
+def test_list_has_every_session_of_a_prefix_in_order(caller: Caller, session: str) -> None:
     ids = [f"{session}.{number}" for number in RNG.permutation(230)]
     for id_ in ids:
         caller.put(f"/sessions/{id_}", {})
@@ -134,14 +141,14 @@ def test_a_list_has_every_session_of_a_prefix_once_in_order_of_id(caller: Caller
 
     while page["next"] is not None:
         page = caller.get("/sessions", prefix=f"{session}.", limit=50, after=page["next"]).body
-        listed += [entry["session"] for entry in page["sessions"]]
+        listed += [record["session"] for record in page["sessions"]]
         sizes.append(len(page["sessions"]))
 
     assert listed == sorted(ids)
     assert sizes == [50, 50, 50, 50, 30]
 
 
-def test_a_page_that_is_just_full_is_the_last(caller: Caller, session: str) -> None:
+def test_full_last_page_has_no_next(caller: Caller, session: str) -> None:
     for number in range(3):
         caller.put(f"/sessions/{session}.{number}", {})
 
@@ -151,12 +158,12 @@ def test_a_page_that_is_just_full_is_the_last(caller: Caller, session: str) -> N
     assert page["sessions"][1] == caller.info(f"{session}.1")
 
 
-def test_a_list_nothing_matches_is_empty(caller: Caller, session: str) -> None:
+def test_list_without_matches_is_empty(caller: Caller, session: str) -> None:
     assert caller.get("/sessions", prefix=session).body == {"sessions": [], "next": None}
     assert caller.get("/sessions", after="~").body == {"sessions": [], "next": None}
 
 
-def test_deleting_frees_the_bytes_and_the_name(alone: Caller, session: str) -> None:
+def test_delete_frees_the_bytes_and_the_id(alone: Caller, session: str) -> None:
     k, v = pair(2, 2, 600)
     before = alone.used_nbytes()
     alone.append(session, k, v)
@@ -173,10 +180,10 @@ def test_deleting_frees_the_bytes_and_the_name(alone: Caller, session: str) -> N
     assert again.body["k"] == stream(v[:, :1], Codec(bits=8))
 
 
-# TTL: exactly when is the store's own test; here, that the service tells and obeys
+# TTL: the store's tests check the exact time; these check that the service reports and applies it
 
 
-def test_a_ttl_tells_when_the_session_expires(caller: Caller, session: str) -> None:
+def test_ttl_sets_the_expiry_time(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"ttl_seconds": 100})
     caller.append(session, *pair(1, 1, 1))
 
@@ -186,21 +193,21 @@ def test_a_ttl_tells_when_the_session_expires(caller: Caller, session: str) -> N
     assert lives == timedelta(seconds=100)
 
 
-def test_an_expired_session_is_gone_and_its_name_is_free(caller: Caller, session: str) -> None:
+def test_expired_session_is_gone_and_its_id_is_free(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {"ttl_seconds": 1e-6})
 
-    answers = [caller.get(f"/sessions/{session}"), caller.delete(f"/sessions/{session}")]
+    responses = [caller.get(f"/sessions/{session}"), caller.delete(f"/sessions/{session}")]
     listed = caller.get("/sessions", prefix=session).body["sessions"]
     made = caller.append(session, *pair(1, 1, 1))
 
-    for answer in answers:
-        answer.problem(404, "session-not-found")
+    for response in responses:
+        response.problem(404, "session-not-found")
     assert listed == []
     assert made.status == 201
     assert caller.info(session)["ttl_seconds"] is None
 
 
-def test_the_services_ttl_counts_where_a_session_has_none_of_its_own(alone: Caller, session: str) -> None:
+def test_session_without_ttl_has_the_default_ttl(alone: Caller, session: str) -> None:
     alone.append(f"{session}.default", *pair(1, 1, 1))
     alone.put(f"/sessions/{session}.open", {})
     alone.put(f"/sessions/{session}.own", {"ttl_seconds": 7200})

@@ -1,4 +1,4 @@
-"""Sessions as files: what is in one, and that it is what the session was at one moment."""
+"""Exported files: their content, and that it is the session at one moment."""
 
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from support.session_files import METADATA, OCTETS, exported, taken_apart, tenso
 
 
 def stored(caller: Caller, session: str, layer: int) -> dict[str, Any]:
-    """One layer as reading gives it, by the names of its tensors in a file."""
+    """Read one layer. Return its arrays by their tensor names in a file."""
     held = caller.read(session, layers=f"{layer}:{layer + 1}")
     return {
         f"layers.{layer}.{stream}.{part}": array(tensor)[0] for stream in "kv" for part, tensor in held[stream].items()
@@ -28,9 +28,7 @@ def stored(caller: Caller, session: str, layer: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 512])
-def test_a_file_has_each_layer_s_tensors_as_they_are_stored(
-    caller: Caller, session: str, head_dim: int, codec: Codec
-) -> None:
+def test_file_has_each_layers_tensors_as_stored(caller: Caller, session: str, head_dim: int, codec: Codec) -> None:
     caller.append(session, *pair(3, 2, 300, head_dim), codec={"k": codec.to_mapping(), "v": Codec(6).to_mapping()})
     caller.append(session, *pair(1, 2, 7, head_dim), layer=1)
 
@@ -42,7 +40,7 @@ def test_a_file_has_each_layer_s_tensors_as_they_are_stored(
         assert_same_bits(found[name], tensor)
 
 
-def test_a_file_tells_all_that_a_session_is(caller: Caller, session: str) -> None:
+def test_file_metadata_describes_the_session(caller: Caller, session: str) -> None:
     options = {"layers": 5, "window": 100, "ttl_seconds": 60.5, "codec": {"k": {"bits": 3}, "v": {"norm": "unbiased"}}}
     caller.put(f"/sessions/{session}", options)
     caller.append(session, *pair(2, 3, 700))
@@ -72,7 +70,7 @@ def test_a_file_tells_all_that_a_session_is(caller: Caller, session: str) -> Non
     assert datetime.fromisoformat(found["created"]).tzinfo is not None
 
 
-def test_the_safetensors_library_reads_a_file_as_it_is(caller: Caller, session: str, tmp_path: Path) -> None:
+def test_safetensors_library_reads_the_file(caller: Caller, session: str, tmp_path: Path) -> None:
     caller.append(session, *pair(2, 2, 300), codec={"k": {"bits": 5}, "v": {"kind": "float16"}})
     caller.append(session, *pair(1, 2, 3), layer=3)
     path = tmp_path / "session.safetensors"
@@ -89,7 +87,7 @@ def test_the_safetensors_library_reads_a_file_as_it_is(caller: Caller, session: 
     assert metadata == taken_apart(path.read_bytes())[0][METADATA]
 
 
-def test_a_file_s_elements_lie_where_they_may(caller: Caller, session: str) -> None:
+def test_tensors_in_the_file_are_aligned(caller: Caller, session: str) -> None:
     caller.append(session, *pair(3, 1, 5, 512), codec={"bits": 3})
 
     file = exported(caller, session)
@@ -102,25 +100,25 @@ def test_a_file_s_elements_lie_where_they_may(caller: Caller, session: str) -> N
             assert head["data_offsets"][0] % {"U8": 1, "F16": 2, "F32": 4}[head["dtype"]] == 0, name
 
 
-def test_an_answer_says_what_it_is_before_it_comes(caller: Caller, session: str) -> None:
+def test_export_has_length_type_and_file_name(caller: Caller, session: str) -> None:
     caller.append(session, *pair(2, 2, 300))
 
-    answer = caller.get(f"/sessions/{session}/export")
+    response = caller.get(f"/sessions/{session}/export")
 
-    assert answer.headers["content-type"] == OCTETS
-    assert answer.headers["content-length"] == str(len(answer.content))
-    assert "transfer-encoding" not in answer.headers
-    assert answer.headers["content-disposition"] == f'attachment; filename="{session}.safetensors"'
+    assert response.headers["content-type"] == OCTETS
+    assert response.headers["content-length"] == str(len(response.content))
+    assert "transfer-encoding" not in response.headers
+    assert response.headers["content-disposition"] == f'attachment; filename="{session}.safetensors"'
 
 
-def test_the_same_session_is_the_same_file(caller: Caller, session: str) -> None:
+def test_same_session_gives_the_same_file(caller: Caller, session: str) -> None:
     caller.append(session, *pair(2, 2, 300))
 
     assert exported(caller, session) == exported(caller, session)
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"kv_heads": 2}, {"layers": 3, "codec": {"bits": 8}}], ids=str)
-def test_a_session_without_tokens_is_a_file_too(caller: Caller, session: str, options: dict[str, Any]) -> None:
+def test_session_without_tokens_can_be_exported(caller: Caller, session: str, options: dict[str, Any]) -> None:
     caller.put(f"/sessions/{session}", options)
 
     file = exported(caller, session)
@@ -129,12 +127,12 @@ def test_a_session_without_tokens_is_a_file_too(caller: Caller, session: str, op
     assert told(file)["runs"] == []
 
 
-def test_there_is_no_file_of_what_is_not_there(caller: Caller, session: str) -> None:
+def test_export_of_missing_session_is_not_found(caller: Caller, session: str) -> None:
     caller.get(f"/sessions/{session}/export").problem(404, "session-not-found")
     assert caller.get("/sessions/a%2fb/export").status == 422
 
 
-def test_an_export_uses_a_session(alone: Caller, session: str) -> None:
+def test_export_updates_last_used(alone: Caller, session: str) -> None:
     alone.append(session, *pair(1, 1, 1))
     before = alone.info(session)["last_used"]
 
@@ -143,17 +141,17 @@ def test_an_export_uses_a_session(alone: Caller, session: str) -> None:
     assert alone.info(session)["last_used"] > before
 
 
-# While others go on
+# Concurrent requests
 
 
 def large(caller: Caller, session: str) -> None:
-    """Fill a session with more than a connection holds on its way."""
+    """Fill a session with more bytes than the socket buffers of a connection hold."""
     for _ in range(4):
         caller.append(session, *pair(4, 4, 512, 256), codec={"kind": "float16"})
 
 
 @pytest.mark.parametrize("meanwhile", ["append", "truncate", "delete"])
-def test_a_file_is_what_the_session_was_whatever_becomes_of_it(caller: Caller, session: str, meanwhile: str) -> None:
+def test_export_is_not_changed_by_later_operations(caller: Caller, session: str, meanwhile: str) -> None:
     large(caller, session)
     expected = exported(caller, session)
     changes = {
@@ -162,8 +160,11 @@ def test_a_file_is_what_the_session_was_whatever_becomes_of_it(caller: Caller, s
         "delete": lambda: [caller.delete(f"/sessions/{session}").status],
     }
 
-    with Caller(str(caller.http.base_url)) as other, other.http.stream("GET", f"/sessions/{session}/export") as answer:
-        pieces = answer.iter_raw(1 << 16)
+    with (
+        Caller(str(caller.http.base_url)) as other,
+        other.http.stream("GET", f"/sessions/{session}/export") as response,
+    ):
+        pieces = response.iter_raw(1 << 16)
         first = next(pieces)
         statuses = changes[meanwhile]()
         file = first + b"".join(pieces)
@@ -172,13 +173,13 @@ def test_a_file_is_what_the_session_was_whatever_becomes_of_it(caller: Caller, s
     assert file == expected
 
 
-def test_whoever_does_not_read_on_keeps_nobody_waiting(server: RunningService, caller: Caller, session: str) -> None:
+def test_stalled_export_does_not_delay_other_requests(server: RunningService, caller: Caller, session: str) -> None:
     large(caller, session)
 
     with connect(server.url) as connection:
         connection.sendall(f"GET /sessions/{session}/export HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         line = status_line(connection)
-        # A file of its own comes through while the other one is stuck.
+        # Another export completes while the first one is stalled.
         file = exported(caller, session)
         placed = caller.append(session, *pair(4, 4, 1, 256))
 
@@ -188,7 +189,7 @@ def test_whoever_does_not_read_on_keeps_nobody_waiting(server: RunningService, c
     assert exported(caller, session) != file
 
 
-def test_an_export_takes_no_more_memory_than_two_layers() -> None:
+def test_export_needs_memory_for_two_layers_at_most() -> None:
     layers, mebibytes = 16, 8
     with running_service("--memory-budget", "1GiB") as service, Caller(service.url) as caller:
         k, v = pair(1, 4, 2048, 256)
@@ -196,8 +197,8 @@ def test_an_export_takes_no_more_memory_than_two_layers() -> None:
             caller.append("large", k, v, layer=layer, codec={"kind": "float16"})
         before = peak_nbytes(service.process.pid)
 
-        with caller.http.stream("GET", "/sessions/large/export") as answer:
-            nbytes = sum(map(len, answer.iter_raw()))
+        with caller.http.stream("GET", "/sessions/large/export") as response:
+            nbytes = sum(map(len, response.iter_raw()))
         after = peak_nbytes(service.process.pid)
 
     assert nbytes > layers * mebibytes << 20

@@ -1,4 +1,4 @@
-"""Files as sessions: what is imported is the session that was exported, to the byte, and goes on as it would have."""
+"""Imported sessions equal the exported ones, byte for byte, and behave the same afterwards."""
 
 import itertools
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ codecs = st.builds(
 
 @dataclass(frozen=True)
 class History:
-    """How a session came to be.
+    """The way to create a session.
 
     Attributes:
-        appends: first layer, layers, tokens; those that would not be at a common end are refused and leave no trace.
+        appends: first layer, layers, tokens; those that would not be at a common end are rejected and leave no trace.
         kept: how many of the longest layer's last tokens are truncated at the end.
     """
 
@@ -45,7 +45,7 @@ class History:
     truncated: int
 
     def happen(self, caller: Caller, session: str) -> None:
-        """Make the session."""
+        """Create the session."""
         k, v = (codec.to_mapping() for codec in self.codecs)
         caller.put(f"/sessions/{session}", {"codec": {"k": k, "v": v}, "window": self.window})
         for layer, layers, tokens in self.appends:
@@ -68,7 +68,7 @@ histories = st.builds(
 
 
 def observed(caller: Caller, session: str) -> list[Any]:
-    """All that can be seen of a session but its name and its age: layer by layer, in ranges, as a ring."""
+    """Return everything clients can read of a session but its id and times: layers, ranges and the ring."""
     info = caller.info(session)
     own = ("session", "created", "last_used", "expires")
     seen: list[Any] = [{name: value for name, value in info.items() if name not in own}]
@@ -84,7 +84,7 @@ def observed(caller: Caller, session: str) -> list[Any]:
 
 
 def go_on(caller: Caller, session: str, arrays: list[tuple[Any, Any]], back: int) -> list[Any]:
-    """Append to it, cut it short, fork it; what that answers, and what there is then."""
+    """Append to a session, truncate and fork it. Return the responses and the final content."""
     statuses = [caller.append(session, k, v, layer=layer).status for layer, (k, v) in enumerate(arrays)]
     lengths = [layer["length"] for layer in caller.info(session)["layers"]]
     cut = caller.post(f"/sessions/{session}/truncate", {"length": max(max(lengths, default=0) - back, 0)})
@@ -95,17 +95,15 @@ def go_on(caller: Caller, session: str, arrays: list[tuple[Any, Any]], back: int
 
 @settings(max_examples=30)
 @given(history=histories, back=st.sampled_from([0, 3, 256]))
-def test_an_imported_session_is_the_exported_one_and_goes_on_like_it(
-    caller: Caller, history: History, back: int
-) -> None:
+def test_imported_session_equals_the_exported_one(caller: Caller, history: History, back: int) -> None:
     original, copy = uuid4().hex, uuid4().hex
     history.happen(caller, original)
 
     file = exported(caller, original)
-    answer = imported(caller, copy, file)
+    response = imported(caller, copy, file)
 
-    assert answer.status == 201, answer
-    assert answer.body == caller.info(copy) | {"last_used": answer.body["last_used"]}
+    assert response.status == 201, response
+    assert response.body == caller.info(copy) | {"last_used": response.body["last_used"]}
     assert tensors(exported(caller, copy)).keys() == tensors(file).keys()
     assert taken_apart(exported(caller, copy))[1] == taken_apart(file)[1]
     assert observed(caller, copy) == observed(caller, original)
@@ -121,17 +119,17 @@ def test_an_imported_session_is_the_exported_one_and_goes_on_like_it(
     [Codec(bits, layout=layout) for bits, layout in itertools.product(BITS, ("dense", "byte"))] + CODECS,
     ids=str,
 )
-def test_every_codec_comes_back_as_it_was(caller: Caller, session: str, codec: Codec, head_dim: int) -> None:
+def test_every_codec_survives_export_and_import(caller: Caller, session: str, codec: Codec, head_dim: int) -> None:
     caller.append(session, *pair(2, 2, 270, head_dim), codec=codec.to_mapping())
 
-    answer = imported(caller, f"{session}.copy", exported(caller, session))
+    response = imported(caller, f"{session}.copy", exported(caller, session))
 
-    assert answer.status == 201
+    assert response.status == 201
     assert observed(caller, f"{session}.copy") == observed(caller, session)
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"kv_heads": 2}, {"layers": 3, "codec": {"bits": 8}}], ids=str)
-def test_what_was_left_open_is_open_still(caller: Caller, session: str, options: Json) -> None:
+def test_open_fields_stay_open_after_import(caller: Caller, session: str, options: Json) -> None:
     caller.put(f"/sessions/{session}", options)
 
     imported(caller, f"{session}.copy", exported(caller, session))
@@ -140,7 +138,7 @@ def test_what_was_left_open_is_open_still(caller: Caller, session: str, options:
     assert caller.append(f"{session}.copy", *pair(2, 2, 3, 128)).status == 200
 
 
-def test_a_file_saved_again_by_the_safetensors_library_is_the_same_session(caller: Caller, session: str) -> None:
+def test_file_saved_by_safetensors_library_can_be_imported(caller: Caller, session: str) -> None:
     caller.append(session, *pair(2, 2, 300), codec={"k": {"bits": 5}, "v": {"kind": "float16"}})
     file = exported(caller, session)
     metadata = taken_apart(file)[0][METADATA]
@@ -152,7 +150,7 @@ def test_a_file_saved_again_by_the_safetensors_library_is_the_same_session(calle
     assert observed(caller, f"{session}.copy") == observed(caller, session)
 
 
-def test_tensors_may_lie_in_any_order(caller: Caller, session: str) -> None:
+def test_tensors_may_be_in_any_order(caller: Caller, session: str) -> None:
     caller.append(session, *pair(2, 1, 5), codec={"bits": 3})
     file = exported(caller, session)
     header, _ = taken_apart(file)
@@ -161,19 +159,19 @@ def test_tensors_may_lie_in_any_order(caller: Caller, session: str) -> None:
         header[name]["data_offsets"] = [len(data), len(data) + tensor.nbytes]
         data += tensor.tobytes()
 
-    # A header of a length that is no multiple of 8 puts every tensor where no element should begin.
+    # After a header whose length is not a multiple of 8, no tensor is aligned.
     text = put_together(header, b"")[8:].rstrip() + b"   "
-    answers = [
+    responses = [
         imported(caller, f"{session}.{i}", len(padded).to_bytes(8, "little") + padded + data)
         for i, padded in enumerate(text + b" " * spaces for spaces in range(8))
     ]
 
-    assert [answer.status for answer in answers] == [201] * 8
+    assert [response.status for response in responses] == [201] * 8
     for i in range(8):
         assert observed(caller, f"{session}.{i}") == observed(caller, session)
 
 
-def test_a_large_file_goes_in_steps_and_comes_back_as_it_was(caller: Caller, session: str) -> None:
+def test_large_file_is_imported_in_chunks(caller: Caller, session: str) -> None:
     caller.append(session, *pair(4, 4, 2000, 256), codec={"kind": "float16"})
     file = exported(caller, session)
 
@@ -182,24 +180,24 @@ def test_a_large_file_goes_in_steps_and_comes_back_as_it_was(caller: Caller, ses
     assert exported(caller, f"{session}.copy").endswith(taken_apart(file)[1])
 
 
-# What a service adds
+# Defaults of the service
 
 
-def test_a_session_whose_file_names_no_ttl_lives_as_long_as_others(alone: Caller, session: str) -> None:
+def test_file_without_ttl_gets_the_default_ttl(alone: Caller, session: str) -> None:
     alone.append(session, *pair(1, 1, 3))
     file = exported(alone, session)
     assert told(file)["ttl_seconds"] == TTL_SECONDS
     header, data = taken_apart(file)
     del header[METADATA]["ttl_seconds"]
 
-    answer = imported(alone, f"{session}.copy", put_together(header, data))
+    response = imported(alone, f"{session}.copy", put_together(header, data))
 
-    assert answer.body["ttl_seconds"] == TTL_SECONDS
-    assert answer.body["expires"] is not None
+    assert response.body["ttl_seconds"] == TTL_SECONDS
+    assert response.body["expires"] is not None
 
 
-def test_an_imported_session_is_counted_as_the_exported_one(alone: Caller, session: str) -> None:
-    # In whole pages, which both have alike.
+def test_import_counts_the_same_bytes_as_append(alone: Caller, session: str) -> None:
+    # Both sessions have the same full pages.
     alone.append(session, *pair(3, 2, 512))
     file = exported(alone, session)
     before = alone.used_nbytes()
@@ -213,27 +211,27 @@ def test_an_imported_session_is_counted_as_the_exported_one(alone: Caller, sessi
     assert alone.used_nbytes() == without
 
 
-def test_an_import_answers_msgpack_where_that_is_asked_for(caller: Caller, session: str) -> None:
+def test_import_responds_with_msgpack_on_request(caller: Caller, session: str) -> None:
     caller.append(session, *pair(1, 1, 3))
     file = exported(caller, session)
 
-    answer = caller.http.post(
+    response = caller.http.post(
         f"/sessions/{session}.copy/import",
         content=file,
         headers={"content-type": "application/octet-stream", "accept": MSGPACK},
     )
 
-    assert (answer.status_code, answer.headers["content-type"]) == (201, MSGPACK)
+    assert (response.status_code, response.headers["content-type"]) == (201, MSGPACK)
 
 
-def test_a_body_without_a_length_is_a_file_too(caller: Caller, session: str) -> None:
+def test_chunked_body_can_be_imported(caller: Caller, session: str) -> None:
     caller.append(session, *pair(1, 1, 300))
     file = exported(caller, session)
     pieces = (file[start : start + 1000] for start in range(0, len(file), 1000))
 
-    answer = caller.http.post(
+    response = caller.http.post(
         f"/sessions/{session}.copy/import", content=pieces, headers={"content-type": "application/octet-stream"}
     )
 
-    assert answer.status_code == 201
+    assert response.status_code == 201
     assert observed(caller, f"{session}.copy") == observed(caller, session)

@@ -1,4 +1,4 @@
-"""Files that cannot be imported: each is refused with a reason, and nothing of it is stored."""
+"""Files that cannot be imported are rejected with a reason, and nothing is stored."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ Change = Callable[[bytes], bytes]
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Caller]:
-    """A service whose sessions only these tests count, where some are stored."""
+    """Client of a service that only this module uses, with a few sessions."""
     with running_service("--memory-budget", "8MiB", "--max-body", "4MiB") as service, Caller(service.url) as caller:
         codec = {"k": {"bits": 3, "layout": "byte"}, "v": {"kind": "float16"}}
         caller.append("original", *pair(2, 2, 5), codec=codec)
@@ -43,7 +43,7 @@ def strict() -> Iterator[Caller]:
 
 @pytest.fixture(autouse=True)
 def _nothing_changes(strict: Caller) -> Iterator[None]:
-    """Before and after, the same sessions take the same bytes."""
+    """Check that the sessions and the bytes they use are the same after the block."""
     before = strict.used_nbytes(), names(strict)
     yield
     assert (strict.used_nbytes(), names(strict)) == before
@@ -54,7 +54,7 @@ def names(caller: Caller) -> list[str]:
 
 
 def with_header(change: Callable[[Json], Any]) -> Change:
-    """A change of the header, which is changed in place, or replaced by what that gives."""
+    """Return a change of the header. `change` edits it in place or returns another one."""
 
     def changed(file: bytes) -> bytes:
         header, data = taken_apart(file)
@@ -65,17 +65,17 @@ def with_header(change: Callable[[Json], Any]) -> Change:
 
 
 def says(**changes: Any) -> Change:
-    """A change of the metadata."""
+    """Return a change of the metadata."""
     return lambda file: with_metadata(file, **changes)
 
 
 def says_of(tensor: str, **changes: Any) -> Change:
-    """A change of what the header says of a tensor."""
+    """Return a change of a tensor's record in the header."""
     return with_header(lambda header: header[tensor].update(changes))
 
 
 def shifted(tensor: str, begin: int, end: int) -> Change:
-    """A change of where a tensor lies."""
+    """Return a change of a tensor's offsets."""
 
     def change(header: Json) -> None:
         old = header[tensor]["data_offsets"]
@@ -85,7 +85,7 @@ def shifted(tensor: str, begin: int, end: int) -> Change:
 
 
 def with_element(file: bytes, tensor: str, place: tuple[int, ...], value: float) -> bytes:
-    """The file with one other element."""
+    """Return a change of one element of a tensor."""
     array = tensors(file)[tensor].copy()
     array[place] = value
     return with_tensor(file, tensor, array)
@@ -96,7 +96,7 @@ RUNS += [{"layers": 1, "base": 0, "length": 3}]
 
 
 def runs(*changes: Json) -> Change:
-    """A change of what the metadata says of the first runs."""
+    """Return a change of the first runs in the metadata."""
     return says(runs=[run | change for run, change in zip(RUNS, (*changes, {}, {}, {}), strict=False)])
 
 
@@ -146,15 +146,15 @@ NO_FILE: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", NO_FILE.values(), ids=NO_FILE)
-def test_what_is_no_whole_file_is_malformed(strict: Caller, change: Change) -> None:
-    refused = imported(strict, "new", change(exported(strict, "original")))
+def test_incomplete_file_is_malformed(strict: Caller, change: Change) -> None:
+    rejected = imported(strict, "new", change(exported(strict, "original")))
 
-    assert refused.problem(400, "malformed-body")["detail"]
+    assert rejected.problem(400, "malformed-body")["detail"]
 
 
 # Change, field, part of the reason.
 LIES: dict[str, tuple[Change, str, str]] = {
-    # Whose file it is
+    # Format and version
     "no metadata": (with_header(lambda header: header.pop(METADATA) and None), METADATA, "no session was exported"),
     "metadata that are no object": (with_header(lambda header: header.update({METADATA: [1]})), METADATA, "object"),
     "metadata that are no strings": (
@@ -172,8 +172,8 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "a session that cannot be": (says(session="../etc"), "session", "1 to 128"),
     "no time": (says(created=None), "created", "is missing"),
     "a time that is none": (says(created="yesterday"), "created", "RFC3339"),
-    "what nobody knows": (says(colour="red"), "colour", "not known"),
-    # What the session is
+    "an unknown field": (says(colour="red"), "colour", "not known"),
+    # Session fields
     "no codec": (says(codec=None), "codec", "is missing"),
     "a codec that is no JSON": (says(codec="{"), "codec", "is not valid JSON"),
     "a codec with a key twice": (says(codec='{"k":{},"k":{},"v":{}}'), "codec", "a key twice"),
@@ -193,7 +193,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "an endless ttl": (says(ttl_seconds=1e300), "ttl_seconds", "<="),
     "fewer layers than there are": (says(declared_layers=3), "runs", "have 4 layers, there may be at most 3"),
     "more layers than there may be": (says(declared_layers=1025), "declared_layers", "<= 1024"),
-    # Its runs
+    # Runs
     "no runs": (says(runs=None), "runs", "is missing"),
     "runs that are no list": (says(runs={}), "runs", "array"),
     "a run of no layers": (runs({"layers": 0}), "runs[0].layers", ">= 1"),
@@ -205,7 +205,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "a base beyond the length": (runs({"base": 6}), "runs[0].base", "must not be beyond the length 5"),
     "a length beyond all tokens": (runs({"length": 2**60}), "runs[0].length", "<="),
     "a length that is no number": (runs({"length": 5.5}), "runs[0].length", "Expected `int"),
-    # Its tensors
+    # Tensors
     "a layer fewer than there are tensors of": (says(runs=RUNS[:2]), "header", "'layers.3.k.norms'"),
     "a layer more than there are tensors of": (says(runs=[*RUNS, RUNS[1]]), "layers.4.k.packed", "is missing"),
     "a token more": (runs({"length": 6}), "layers.0.k.packed.shape", "must be [2, 6, 64], not [2, 5, 64]"),
@@ -224,7 +224,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
         "layers.1.v.values",
         "is missing",
     ),
-    "a tensor nobody asked for": (
+    "an unexpected tensor": (
         with_header(lambda header: header.update({"layers.9\n": {}})),
         "header",
         r"has a tensor 'layers.9\n', for which there is no layer",
@@ -267,7 +267,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
         "must be [2, 5, 64]",
     ),
     "a shape that is no list": (says_of("layers.0.k.packed", shape="2"), "layers.0.k.packed.shape", "array"),
-    # Where they lie
+    # Offsets
     "offsets the wrong way round": (
         says_of("layers.0.k.packed", data_offsets=[640, 0]),
         "layers.0.k.packed.data_offsets",
@@ -312,10 +312,10 @@ LIES: dict[str, tuple[Change, str, str]] = {
 
 
 @pytest.mark.parametrize(("change", "field", "reason"), LIES.values(), ids=LIES)
-def test_a_file_that_lies_is_refused_by_the_field(strict: Caller, change: Change, field: str, reason: str) -> None:
-    refused = imported(strict, "new", change(exported(strict, "original")))
+def test_inconsistent_file_is_rejected_by_field(strict: Caller, change: Change, field: str, reason: str) -> None:
+    rejected = imported(strict, "new", change(exported(strict, "original")))
 
-    errors = refused.problem(422, "invalid-request")["errors"]
+    errors = rejected.problem(422, "invalid-request")["errors"]
     named = {f"{METADATA}.{field}", field}
     assert errors[0]["field"] in named, errors
     assert reason in errors[0]["reason"], errors
@@ -330,18 +330,16 @@ def test_a_file_that_lies_is_refused_by_the_field(strict: Caller, change: Change
         (768, 600, "must not be beyond the length 600"),
     ],
 )
-def test_a_window_that_does_not_begin_where_it_could_is_refused(
-    strict: Caller, base: int, length: int, reason: str
-) -> None:
+def test_window_with_impossible_start_is_rejected(strict: Caller, base: int, length: int, reason: str) -> None:
     file = exported(strict, "windowed")
 
-    refused = imported(strict, "new", with_metadata(file, runs=[{"layers": 1, "base": base, "length": length}]))
+    rejected = imported(strict, "new", with_metadata(file, runs=[{"layers": 1, "base": base, "length": length}]))
 
-    assert_names_field(refused, f"{METADATA}.runs[0].base")
-    assert reason in refused.body["detail"]
+    assert_names_field(rejected, f"{METADATA}.runs[0].base")
+    assert reason in rejected.body["detail"]
 
 
-# Session, tensor, place, element.
+# Session, tensor, index, value.
 ELEMENTS: dict[str, tuple[str, str, tuple[int, int, int], float]] = {
     "a norm that is no number": ("original", "layers.1.k.norms", (1, 4, 0), np.nan),
     "an infinite norm": ("original", "layers.0.k.norms", (0, 0, 0), np.inf),
@@ -356,30 +354,30 @@ ELEMENTS: dict[str, tuple[str, str, tuple[int, int, int], float]] = {
 
 
 @pytest.mark.parametrize(("session", "tensor", "place", "value"), ELEMENTS.values(), ids=ELEMENTS)
-def test_an_element_that_no_codec_gives_is_refused_by_its_place(
+def test_value_that_no_codec_produces_is_rejected(
     strict: Caller, session: str, tensor: str, place: tuple[int, int, int], value: float
 ) -> None:
-    refused = imported(strict, "new", with_element(exported(strict, session), tensor, place, value))
+    rejected = imported(strict, "new", with_element(exported(strict, session), tensor, place, value))
 
-    assert_names_field(refused, tensor)
-    assert f"at head {place[0]}, token {place[1]}; nothing was stored" in refused.body["detail"]
+    assert_names_field(rejected, tensor)
+    assert f"at head {place[0]}, token {place[1]}; nothing was stored" in rejected.body["detail"]
 
 
-def test_a_fault_at_the_end_of_a_large_file_undoes_all_of_it() -> None:
-    # So large that it goes in steps.
+def test_error_at_the_end_of_a_large_file_rolls_it_back() -> None:
+    # Large enough to be imported in chunks.
     with running_service("--memory-budget", "64MiB") as service, Caller(service.url) as caller:
         caller.append("large", *pair(2, 4, 4000, 64), codec={"kind": "float16"})
         before = caller.used_nbytes()
         file = with_element(exported(caller, "large"), "layers.1.v.values", (3, 3999, 63), np.nan)
 
-        refused = imported(caller, "new", file)
+        rejected = imported(caller, "new", file)
 
         assert len(file) > CHUNKED_JOB_NBYTES
-        assert_names_field(refused, "layers.1.v.values")
+        assert_names_field(rejected, "layers.1.v.values")
         assert (caller.used_nbytes(), names(caller)) == (before, ["large"])
 
 
-def test_an_import_never_replaces_a_session(strict: Caller) -> None:
+def test_import_never_replaces_a_session(strict: Caller) -> None:
     file = exported(strict, "original")
     before = strict.snapshot("dense")
 
@@ -389,7 +387,7 @@ def test_an_import_never_replaces_a_session(strict: Caller) -> None:
     assert strict.snapshot("dense") == before
 
 
-def test_what_does_not_fit_the_budget_is_refused_and_evicts_nobody() -> None:
+def test_import_over_budget_is_rejected_and_evicts_nothing() -> None:
     with running_service("--memory-budget", "1MiB") as service, Caller(service.url) as caller:
         caller.append("first", *pair(1, 2, 1500, 64), codec={"kind": "float16"})
         file = exported(caller, "first")
@@ -399,35 +397,35 @@ def test_what_does_not_fit_the_budget_is_refused_and_evicts_nobody() -> None:
             other.append("kept", *pair(1, 2, 100, 64))
             before = other.used_nbytes(), names(other)
 
-            refused = imported(other, "first", file)
+            rejected = imported(other, "first", file)
 
-            problem = refused.problem(507, "insufficient-storage")
+            problem = rejected.problem(507, "insufficient-storage")
             assert problem["needed"] > problem["budget"] == 256 << 10
             assert (other.used_nbytes(), names(other)) == before
-        # Where there is room once others are gone, they go.
+        # A file that fits after evictions does evict.
         assert imported(caller, "first", file).status == 201
         assert imported(caller, "second", file).status == 201
         assert names(caller) == ["second"]
 
 
-def test_a_file_beyond_the_largest_body_is_refused(strict: Caller) -> None:
-    refused = imported(strict, "new", bytes((4 << 20) + 1))
+def test_file_above_max_body_is_rejected(strict: Caller) -> None:
+    rejected = imported(strict, "new", bytes((4 << 20) + 1))
 
-    assert refused.problem(413, "body-too-large")["limit"] == 4 << 20
+    assert rejected.problem(413, "body-too-large")["limit"] == 4 << 20
 
 
 @pytest.mark.parametrize("kind", [MSGPACK, JSON, "application/x-www-form-urlencoded", "text/plain", ""])
-def test_a_file_must_be_said_to_be_one(strict: Caller, kind: str) -> None:
-    refused = strict.send("POST", "/sessions/new/import", exported(strict, "original"), kind)
+def test_import_needs_the_octet_stream_content_type(strict: Caller, kind: str) -> None:
+    rejected = strict.send("POST", "/sessions/new/import", exported(strict, "original"), kind)
 
-    assert OCTETS in refused.problem(415, "unsupported-media-type")["detail"]
+    assert OCTETS in rejected.problem(415, "unsupported-media-type")["detail"]
 
 
 @pytest.mark.parametrize("id_", ["a%2fb", "%20", "a" * 129, "%2e%2e"])
-def test_a_session_must_have_a_good_id(strict: Caller, id_: str) -> None:
+def test_import_with_an_invalid_id_is_rejected(strict: Caller, id_: str) -> None:
     assert_names_field(imported(strict, id_, exported(strict, "original")), "id")
 
 
-def test_other_methods_are_told_which_there_is(strict: Caller) -> None:
+def test_import_with_other_methods_is_not_allowed(strict: Caller) -> None:
     assert strict.get("/sessions/original/import").problem(405, "method-not-allowed")
     assert strict.put("/sessions/original/export", {}).headers["allow"] == "GET"

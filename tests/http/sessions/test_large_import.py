@@ -1,4 +1,4 @@
-"""Files of sessions larger than memory: they go past it."""
+"""Imports of sessions that are larger than the memory budget."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from support.session_files import exported, imported
 K, V = pair(4, 2, 3000)
 CODEC = {"kind": "float16"}
 NBYTES = 2 * K.size * 2
-# Less than the session, more than what its pages are counted as while they are on disk.
+# Less than the session, more than the overhead of its evicted pages.
 MEMORY = NBYTES // 4
 
 
@@ -25,7 +25,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.parametrize("durability", ["spill", "ack"])
-def test_such_a_file_is_taken_and_read_back(tmp_path: Path, file: bytes, durability: str) -> None:
+def test_file_larger_than_memory_is_imported_and_read(tmp_path: Path, file: bytes, durability: str) -> None:
     flags = ("--memory-budget", str(MEMORY), "--durability", durability)
     with service(tmp_path, *flags, kill=durability == "ack") as caller:
         assert imported(caller, "b", file).status == 201
@@ -43,9 +43,7 @@ def test_such_a_file_is_taken_and_read_back(tmp_path: Path, file: bytes, durabil
 @pytest.mark.parametrize(
     "flags", [("--durability", "memory"), ("--disk-budget", str(NBYTES // 2)), ("--disk-budget", "0")]
 )
-def test_where_there_is_no_room_below_it_is_refused_and_nothing_is_left(
-    tmp_path: Path, file: bytes, flags: tuple[str, ...]
-) -> None:
+def test_import_over_disk_budget_leaves_nothing(tmp_path: Path, file: bytes, flags: tuple[str, ...]) -> None:
     with service(tmp_path, "--memory-budget", str(MEMORY), *flags) as caller:
         imported(caller, "b", file).problem(507, "insufficient-storage")
 
@@ -55,13 +53,13 @@ def test_where_there_is_no_room_below_it_is_refused_and_nothing_is_left(
         assert [each["session"] for each in caller.get("/sessions").body["sessions"]] == ["c"]
 
 
-def test_what_was_written_of_a_refused_file_goes(tmp_path: Path, file: bytes) -> None:
-    """Its last page is spoiled: all others are on disk before that is seen."""
+def test_pages_of_a_rejected_file_are_removed(tmp_path: Path, file: bytes) -> None:
+    """The last page is corrupt. All others are on disk before it is checked."""
     broken = bytearray(file)
     broken[-4:-2] = b"\x00\x7e"
     with service(tmp_path, "--memory-budget", str(MEMORY)) as caller:
         assert imported(caller, "b", bytes(broken)).status == 422
-        # Whoever comes next takes what is loose away.
+        # The next write collects the garbage pages.
         for i in range(3):
             caller.append("c", K[:1, :, i : i + 1], V[:1, :, i : i + 1])
 
@@ -74,7 +72,7 @@ def disk_used(caller: Caller) -> int:
     return int(float(line.split()[-1]))
 
 
-def test_a_codec_of_another_kind_goes_below_too(tmp_path: Path) -> None:
+def test_float16_file_larger_than_memory_is_imported(tmp_path: Path) -> None:
     with service(tmp_path / "roomy") as caller:
         caller.append("a", K, V, codec=Codec(bits=8).to_mapping())
         file = exported(caller, "a")

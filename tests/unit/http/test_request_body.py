@@ -1,4 +1,4 @@
-"""Receiving bodies by itself: the buffers, whose they are, and what is refused before anything is allocated."""
+"""Reading request bodies: buffers, their reuse, and rejections before anything is allocated."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ def address(buffer: Buffer) -> int:
 
 
 def request(chunks: Sequence[bytes], declared: str | None = None, *, whole: bool = True) -> Request:
-    """A request whose body arrives in those chunks, and breaks off after them unless it is whole."""
+    """Make a request whose body arrives in these chunks. Without `whole` the client disconnects after them."""
     headers = [] if declared is None else [(b"content-length", declared.encode("latin-1"))]
 
     def messages() -> Iterator[dict[str, Any]]:
@@ -38,7 +38,7 @@ def request(chunks: Sequence[bytes], declared: str | None = None, *, whole: bool
 
 
 def received(reader: BodyReader, arriving: Request) -> tuple[bytes, int]:
-    """A body's bytes, and where they lay."""
+    """Read a body. Return its bytes and their address."""
 
     async def read() -> tuple[bytes, int]:
         async with reader.read(arriving) as body:
@@ -48,7 +48,7 @@ def received(reader: BodyReader, arriving: Request) -> tuple[bytes, int]:
 
 
 def next_chunk(arriving: Request) -> bytes:
-    """What of a body was not yet asked for."""
+    """Receive the next chunk of a body."""
 
     async def receive() -> bytes:
         chunk: bytes = (await arriving.receive())["body"]
@@ -58,14 +58,14 @@ def next_chunk(arriving: Request) -> bytes:
 
 
 def large(byte: int = 7, nbytes: int = SMALL_BODY_NBYTES + 1000) -> list[bytes]:
-    """A body beyond SMALL, in chunks."""
+    """Return the chunks of a body larger than SMALL_BODY_NBYTES."""
     return [bytes([byte]) * 1000] * (nbytes // 1000) + [bytes([byte]) * (nbytes % 1000)]
 
 
 # The pool
 
 
-def test_the_smallest_idle_buffer_that_fits_is_leased() -> None:
+def test_pool_leases_smallest_idle_buffer_that_fits() -> None:
     pool = ReceiveBufferPool()
     leased = {nbytes: pool.lease(nbytes) for nbytes in (1000, 3000, 2000)}
     for buffer in leased.values():
@@ -76,7 +76,7 @@ def test_the_smallest_idle_buffer_that_fits_is_leased() -> None:
     assert address(again) == address(leased[2000])
 
 
-def test_a_leased_buffer_is_not_leased_again() -> None:
+def test_leased_buffer_is_not_leased_again() -> None:
     pool = ReceiveBufferPool()
     pool.give_back(pool.lease(1000))
 
@@ -85,7 +85,7 @@ def test_a_leased_buffer_is_not_leased_again() -> None:
     assert address(first) != address(second)
 
 
-def test_no_small_body_takes_a_far_larger_buffer() -> None:
+def test_small_lease_does_not_take_a_much_larger_buffer() -> None:
     pool = ReceiveBufferPool()
     pool.give_back(pool.lease(1 << 20))
 
@@ -94,19 +94,19 @@ def test_no_small_body_takes_a_far_larger_buffer() -> None:
     assert len(small) == 1000
 
 
-def test_idle_buffers_together_keep_within_their_bound() -> None:
+def test_pool_drops_oldest_idle_buffers_above_limit() -> None:
     pool = ReceiveBufferPool()
     part = IDLE_NBYTES // 4
     for buffer in [pool.lease(part + i) for i in range(6)]:
         pool.give_back(buffer)
 
-    # Those that are too many are gone: the oldest, so that the newest are still to be had.
+    # The oldest were dropped, so the newest can still be leased.
     newest = [pool.lease(part) for _ in range(3)]
 
     assert sorted(map(len, newest)) == [part + 3, part + 4, part + 5]
 
 
-def test_a_buffer_beyond_the_bound_is_not_kept() -> None:
+def test_pool_does_not_keep_a_buffer_above_the_limit() -> None:
     pool = ReceiveBufferPool()
     pool.give_back(pool.lease(1000))
     pool.give_back(pool.lease(IDLE_NBYTES + 1))
@@ -119,20 +119,20 @@ def test_a_buffer_beyond_the_bound_is_not_kept() -> None:
 
 @pytest.mark.parametrize("declared", ["6", None])
 @pytest.mark.parametrize("chunks", [[b"abcdef"], [b"abc", b"def"], [b"", b"abcdef", b""], [b"a"] * 3 + [b"def"[:0]]])
-def test_a_small_body_is_read_whole(chunks: list[bytes], declared: str | None) -> None:
+def test_small_body_is_read_completely(chunks: list[bytes], declared: str | None) -> None:
     body, _ = received(BodyReader(LIMIT), request(chunks, declared))
 
     assert body == b"".join(chunks)
 
 
 @pytest.mark.parametrize("declared", ["0", None])
-def test_a_body_of_nothing_is_empty(declared: str | None) -> None:
+def test_body_without_bytes_is_empty(declared: str | None) -> None:
     body, _ = received(BodyReader(LIMIT), request([b""], declared))
 
     assert body == b""
 
 
-def test_a_small_body_in_one_piece_is_not_copied() -> None:
+def test_small_body_in_one_chunk_is_not_copied() -> None:
     piece = b"x" * 1000
 
     _, where = received(BodyReader(LIMIT), request([piece], "1000"))
@@ -141,7 +141,7 @@ def test_a_small_body_in_one_piece_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_large_body_is_read_whole(declared: bool) -> None:
+def test_large_body_is_read_completely(declared: bool) -> None:
     chunks = [bytes([number % 251]) * 999 for number in range(200)]
     length = str(sum(map(len, chunks))) if declared else None
 
@@ -150,7 +150,7 @@ def test_a_large_body_is_read_whole(declared: bool) -> None:
     assert body == b"".join(chunks)
 
 
-def test_the_next_large_body_lies_in_the_same_buffer() -> None:
+def test_next_large_body_reuses_the_buffer() -> None:
     reader = BodyReader(LIMIT)
     nbytes = SMALL_BODY_NBYTES + 1000
 
@@ -161,7 +161,7 @@ def test_the_next_large_body_lies_in_the_same_buffer() -> None:
     assert (first, second) == (b"\x01" * nbytes, b"\x02" * (nbytes - 500))
 
 
-def test_bodies_read_at_once_lie_in_different_buffers() -> None:
+def test_concurrent_bodies_have_different_buffers() -> None:
     reader = BodyReader(LIMIT)
     nbytes = SMALL_BODY_NBYTES + 1000
     received(reader, request(large(), str(nbytes)))
@@ -176,7 +176,7 @@ def test_bodies_read_at_once_lie_in_different_buffers() -> None:
     assert asyncio.run(both()) == (b"\x01" * nbytes, b"\x02" * nbytes)
 
 
-def test_a_buffer_is_not_reused_after_an_error_while_it_was_in_use() -> None:
+def test_buffer_is_not_reused_after_an_error_in_the_block() -> None:
     reader = BodyReader(LIMIT)
     nbytes = SMALL_BODY_NBYTES + 1000
 
@@ -195,21 +195,21 @@ def test_a_buffer_is_not_reused_after_an_error_while_it_was_in_use() -> None:
     assert bytes(held[0]) == b"\x01" * nbytes
 
 
-# Refusals
+# Rejections
 
 
 @pytest.mark.parametrize("declared", [str(LIMIT + 1), "9" * 30])
-def test_a_declared_length_over_the_limit_is_refused_before_a_byte_is_read(declared: str) -> None:
+def test_content_length_over_limit_is_rejected_before_reading(declared: str) -> None:
     arriving = request([b"x"], declared)
 
-    with pytest.raises(BodyTooLarge) as refused:
+    with pytest.raises(BodyTooLarge) as rejected:
         received(BodyReader(LIMIT), arriving)
 
-    assert refused.value.fields == {"limit": LIMIT}
+    assert rejected.value.fields == {"limit": LIMIT}
     assert next_chunk(arriving) == b"x", "it is still to be read"
 
 
-def test_an_undeclared_body_is_refused_once_it_is_over_the_limit() -> None:
+def test_chunked_body_is_rejected_once_over_the_limit() -> None:
     arriving = request([bytes(LIMIT), b"x", b"never read"])
 
     with pytest.raises(BodyTooLarge):
@@ -219,7 +219,7 @@ def test_an_undeclared_body_is_refused_once_it_is_over_the_limit() -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_of_exactly_the_limit_is_read(declared: bool) -> None:
+def test_body_of_exactly_the_limit_is_read(declared: bool) -> None:
     chunks = [bytes(LIMIT // 4)] * 4
 
     body, _ = received(BodyReader(LIMIT), request(chunks, str(LIMIT) if declared else None))
@@ -228,21 +228,21 @@ def test_a_body_of_exactly_the_limit_is_read(declared: bool) -> None:
 
 
 @pytest.mark.parametrize("declared", ["-1", "ten", "", "1.5", "+3", " 3", "0x3", "²"])
-def test_a_declared_length_that_is_no_number_is_refused(declared: str) -> None:
+def test_content_length_that_is_not_a_number_is_rejected(declared: str) -> None:
     with pytest.raises(MalformedBody):
         received(BodyReader(LIMIT), request([b"abc"], declared))
 
 
 @pytest.mark.parametrize("nbytes", [10, SMALL_BODY_NBYTES + 1000])
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_that_breaks_off_is_a_disconnect(nbytes: int, declared: bool) -> None:
+def test_interrupted_body_raises_client_disconnect(nbytes: int, declared: bool) -> None:
     chunks = large(3, nbytes)[:-1]
 
     with pytest.raises(ClientDisconnect):
         received(BodyReader(LIMIT), request(chunks, str(nbytes) if declared else None, whole=False))
 
 
-def test_a_body_that_ends_before_its_declared_length_is_a_disconnect() -> None:
+def test_body_shorter_than_content_length_is_a_disconnect() -> None:
     nbytes = SMALL_BODY_NBYTES + 1000
 
     with pytest.raises(ClientDisconnect):

@@ -1,4 +1,4 @@
-"""What every request meets first, by itself: the labels it may get, and errors that nothing behind it answers."""
+"""The request log middleware: labels of requests, and errors that no other layer handles."""
 
 import asyncio
 import json
@@ -29,35 +29,35 @@ from hadakv_service.observability.request_record import OTHER, RequestRecord, Ro
         ("/other", OTHER),
     ],
 )
-def test_a_path_has_the_template_that_fits_it(path: str, template: str) -> None:
+def test_path_matches_its_route_template(path: str, template: str) -> None:
     templates = RouteTemplates(["/a", "/a/{id}", "/a", "/a/{id}/b.c"])
 
     assert templates.match(path) == template
 
 
 async def nowhere(_: Message) -> None:
-    """Nothing is sent."""
+    """Ignore a message."""
 
 
-def test_a_method_that_is_not_known_is_counted_as_other() -> None:
-    tally = RequestCounters()
+def test_unknown_method_is_counted_as_other() -> None:
+    counters = RequestCounters()
 
     for method in ("GET", "PURGE", "GET", "BREW"):
-        exchange = RequestRecord({"method": method, "headers": []}, nowhere)
-        exchange.record_response("/a", 200, 3)
-        tally.count(exchange, 200, 0.1)
+        record = RequestRecord({"method": method, "headers": []}, nowhere)
+        record.record_response("/a", 200, 3)
+        counters.count(record, 200, 0.1)
 
-    assert {key: calls.statuses for key, calls in tally.calls.items()} == {
+    assert {key: calls.statuses for key, calls in counters.calls.items()} == {
         ("/a", "GET"): {200: 2},
         ("/a", OTHER): {200: 2},
     }
 
 
 class OutOfOrder(Exception):
-    """What nobody expected."""
+    """An unexpected error."""
 
 
-async def refuse(_: Scope, __: Receive, ___: Send) -> None:
+async def reject(_: Scope, __: Receive, ___: Send) -> None:
     raise OutOfOrder
 
 
@@ -88,13 +88,13 @@ async def be_cancelled_halfway(_: Scope, __: Receive, send: Send) -> None:
 
 
 async def do_nothing(_: Scope, __: Receive, ___: Send) -> None:
-    """Answer nothing at all."""
+    """Send no response."""
 
 
 def watched(app: Any, *, ending: bool = True) -> tuple[list[Message], dict[int, int], str]:
-    """What is sent for a request to an app, how it is counted, and which request is named where an error ends up."""
+    """Send a request to an app. Return the messages sent, the counted statuses, and the request id at an error."""
     sent: list[Message] = []
-    tally = RequestCounters()
+    counters = RequestCounters()
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -106,31 +106,33 @@ def watched(app: Any, *, ending: bool = True) -> tuple[list[Message], dict[int, 
 
     async def run() -> str:
         try:
-            await RequestLogMiddleware(app, RouteTemplates(["/a"]), tally, None, lambda: ending)(scope, receive, send)
+            await RequestLogMiddleware(app, RouteTemplates(["/a"]), counters, None, lambda: ending)(
+                scope, receive, send
+            )
         except OutOfOrder:
             return current_id()
         return ""
 
     named = asyncio.run(run())
-    assert tally.in_flight == 0
-    return sent, tally.calls["/a", "GET"].statuses, named
+    assert counters.in_flight == 0
+    return sent, counters.calls["/a", "GET"].statuses, named
 
 
-def test_an_error_that_nothing_answered_is_a_problem() -> None:
-    (head, body), statuses, named = watched(refuse)
+def test_unhandled_error_becomes_a_problem() -> None:
+    (head, body), statuses, named = watched(reject)
 
     assert (head["status"], statuses, named) == (500, {500: 1}, "")
     assert (b"x-request-id", b"mine") in head["headers"]
     assert json.loads(body["body"])["request_id"] == "mine"
 
 
-def test_an_error_in_the_midst_of_an_answer_is_raised_for_the_server_and_counted_as_a_failure() -> None:
+def test_error_after_response_start_is_raised_and_counted() -> None:
     sent, statuses, named = watched(refuse_halfway)
 
     assert (len(sent), statuses, named) == (1, {500: 1}, "mine")
 
 
-def test_an_answer_that_breaks_off_for_a_reason_is_counted_and_logged_as_that(caplog: pytest.LogCaptureFixture) -> None:
+def test_service_error_after_response_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     sent, statuses, named = watched(lack_halfway)
 
     assert (len(sent), statuses, named) == (1, {410: 1}, "")
@@ -141,9 +143,7 @@ def test_an_answer_that_breaks_off_for_a_reason_is_counted_and_logged_as_that(ca
 @pytest.mark.parametrize(
     ("app", "slug", "again"), [(be_cancelled_while_receiving, "busy", True), (be_cancelled, "shutting-down", False)]
 )
-def test_only_who_the_end_of_the_service_kept_from_sending_all_is_told_to_come_again(
-    app: Any, slug: str, again: bool
-) -> None:
+def test_shutdown_sends_retry_after_for_incomplete_bodies(app: Any, slug: str, again: bool) -> None:
     (head, body), statuses, _ = watched(app)
 
     assert (head["status"], statuses) == (503, {503: 1})
@@ -151,21 +151,23 @@ def test_only_who_the_end_of_the_service_kept_from_sending_all_is_told_to_come_a
     assert (b"retry-after" in dict(head["headers"])) == again
 
 
-def test_whoever_else_cancels_a_request_is_obeyed() -> None:
+def test_cancellation_without_shutdown_is_raised() -> None:
     with pytest.raises(asyncio.CancelledError):
         watched(be_cancelled, ending=False)
 
 
-def test_an_answer_that_the_end_of_the_service_cuts_short_is_counted_as_one_that_did_not_arrive() -> None:
+def test_response_interrupted_by_shutdown_is_counted_as_499() -> None:
     sent, statuses, _ = watched(be_cancelled_halfway)
 
     assert (len(sent), statuses) == (1, {499: 1})
 
 
-def test_a_request_without_an_answer_is_counted_as_gone() -> None:
+def test_request_without_response_is_counted_as_499() -> None:
     assert watched(do_nothing) == ([], {499: 1}, "")
 
 
-@pytest.mark.parametrize(("client", "told"), [(("127.0.0.1", 5), "127.0.0.1:5"), (("::1", 5), "[::1]:5"), (None, None)])
-def test_an_address_is_told_as_people_write_it(client: tuple[str, int] | None, told: str | None) -> None:
-    assert format_address(client) == told
+@pytest.mark.parametrize(
+    ("client", "reported"), [(("127.0.0.1", 5), "127.0.0.1:5"), (("::1", 5), "[::1]:5"), (None, None)]
+)
+def test_client_address_is_formatted(client: tuple[str, int] | None, reported: str | None) -> None:
+    assert format_address(client) == reported

@@ -1,4 +1,4 @@
-"""The wire by itself: what is well-formed, what an answer looks like, and what a refusal says."""
+"""Serialization: well-formed bodies, encoded responses and validation errors."""
 
 import random
 from typing import Any
@@ -43,7 +43,7 @@ def is_well_formed(body: bytes) -> bool:
 
 
 def is_msgpack(body: bytes) -> bool:
-    """The verdict of msgpack: one value, and nothing behind it. Skipping looks at the structure only."""
+    """Whether msgpack finds exactly one value. Skipping checks the structure only."""
     unpacker = msgpack.Unpacker(max_buffer_size=1 << 20)
     unpacker.feed(body)
     try:
@@ -54,7 +54,7 @@ def is_msgpack(body: bytes) -> bool:
 
 
 def is_within_bounds(body: bytes) -> bool:
-    """Whether a body is neither deeper nor longer than any request."""
+    """Whether a body is within the limits of depth and items."""
     try:
         check_well_formed(memoryview(body))
     except MalformedBody as error:
@@ -64,7 +64,7 @@ def is_within_bounds(body: bytes) -> bool:
 
 @EXAMPLES
 @given(VALUES)
-def test_what_msgpack_packs_is_well_formed(value: object) -> None:
+def test_packed_values_are_well_formed(value: object) -> None:
     body = msgpack.packb(value)
 
     assert is_well_formed(body) or not is_within_bounds(body)
@@ -74,13 +74,13 @@ def test_what_msgpack_packs_is_well_formed(value: object) -> None:
 
 @EXAMPLES
 @given(st.binary(max_size=40))
-def test_any_bytes_are_well_formed_where_msgpack_says_so(body: bytes) -> None:
+def test_bytes_are_well_formed_if_msgpack_accepts_them(body: bytes) -> None:
     assert is_well_formed(body) == is_msgpack(body) or not is_within_bounds(body)
 
 
 @EXAMPLES
 @given(VALUES, st.integers(0, 2**32))
-def test_mutated_values_are_well_formed_where_msgpack_says_so(value: object, seed: int) -> None:
+def test_mutated_values_agree_with_msgpack(value: object, seed: int) -> None:
     rng = random.Random(seed)
     body = bytearray(msgpack.packb(value))
 
@@ -91,7 +91,7 @@ def test_mutated_values_are_well_formed_where_msgpack_says_so(value: object, see
 
 
 @pytest.mark.parametrize("code", range(256))
-def test_every_first_byte_is_understood_as_msgpack_does(code: int) -> None:
+def test_every_first_byte_agrees_with_msgpack(code: int) -> None:
     lengths = (b"", b"\x00", b"\x01\x01", b"\x00\x01\x00", b"\x00\x00\x00\x01\xc0\xc0", b"\xff" * 9)
 
     for rest in (*lengths, bytes(8), bytes(9), bytes(17), b"\xa0" * 31):
@@ -104,16 +104,16 @@ def test_every_first_byte_is_understood_as_msgpack_does(code: int) -> None:
     ("levels", "good"), [(1, True), (MAX_DEPTH - 1, True), (MAX_DEPTH + 1, False), (100_000, False)]
 )
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1k", b"\xdc\x00\x01", b"\xdf\x00\x00\x00\x01\xc0"])
-def test_depth_has_a_limit(opening: bytes, levels: int, good: bool) -> None:
+def test_depth_is_limited(opening: bytes, levels: int, good: bool) -> None:
     assert is_well_formed(opening * levels + b"\xc0") == good
 
 
 @pytest.mark.parametrize(("items", "good"), [(MAX_ITEMS - 10, True), (MAX_ITEMS + 10, False), (10 * MAX_ITEMS, False)])
-def test_length_has_a_limit(items: int, good: bool) -> None:
+def test_number_of_items_is_limited(items: int, good: bool) -> None:
     assert is_well_formed(msgpack.packb([None] * items)) == good
 
 
-# Answers
+# Responses
 
 ARRAYS: list[NDArray[Any]] = [
     np.arange(0, dtype=np.float32),
@@ -135,15 +135,16 @@ SCALARS = st.integers(0, 2**40) | st.text(max_size=20) | st.none() | st.booleans
 
 @EXAMPLES
 @given(st.dictionaries(st.text(max_size=5), SCALARS | st.sampled_from(ARRAYS), max_size=8))
-def test_an_answer_is_what_msgpack_would_make_of_it(answer: dict[str, Any]) -> None:
+def test_encoded_response_equals_msgpacks(response: dict[str, Any]) -> None:
     tensors = {
-        name: serialization.tensor(value) if isinstance(value, np.ndarray) else value for name, value in answer.items()
+        name: serialization.tensor(value) if isinstance(value, np.ndarray) else value
+        for name, value in response.items()
     }
     plain = {
         name: {"dtype": value.dtype.name, "shape": value.shape, "data": value.tobytes()}
         if isinstance(value, np.ndarray)
         else value
-        for name, value in answer.items()
+        for name, value in response.items()
     }
 
     pieces = encode_chunks(tensors)
@@ -151,7 +152,7 @@ def test_an_answer_is_what_msgpack_would_make_of_it(answer: dict[str, Any]) -> N
     assert b"".join(pieces) == msgpack.packb(plain)
 
 
-def test_a_small_tensor_that_looks_like_a_gap_for_a_large_one_is_not_taken_for_it() -> None:
+def test_small_tensor_like_a_placeholder_is_kept() -> None:
     small = np.frombuffer(b"\xc4\x10" + b"\xc1" * 16, np.uint8)
     large = np.arange(LARGE_TENSOR_NBYTES, dtype=np.uint8)
 
@@ -160,7 +161,7 @@ def test_a_small_tensor_that_looks_like_a_gap_for_a_large_one_is_not_taken_for_i
     assert b"".join(pieces) == msgpack.packb({"small": small.tobytes(), "large": large.tobytes()})
 
 
-def test_large_tensors_are_sent_from_where_they_lie() -> None:
+def test_large_tensors_are_not_copied() -> None:
     large, small = np.arange(LARGE_TENSOR_NBYTES, dtype=np.uint8), np.arange(9, dtype=np.uint8)
 
     pieces = encode_chunks(
@@ -172,7 +173,7 @@ def test_large_tensors_are_sent_from_where_they_lie() -> None:
     assert all(np.shares_memory(np.frombuffer(view, np.uint8), large) for view in views)
 
 
-def test_what_is_no_array_cannot_be_answered() -> None:
+def test_other_types_cannot_be_encoded() -> None:
     with pytest.raises(TypeError, match="cannot encode object"):
         encode_chunks({"x": object()})
 
@@ -182,7 +183,7 @@ def test_what_is_no_array_cannot_be_answered() -> None:
 TENSOR = {"dtype": "float16", "shape": [1, 1, 2, 64], "data": bytes(256)}
 
 
-def test_tensors_are_views_into_the_body() -> None:
+def test_tensors_are_views_of_the_body() -> None:
     body = np.frombuffer(msgpack.packb({"k": TENSOR, "v": TENSOR}), np.uint8)
 
     parsed = serialization.decode_body(messages.AppendBody, body.data)
@@ -200,7 +201,7 @@ def test_tensors_are_views_into_the_body() -> None:
         ("uint8", np.array([0, 1, 255], np.uint8)),
     ],
 )
-def test_a_tensor_has_the_values_its_bytes_mean(dtype: str, values: NDArray[Any]) -> None:
+def test_tensor_has_the_values_of_its_bytes(dtype: str, values: NDArray[Any]) -> None:
     tensor = messages.Tensor(dtype, [3], memoryview(b"xyz" + values.tobytes())[3:])  # type: ignore[arg-type]
 
     array = tensor.array("x", dtype)
@@ -221,14 +222,14 @@ def test_a_tensor_has_the_values_its_bytes_mean(dtype: str, values: NDArray[Any]
         ([], "body", "Expected `object`, got `array`"),
     ],
 )
-def test_a_refusal_names_field_and_reason(body: Any, field: str, reason: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_validation_error_names_field_and_reason(body: Any, field: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         serialization.decode_body(messages.AppendBody, msgpack.packb(body))
 
-    assert refused.value.fields["errors"] == [{"field": field, "reason": reason}]
+    assert rejected.value.fields["errors"] == [{"field": field, "reason": reason}]
 
 
-def test_json_is_read_where_it_is_allowed() -> None:
+def test_json_body_is_decoded() -> None:
     parsed = serialization.decode_body(messages.SessionBody, b'{"layers": 3, "codec": {"k": {"bits": 2}}}', json=True)
 
     assert parsed.layers == 3
@@ -237,6 +238,6 @@ def test_json_is_read_where_it_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"layers": 3} x', b"\xff\xfe"])
-def test_json_that_is_none_is_malformed(body: bytes) -> None:
+def test_invalid_json_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedBody):
         serialization.decode_body(messages.SessionBody, body, json=True)

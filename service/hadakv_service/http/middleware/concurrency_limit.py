@@ -1,33 +1,33 @@
-"""How many requests may be under way at once."""
+"""Limit the number of requests in progress."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hadakv_service.errors import Busy
 from hadakv_service.problem_details import problem_response
 
-# A supervisor that asks whether the process lives must not kill it for being busy.
+# A supervisor that probes this path would kill a busy process if it were rejected.
 ALWAYS_OPEN = "/healthz"
 
 
 class ConcurrencyLimitMiddleware:
-    """ASGI middleware that tells requests to come back while too many others are under way.
+    """ASGI middleware that rejects requests while too many others are in progress.
 
     Args:
-        app: what it stands before.
-        most: requests that may be under way.
+        app: the next ASGI app.
+        limit: maximum number of requests in progress.
     """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
-        self._limit = most
+        self._limit = limit
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 503 before its body is read."""
+        """Pass the request on, or respond 503 before its body is read."""
         if scope["type"] != "http" or scope["path"] == ALWAYS_OPEN:
             await self._app(scope, receive, send)
         elif self._in_progress >= self._limit:
-            await problem_response(Busy("Too many requests are under way."))(scope, receive, send)
+            await problem_response(Busy("Too many requests are in progress."))(scope, receive, send)
         else:
             self._in_progress += 1
             try:

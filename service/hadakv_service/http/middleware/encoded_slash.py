@@ -8,13 +8,17 @@ from hadakv_service.sessions.session_id import ID_RULE
 
 
 class EncodedSlashMiddleware:
-    """ASGI middleware that refuses encoded slashes, which routing would take for borders between parts of the path."""
+    """ASGI middleware that rejects `%2F` in paths. Routing would treat the decoded slash as a separator.
+
+    Args:
+        app: the next ASGI app.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 422."""
+        """Pass the request on, or respond 422."""
         if scope["type"] == "http" and b"%2f" in scope.get("raw_path", b"").lower():
             await problem_response(InvalidRequest([("id", ID_RULE)]))(scope, receive, send)
         else:

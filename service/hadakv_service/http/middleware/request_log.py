@@ -1,4 +1,4 @@
-"""What every request meets first: it gets an id, is counted, and is logged when it is over."""
+"""Request id, counters and access log of every request. The outermost middleware."""
 
 import logging
 from asyncio import CancelledError
@@ -15,107 +15,108 @@ from hadakv_service.observability.request_record import OTHER, SCOPE_KEY, Reques
 
 log = logging.getLogger(__name__)
 
-# The route of a request whose head cannot be read.
+# The route of a request whose headers cannot be parsed.
 UNREADABLE = "unreadable"
 
 
 class RequestLogMiddleware:
-    """ASGI middleware.
+    """ASGI middleware that gives every request an id, counts it, logs it, and turns its last errors into responses.
 
     Args:
-        app: what comes next.
-        templates: what paths are called.
-        tally: counts requests.
-        log: tells of each, if anybody wants to know.
-        ending: whether the service is about to end.
+        app: the next ASGI app.
+        templates: the templates of the app's paths.
+        counters: request counters.
+        access_log: logs each request; None for no access log.
+        is_shutting_down: whether the server has begun to shut down.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         templates: RouteTemplates,
-        tally: RequestCounters,
-        log: AccessLog | None,
-        ending: Callable[[], bool] = lambda: False,
+        counters: RequestCounters,
+        access_log: AccessLog | None,
+        is_shutting_down: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._is_shutting_down = ending
+        self._is_shutting_down = is_shutting_down
         self._app = app
         self._templates = templates
-        self._counters = tally
-        self._log = log
+        self._counters = counters
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[SCOPE_KEY] = exchange = RequestRecord(scope, send)
-        # It stays set: what the server still logs of a request names it too, and each request is a task of its own.
-        current.set(exchange)
+        scope[SCOPE_KEY] = record = RequestRecord(scope, send)
+        # Do not reset it: the server may still log something about this request. Each request has its own task.
+        current.set(record)
         self._counters.in_flight += 1
         try:
-            await self._app(scope, receive, exchange.send)
+            await self._app(scope, receive, record.send)
         except CancelledError:
             if not self._is_shutting_down():
                 raise
-            # The server ends, and waits no longer for a body that has not come, or an answer that nobody takes.
-            if exchange.status:
-                exchange.client_disconnected = True
+            # The server shuts down and cancels requests that still wait for a body, or for a client to read.
+            if record.status:
+                record.client_disconnected = True
             else:
-                unfinished = Busy("The service is ending, and waits no longer for the rest of this request.")
-                refusal = unfinished if exchange.body_incomplete else ShuttingDown()
-                await problem_details.problem_response(refusal)(scope, receive, exchange.send)
+                # An incomplete body was not processed, so the request may be sent again: Busy has Retry-After.
+                incomplete = Busy("The service is shutting down and did not wait for the rest of the body.")
+                shutdown_error = incomplete if record.body_incomplete else ShuttingDown()
+                await problem_details.problem_response(shutdown_error)(scope, receive, record.send)
         except Exception as error:
-            if not exchange.status:
-                await problem_details.unexpected_error_response(error)(scope, receive, exchange.send)
+            if not record.status:
+                await problem_details.unexpected_error_response(error)(scope, receive, record.send)
             elif isinstance(cause := error.__cause__ or error, ServiceError):
-                # It is too late for another answer; the server closes the connection.
-                log.error("an answer breaks off: %s", cause)
-                exchange.status = cause.status
+                # The response has started, so no other can be sent. The server closes the connection.
+                log.error("response interrupted: %s", cause)
+                record.status = cause.status
             else:
-                # The server logs the error, too.
-                exchange.status = 500
+                # The server logs the error.
+                record.status = 500
                 raise
         finally:
             self._counters.in_flight -= 1
-            self._record(exchange)
-            # Both lead back to the scope; left there, all of it would wait for the garbage collector.
+            self._finish(record)
+            # Both refer to the scope. Break the cycles, so that nothing waits for the garbage collector.
             del scope[SCOPE_KEY]
             scope.pop("extensions", None)
 
-    def _record(self, exchange: RequestRecord) -> None:
-        seconds = perf_counter() - exchange.started
-        exchange.route = exchange.route or self._templates.match(exchange.scope["path"])
-        status = exchange.outcome
-        self._counters.count(exchange, status, seconds)
-        if self._log:
-            self._log.write(exchange, status, seconds)
+    def _finish(self, record: RequestRecord) -> None:
+        seconds = perf_counter() - record.started
+        record.route = record.route or self._templates.match(record.scope["path"])
+        status = record.outcome
+        self._counters.count(record, status, seconds)
+        if self._access_log:
+            self._access_log.write(record, status, seconds)
 
     def flush(self) -> None:
-        """Write what is still to be logged."""
-        if self._log:
-            self._log.flush()
+        """Write buffered lines of the access log."""
+        if self._access_log:
+            self._access_log.flush()
 
     def record_rejected(self, client: tuple[str, int] | None, scope: Scope | None, status: int) -> bytes:
-        """Note a request that cannot be read, or not to its end.
+        """Record a request that the connection rejects itself: malformed, too large or too slow.
 
         Args:
-            client: who sent it.
-            scope: its scope, if its head was read.
-            status: of the answer that the connection gives to it.
+            client: address of the client.
+            scope: ASGI scope of the request, if its headers were parsed.
+            status: status of the connection's response.
 
         Returns:
-            its id.
+            the request id.
         """
-        exchange: RequestRecord | None = scope.get(SCOPE_KEY) if scope else None
-        if exchange is not None:
-            exchange.status = status
-            return exchange.id
-        exchange = RequestRecord({"headers": (), "method": OTHER, "client": client}, _nowhere)
-        exchange.record_response(UNREADABLE, status, 0)
-        self._record(exchange)
-        return exchange.id
+        record: RequestRecord | None = scope.get(SCOPE_KEY) if scope else None
+        if record is not None:
+            record.status = status
+            return record.id
+        record = RequestRecord({"headers": (), "method": OTHER, "client": client}, _send_nothing)
+        record.record_response(UNREADABLE, status, 0)
+        self._finish(record)
+        return record.id
 
 
-async def _nowhere(_: Message) -> None:
-    """The connection answers by itself."""
+async def _send_nothing(_: Message) -> None:
+    """Ignore a message: the connection sends its own response."""

@@ -1,4 +1,4 @@
-"""The spans of a request: one for all of it, and in that its waiting for the device, its encoding and its finishing."""
+"""One trace span per request. Spans of the device thread are its children."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,13 @@ _CONTEXT_HEADERS = (b"traceparent", b"tracestate")
 
 
 class TracingMiddleware:
-    """ASGI middleware: a span for each request, in the caller's trace if it names one (W3C Trace Context)."""
+    """ASGI middleware that makes a span for each request, in the client's trace if it sends one (W3C Trace Context).
+
+    Args:
+        app: the next ASGI app.
+        templates: the templates of the app's paths.
+        tracer: makes the spans.
+    """
 
     def __init__(self, app: ASGIApp, templates: RouteTemplates, tracer: trace.Tracer) -> None:
         self._app = app
@@ -25,38 +31,38 @@ class TracingMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange: RequestRecord = scope[SCOPE_KEY]
-        exchange.route = self._templates.match(scope["path"])
-        attributes = {"http.request.method": scope["method"], "http.route": exchange.route}
+        record: RequestRecord = scope[SCOPE_KEY]
+        record.route = self._templates.match(scope["path"])
+        attributes = {"http.request.method": scope["method"], "http.route": record.route}
         with self._tracer.start_as_current_span(
-            f"{scope['method']} {exchange.route}",
+            f"{scope['method']} {record.route}",
             _remote_context(scope["headers"]),
             trace.SpanKind.SERVER,
-            attributes | {"hadakv.request_id": exchange.id.decode()},
+            attributes | {"hadakv.request_id": record.id.decode()},
         ) as span:
-            exchange.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+            record.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
             try:
                 await self._app(scope, receive, send)
             finally:
-                _set_result(span, exchange)
+                _set_result(span, record)
 
 
 def _remote_context(headers: Iterable[tuple[bytes, bytes]]) -> Context:
     carrier: dict[str, str] = {}
     for name, value in headers:
         if name in _CONTEXT_HEADERS:
-            # A tracestate may come in several headers, and means the same as one.
+            # Several tracestate headers mean the same as one with their values joined.
             carrier[name.decode()] = ",".join(filter(None, (carrier.get(name.decode()), value.decode("latin-1"))))
     return TraceContextTextMapPropagator().extract(carrier)
 
 
-def _set_result(span: trace.Span, exchange: RequestRecord) -> None:
-    status = exchange.outcome
+def _set_result(span: trace.Span, record: RequestRecord) -> None:
+    status = record.outcome
     span.set_attributes(
         {
             "http.response.status_code": status,
-            "http.request.body.size": exchange.received,
-            "http.response.body.size": exchange.sent,
+            "http.request.body.size": record.received,
+            "http.response.body.size": record.sent,
         }
     )
     if status >= 500:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI derives from the routes, and what only we know: bodies, answers and problems."""
+"""The OpenAPI document: FastAPI derives the routes; this module adds bodies, responses and problems."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from hadakv_service.errors import (
     QuotaExceeded,
     RequestTimeout,
     ResponseTooLarge,
+    ServiceError,
     SessionCorrupt,
     SessionExists,
     SessionNotFound,
@@ -37,61 +38,62 @@ from hadakv_service.http.openapi.schemas import SESSION_ID, Schema, reference
 
 SUMMARY = "Keeps the KV caches of language models compressed, keyed by session."
 DESCRIPTION = """
-Bodies are msgpack. A tensor is `{"dtype", "shape", "data"}`, C order, little-endian, `data` a msgpack bin. In this
-document's examples bins are shown as base64; each example also stands as `x-msgpack-base64`, the very bytes to send.
+Bodies are msgpack. A tensor is `{"dtype", "shape", "data"}`: C order, little-endian, `data` a msgpack bin. The examples
+of this document show bins as base64. `x-msgpack-base64` has the exact bytes to send for each example, as base64.
 
-Every call but the probes needs a token where the service runs with a token file, and none where it does not.
+If the service runs with a token file, every call except `/healthz` and `/readyz` needs a token.
 """
 
-# Before a request is looked at, and after.
+# Errors before a request is routed, and errors of any route.
 _CONNECTION = (MalformedRequest, ForbiddenOrigin, RequestTimeout, UnknownHost, HeadersTooLarge, Busy, ShuttingDown)
 _ANY = (*_CONNECTION, Unauthorized, InvalidRequest)
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType)
 _STORED = (SessionCorrupt, StorageUnavailable)
-_ROOM = (InsufficientStorage, QuotaExceeded)
+_SPACE = (InsufficientStorage, QuotaExceeded)
 _CONFLICTS = (ShapeMismatch, CodecMismatch, PositionConflict)
-# A session as a safetensors file, as body or answer.
+# A session as a safetensors file, in a request or a response.
 _FILE = "File"
-# What Prometheus reads, in either of the forms that it asks for.
+# The metrics, in either of the formats that Prometheus accepts.
 _METRICS = "Metrics"
-_KINDS = {_FILE: (OCTETS,), _METRICS: ("text/plain", "application/openmetrics-text")}
+_CONTENT_TYPES = {_FILE: (OCTETS,), _METRICS: ("text/plain", "application/openmetrics-text")}
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one call reads and answers.
+    """The request and responses of one API call.
 
     Attributes:
-        name: the operationId, from which programs that write clients make a function's name.
-        answers: the answer's schema by status; None for an answer without a body.
-        problems: the kinds of problem it may answer.
-        body: the schema of the request's body.
-        json: whether the body may be JSON, and the answer is unless msgpack is asked for.
+        name: the operationId. Client generators derive function names from it.
+        responses: schema of the response by status; None for a response without a body.
+        problems: the errors that the call may respond with.
+        body: schema of the request body.
+        json: whether the body may be JSON, and the response is JSON unless msgpack is requested.
+        parameters: parameters that FastAPI does not know.
     """
 
     name: str
-    answers: dict[int, str | None]
-    problems: tuple[problem_schemas.Kind, ...]
+    responses: dict[int, str | None]
+    problems: tuple[type[ServiceError], ...]
     body: str | None = None
     json: bool = True
     parameters: list[Schema] = field(default_factory=list)
 
 
 _REQUEST_ID = {
-    "description": "The request's own, if it had one of 1 to 128 of A-Z a-z 0-9 . _ -, else a new one.",
+    "description": "The X-Request-Id of the request if it is 1 to 128 of A-Z a-z 0-9 . _ -, else a new id.",
     "schema": {"type": "string"},
 }
 _PREFER = {
     "name": "Prefer",
     "in": "header",
-    "description": "With `return=minimal` the answer has neither `k` nor `v`.",
+    "description": "With `return=minimal` the response has neither `k` nor `v`.",
     "schema": {"type": "string", "examples": ["return=minimal"]},
 }
 CALLS = {
     ("/sessions/{id}/kv", "post"): Call(
         "appendTokens",
-        {200: "Appended", 201: "Appended"},
-        (*_ANY, *_BODY, *_STORED, *_CONFLICTS, NonFinite, *_ROOM),
+        {200: "StoredAppend", 201: "StoredAppend"},
+        (*_ANY, *_BODY, *_STORED, *_CONFLICTS, NonFinite, *_SPACE),
         "AppendBody",
         json=False,
         parameters=[_PREFER],
@@ -102,7 +104,7 @@ CALLS = {
     ("/sessions/{id}", "put"): Call(
         "createSession",
         {200: "SessionInfo", 201: "SessionInfo"},
-        (*_ANY, *_BODY, *_STORED, SessionExists, *_ROOM),
+        (*_ANY, *_BODY, *_STORED, SessionExists, *_SPACE),
         "SessionBody",
     ),
     ("/sessions/{id}", "get"): Call("getSession", {200: "SessionInfo"}, (*_ANY, *_STORED, SessionNotFound)),
@@ -117,12 +119,12 @@ CALLS = {
     ("/sessions/{id}/fork", "post"): Call(
         "forkSession",
         {201: "SessionInfo"},
-        (*_ANY, *_BODY, *_STORED, SessionNotFound, SessionExists, *_ROOM),
+        (*_ANY, *_BODY, *_STORED, SessionNotFound, SessionExists, *_SPACE),
         "ForkBody",
     ),
     ("/sessions/{id}/export", "get"): Call("exportSession", {200: _FILE}, (*_ANY, *_STORED, SessionNotFound)),
     ("/sessions/{id}/import", "post"): Call(
-        "importSession", {201: "SessionInfo"}, (*_ANY, *_BODY, *_STORED, SessionExists, *_ROOM), _FILE
+        "importSession", {201: "SessionInfo"}, (*_ANY, *_BODY, *_STORED, SessionExists, *_SPACE), _FILE
     ),
     ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
     ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, ResponseTooLarge), "DecodeBody", json=False),
@@ -132,8 +134,8 @@ CALLS = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Let `/openapi.json` and `/docs` show the whole contract."""
+def extend_openapi(app: FastAPI) -> None:
+    """Make `/openapi.json` and `/docs` show the whole contract."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -154,19 +156,20 @@ def _document(app: FastAPI) -> dict[str, Any]:
     }
     for (path, method), call in CALLS.items():
         operation = base["paths"].setdefault(path, {}).setdefault(method, _append_operation())
-        _complete(operation, path, call)
+        _add_details(operation, path, call)
     return base
 
 
 def _append_operation() -> dict[str, Any]:
-    """The append's own part: it is a plain Starlette route, which FastAPI does not describe."""
+    """Return the summary of the append, a plain ASGI endpoint that FastAPI does not describe."""
     return {
         "summary": "Append",
-        "description": "Encode K and V and keep them at the end of the session, creating it if need be.",
+        "description": "Encode K and V and store them at the end of the session, which is created if needed.",
     }
 
 
-def _complete(operation: dict[str, Any], path: str, call: Call) -> None:
+def _add_details(operation: dict[str, Any], path: str, call: Call) -> None:
+    """Add the parameters, body, responses and security of a call to its operation."""
     operation["operationId"] = call.name
     parameters = [p for p in operation.get("parameters", []) if p["name"] != "id"] + call.parameters
     if "{id}" in path:
@@ -175,16 +178,16 @@ def _complete(operation: dict[str, Any], path: str, call: Call) -> None:
         operation["parameters"] = parameters
     if call.body:
         operation["requestBody"] = {"required": call.body != "SessionBody", "content": _body(call)}
-    told = {str(status): _answer(status, answer, json=call.json) for status, answer in call.answers.items()}
-    operation["responses"] = told | problem_schemas.responses(call.problems)
+    success = {str(status): _response(status, schema, json=call.json) for status, schema in call.responses.items()}
+    operation["responses"] = success | problem_schemas.responses(call.problems)
     for response in operation["responses"].values():
         response.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/X-Request-Id"}
-    # Nothing, or a token: which of the two is up to the service's settings.
+    # Two alternatives: the service's settings decide whether a token is needed.
     operation["security"] = [{}, {"token": []}] if Unauthorized in call.problems else []
 
 
 def _body(call: Call) -> dict[str, Any]:
-    """The body of a request in each of its content types."""
+    """Return the request body in each of its content types."""
     assert call.body is not None
     if call.body == _FILE:
         return {OCTETS: {"schema": reference(_FILE)}}
@@ -192,9 +195,10 @@ def _body(call: Call) -> dict[str, Any]:
     return content | ({JSON: {"schema": reference(call.body)}} if call.json else {})
 
 
-def _answer(status: int, answer: str | None, *, json: bool) -> dict[str, Any]:
+def _response(status: int, schema: str | None, *, json: bool) -> dict[str, Any]:
+    """Return a success response, with a body in each of its content types if there is a schema."""
     description = "Created" if status == 201 else "Done"
-    if answer is None:
+    if schema is None:
         return {"description": description}
-    kinds = _KINDS.get(answer, (JSON, MSGPACK) if json else (MSGPACK,))
-    return {"description": description, "content": {kind: {"schema": reference(answer)} for kind in kinds}}
+    types = _CONTENT_TYPES.get(schema, (JSON, MSGPACK) if json else (MSGPACK,))
+    return {"description": description, "content": {type_: {"schema": reference(schema)} for type_ in types}}

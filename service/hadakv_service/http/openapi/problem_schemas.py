@@ -1,4 +1,4 @@
-"""Problem documents as JSON schemas: one for each kind of error, with the members that it has beside the usual ones."""
+"""JSON schemas of problem documents, one for each error class."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from hadakv_service.errors import ServiceError
 from hadakv_service.problem_details import TYPE_PREFIX
 
 Schema = dict[str, Any]
-Kind = type[ServiceError]
+ErrorClass = type[ServiceError]
 
 PROBLEM_JSON = "application/problem+json"
 _STRING: Schema = {"type": "string"}
 _NATURAL: Schema = {"type": "integer", "minimum": 0}
 _REASON = {"type": "object", "properties": {"field": _STRING, "reason": _STRING}, "required": ["field", "reason"]}
 _ERRORS: Schema = {"type": "array", "items": _REASON, "minItems": 1}
-# Members of each kind that are always there, and those that may be.
-_MEMBERS: dict[Kind, tuple[Schema, Schema]] = {
+# Members of each class besides the common ones: those that are always present, and optional ones.
+_MEMBERS: dict[ErrorClass, tuple[Schema, Schema]] = {
     errors.SessionNotFound: ({"session": _STRING}, {}),
     errors.ShapeMismatch: ({}, {"kv_heads": _NATURAL, "head_dim": _NATURAL, "layers": _NATURAL}),
     errors.CodecMismatch: ({"codec": {"$ref": "#/components/schemas/Codecs"}}, {}),
@@ -37,58 +37,58 @@ _MEMBERS: dict[Kind, tuple[Schema, Schema]] = {
     ),
     errors.InsufficientStorage: ({}, {"needed": _NATURAL, "budget": _NATURAL}),
 }
-# Headers that every answer of a status has.
+# Headers that every response of a status has.
 _HEADERS: dict[int, dict[str, Schema]] = {
     401: {"WWW-Authenticate": {"required": True, "schema": _STRING}},
     503: {"Retry-After": {"required": True, "schema": _NATURAL, "description": "Seconds."}},
 }
 
 
-def kinds(base: Kind = ServiceError) -> Iterator[Kind]:
-    """Every kind of error that has a slug, the tree from top to bottom."""
-    for kind in base.__subclasses__():
-        if "slug" in vars(kind):
-            yield kind
-        yield from kinds(kind)
+def error_classes(base: ErrorClass = ServiceError) -> Iterator[ErrorClass]:
+    """Yield every error class that has its own slug, parents before children."""
+    for error in base.__subclasses__():
+        if "slug" in vars(error):
+            yield error
+        yield from error_classes(error)
 
 
-def schema_name(kind: Kind) -> str:
-    """The name of a kind's schema."""
-    return f"{kind.__name__}Problem"
+def schema_name(error: ErrorClass) -> str:
+    """Return the schema name of an error class."""
+    return f"{error.__name__}Problem"
 
 
 def schemas() -> dict[str, Schema]:
-    """The schema of each kind by its name."""
-    return {schema_name(kind): _schema(kind) for kind in kinds()}
+    """Return the schema of each error class by its name."""
+    return {schema_name(error): _schema(error) for error in error_classes()}
 
 
-def _schema(kind: Kind) -> Schema:
-    always, further = _MEMBERS.get(kind, ({}, {}))
-    usual: Schema = {
-        "type": {**_STRING, "const": TYPE_PREFIX + kind.slug},
-        "title": {**_STRING, "const": kind.title},
-        "status": {"type": "integer", "const": kind.status},
-        "detail": {**_STRING, "description": "This occurrence, for people."},
-        "request_id": {**_STRING, "description": "As in the header X-Request-Id."},
+def _schema(error: ErrorClass) -> Schema:
+    required, optional = _MEMBERS.get(error, ({}, {}))
+    common: Schema = {
+        "type": {**_STRING, "const": TYPE_PREFIX + error.slug},
+        "title": {**_STRING, "const": error.title},
+        "status": {"type": "integer", "const": error.status},
+        "detail": {**_STRING, "description": "A description of this occurrence, for people."},
+        "request_id": {**_STRING, "description": "The same as the header X-Request-Id."},
     }
     return {
         "type": "object",
-        "description": (kind.__doc__ or "").partition("\n")[0],
-        "properties": usual | always | further,
-        "required": [*usual, *always],
+        "description": (error.__doc__ or "").partition("\n")[0],
+        "properties": common | required | optional,
+        "required": [*common, *required],
     }
 
 
-def responses(possible: Sequence[Kind]) -> dict[str, Any]:
-    """The OpenAPI responses of a call that may end in any of these kinds, by status."""
-    by_status: dict[int, list[Kind]] = {}
-    for kind in possible:
-        by_status.setdefault(kind.status, []).append(kind)
+def responses(errors: Sequence[ErrorClass]) -> dict[str, Any]:
+    """Return the OpenAPI responses, by status, of a call that may raise any of these errors."""
+    by_status: dict[int, list[ErrorClass]] = {}
+    for error in errors:
+        by_status.setdefault(error.status, []).append(error)
     return {str(status): _response(status, by_status[status]) for status in sorted(by_status)}
 
 
-def _response(status: int, possible: Sequence[Kind]) -> dict[str, Any]:
-    references = {TYPE_PREFIX + kind.slug: f"#/components/schemas/{schema_name(kind)}" for kind in possible}
+def _response(status: int, errors: Sequence[ErrorClass]) -> dict[str, Any]:
+    references = {TYPE_PREFIX + error.slug: f"#/components/schemas/{schema_name(error)}" for error in errors}
     schema: Schema = {"$ref": next(iter(references.values()))}
     if len(references) > 1:
         schema = {
@@ -96,7 +96,7 @@ def _response(status: int, possible: Sequence[Kind]) -> dict[str, Any]:
             "discriminator": {"propertyName": "type", "mapping": references},
         }
     response: dict[str, Any] = {
-        "description": "; ".join(f"{kind.title} (`{kind.slug}`)" for kind in possible),
+        "description": "; ".join(f"{error.title} (`{error.slug}`)" for error in errors),
         "content": {PROBLEM_JSON: {"schema": schema}},
     }
     return response | ({"headers": _HEADERS[status]} if status in _HEADERS else {})

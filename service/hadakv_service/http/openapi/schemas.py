@@ -1,4 +1,4 @@
-"""The schemas of bodies and answers, as the OpenAPI document has them, and examples of bodies."""
+"""Schemas of request and response bodies for the OpenAPI document, and example bodies."""
 
 import base64
 from typing import Any
@@ -23,60 +23,60 @@ _BODIES = (
     messages.EncodeBody,
     messages.DecodeBody,
 )
-_ANSWERS = (
+_RESPONSES = (
     *(responses.StoredAppend, responses.Range, responses.SessionInfo, responses.SessionList, responses.Codecs),
     *(responses.Packed, responses.Values, responses.Encoded, responses.Health, responses.Readiness),
 )
 
 
 def reference(name: str) -> Schema:
-    """The schema of that name."""
+    """Return a reference to the schema of that name."""
     return {"$ref": _REF.format(name=name)}
 
 
 def schemas() -> dict[str, Schema]:
-    """Every schema but those of problems, by its name."""
-    _, made = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template=_REF)
-    made["ForkBody"]["properties"]["id"] = SESSION_ID
-    made["SessionBody"]["properties"]["layers"]["anyOf"][0]["maximum"] = MAX_LAYERS
-    made["Tensor"]["properties"]["data"] = {"type": "string", "format": "binary", "description": "msgpack bin"}
+    """Return the schemas of all bodies by name. Problems have their own."""
+    _, found = msgspec.json.schema_components((*_BODIES, *_RESPONSES), ref_template=_REF)
+    found["ForkBody"]["properties"]["id"] = SESSION_ID
+    found["SessionBody"]["properties"]["layers"]["anyOf"][0]["maximum"] = MAX_LAYERS
+    found["Tensor"]["properties"]["data"] = {"type": "string", "format": "binary", "description": "msgpack bin"}
     for name in ("CodecOptions", "CodecPair"):
-        made[name]["properties"] |= {
+        found[name]["properties"] |= {
             option: {"anyOf": [schema, {"type": "null"}], "default": None} for option, schema in _codec().items()
         }
-    made["DecodeBody"]["properties"]["head_dim"] = {"enum": list(HEAD_DIMS)}
-    made["SessionBody"]["properties"]["head_dim"] = {"enum": [*HEAD_DIMS, None], "default": None}
-    made["Stream"] = {"oneOf": [reference("Packed"), reference("Values")]}
-    made["Metrics"] = {"type": "string"}
-    made["File"] = {"type": "string", "format": "binary", "description": "A session as one safetensors file."}
-    made["Codec"] = {
+    found["DecodeBody"]["properties"]["head_dim"] = {"enum": list(HEAD_DIMS)}
+    found["SessionBody"]["properties"]["head_dim"] = {"enum": [*HEAD_DIMS, None], "default": None}
+    found["Stream"] = {"oneOf": [reference("Packed"), reference("Values")]}
+    found["Metrics"] = {"type": "string"}
+    found["File"] = {"type": "string", "format": "binary", "description": "A session as one safetensors file."}
+    found["Codec"] = {
         "type": "object",
-        "description": "A codec with all of its options; the ablation factor only where it is set.",
+        "description": "A codec with all of its options. `d512_scale` is present only if it was set.",
         "properties": _codec(),
         "required": [option for option in _codec() if option != "d512_scale"],
     }
-    return {name: _plain(schema) for name, schema in made.items()}
+    return {name: _without_siblings(schema) for name, schema in found.items()}
 
 
 def _codec() -> dict[str, Schema]:
-    """The schema of each option of a codec."""
+    """Return the schema of each option of a codec."""
     choices = {option: {"enum": list(allowed)} for option, allowed in CHOICES.items()}
     return {"bits": {"enum": list(BITS)}, **choices, "d512_scale": {"type": "number", "exclusiveMinimum": 0}}
 
 
-def _plain(schema: Any) -> Any:
-    """The same schema, where a reference says all there is to say."""
+def _without_siblings(schema: Any) -> Any:
+    """Return a schema in which `$ref` has no siblings. They would repeat the referenced schema."""
     if isinstance(schema, list):
-        return [_plain(part) for part in schema]
+        return [_without_siblings(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     if isinstance(schema.get("$ref"), str):
         return {"$ref": schema["$ref"]}
-    return {key: _plain(part) for key, part in schema.items()}
+    return {key: _without_siblings(part) for key, part in schema.items()}
 
 
 def examples(body: str) -> dict[str, Any]:
-    """An example of a body, as people read it and as it is sent."""
+    """Return an example of a body: readable, and as the bytes to send."""
     x = np.linspace(-1, 1, 64, dtype=np.float16)
     one_token = serialization.tensor(x.reshape(1, 1, 64))
     packed = {"dtype": "uint8", "shape": [1, 32], "data": np.zeros((1, 32), np.uint8)}
@@ -87,8 +87,8 @@ def examples(body: str) -> dict[str, Any]:
             "A model's shape",
             {"layers": 32, "kv_heads": 8, "head_dim": 128, "codec": {"bits": 4}},
         ),
-        "TruncateBody": ("Forget all but 100 tokens", {"length": 100}),
-        "ForkBody": ("A second session of the first 100 tokens", {"id": "chat-1b", "length": 100}),
+        "TruncateBody": ("Keep the first 100 tokens", {"length": 100}),
+        "ForkBody": ("A new session with the first 100 tokens", {"id": "chat-1b", "length": 100}),
         "EncodeBody": ("Two vectors at 6 bits", {"x": serialization.tensor(np.tile(x, (2, 1))), "codec": {"bits": 6}}),
         "DecodeBody": ("One vector of 64", {"packed": packed, "norms": norms, "head_dim": 64}),
     }

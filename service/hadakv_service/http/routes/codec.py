@@ -1,4 +1,4 @@
-"""The codec alone: encode and decode without a session."""
+"""Encode and decode tensors without a session."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +20,14 @@ router = APIRouter()
 
 
 class _EncodeJob:
-    """Encoding as a job of the device; shares a launch with whatever else waits."""
+    """Device job that encodes one tensor, in one launch with the rest of its batch."""
 
     key = None
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def prepare(self, batch: frozenset[Any]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is stored, nothing evicted
+    def prepare(self, batch: frozenset[Any]) -> Sequence[Stream]:  # noqa: ARG002 - it stores and evicts nothing
         return (self._stream,)
 
     def complete(self, encoded: Sequence[Encoded]) -> Encoded:
@@ -46,22 +46,25 @@ async def encode(request: Request) -> Response:
         body = serialization.decode_body(messages.EncodeBody, raw)
         x = body.x.array("x", *INPUT_DTYPES)
         spec = _spec("x.shape", x.shape[-1], body.codec)
-        answer: responses.Encoded = {}
+        diagnostics: responses.Encoded = {}
         if body.diagnostics and spec.codec.kind == "quantized":
-            seen = await service.device.call(lambda: service.backend.diagnose(x, spec))
-            answer = {"scaled": serialization.tensor(seen.scaled), "rms": serialization.tensor(seen.rms)}
-            encoded = seen.encoded
+            diagnosed = await service.device.call(lambda: service.backend.diagnose(x, spec))
+            diagnostics = {
+                "scaled": serialization.tensor(diagnosed.scaled),
+                "rms": serialization.tensor(diagnosed.rms),
+            }
+            encoded = diagnosed.encoded
         else:
             encoded = await service.device.run(_EncodeJob(Stream(x, spec)))
     host = on_host(encoded, service.backend)
     if not service.backend.all_finite(encoded, spec):
         raise NonFinite("x", row=first_non_finite(host, spec))
-    return MsgpackResponse({**serialization.stream(host, spec), **answer})
+    return MsgpackResponse({**serialization.stream(host, spec), **diagnostics})
 
 
 @router.post("/decode", response_model=None)
 async def decode(request: Request) -> Response:
-    """Decode what `encode` or a session gave."""
+    """Decode a tensor that `/encode` or a session returned."""
     is_json(request)
     service = app_state(request)
     async with service.bodies.read(request) as raw:
@@ -73,8 +76,8 @@ async def decode(request: Request) -> Response:
         inverse = body.form != "rotated"
         dtype = body.form if inverse else "float32"
         values = await service.device.call(lambda: service.backend.decode(encoded, spec, dtype, inverse=inverse))
-    answer: responses.Values = {"values": serialization.tensor(values)}
-    return MsgpackResponse(answer)
+    content: responses.Values = {"values": serialization.tensor(values)}
+    return MsgpackResponse(content)
 
 
 def _spec(field: str, head_dim: int, options: messages.CodecOptions) -> CodecSpec:
@@ -84,16 +87,16 @@ def _spec(field: str, head_dim: int, options: messages.CodecOptions) -> CodecSpe
 
 
 def _encoded(body: messages.DecodeBody, spec: CodecSpec) -> Encoded:
-    """The request's tensors, checked against the codec.
+    """Return the tensors of the request, checked against the codec.
 
     Raises:
-        InvalidRequest: a tensor is missing, not wanted, or of another shape than the codec's.
+        InvalidRequest: a tensor is missing, does not belong to this kind of codec, or has the wrong shape.
     """
     float16 = spec.codec.kind == "float16"
-    wanted = ("values",) if float16 else ("packed", "norms")
+    expected = ("values",) if float16 else ("packed", "norms")
     for name in ("packed", "norms", "values"):
-        if (getattr(body, name) is not None) != (name in wanted):
-            raise InvalidRequest([(name, "is missing" if name in wanted else f"is not for kind {spec.codec.kind}")])
+        if (getattr(body, name) is not None) != (name in expected):
+            raise InvalidRequest([(name, "is missing" if name in expected else f"is not for kind {spec.codec.kind}")])
     if body.values is not None:
         values = body.values.array("values", "float16")
         _check_axes("values", values.shape, (*values.shape[:-1], spec.head_dim))
@@ -106,6 +109,6 @@ def _encoded(body: messages.DecodeBody, spec: CodecSpec) -> Encoded:
     return Encoded(packed, norms)
 
 
-def _check_axes(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    if shape != wanted:
-        raise InvalidRequest([(f"{name}.shape", f"must be {list(wanted)} for this codec, not {list(shape)}")])
+def _check_axes(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise InvalidRequest([(f"{name}.shape", f"must be {list(expected)} for this codec, not {list(shape)}")])

@@ -1,7 +1,7 @@
-"""The API's page for people: Swagger UI over `/openapi.json`, all of it served from here.
+"""API documentation page: Swagger UI over `/openapi.json`, served without other servers.
 
-Nothing of it comes from elsewhere, and the browser is told to fetch nothing from there: a script that another server
-has could call the service as its own page. The files are those that the package fastapi-offline carries.
+The page loads nothing from other servers, and its Content-Security-Policy forbids it: a script from another server
+could call the service as this page. The files come from the package fastapi-offline.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _PAGE = """<!DOCTYPE html>
 <body><div id="swagger-ui"></div></body>
 </html>
 """
-# Without null it would show the document to a validator in the net.
+# The default would send the document to a validator on the internet.
 _START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null});\n'
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -40,7 +40,7 @@ _FILES = {"swagger-ui-bundle.js": _JAVASCRIPT, "swagger-ui.css": "text/css", "fa
 
 @cache
 def _folder() -> Path:
-    """Where the package's files are; none of its code is run."""
+    """Return the folder of the package's files. Does not import the package."""
     package = find_spec("fastapi_offline")
     assert package is not None
     assert package.submodule_search_locations
@@ -57,18 +57,18 @@ async def _start(_: Request) -> Response:
 
 @cache
 def _content(name: str) -> tuple[bytes, str]:
-    """One of the package's files, and its ETag. The largest has 1.5 MB, which are read and hashed in milliseconds."""
+    """Return one of the package's files and its ETag. Reading and hashing the largest, 1.5 MB, takes milliseconds."""
     content = (_folder() / name).read_bytes()
     return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
 async def _file(request: Request) -> Response:
     name = request.url.path.rpartition("/")[2]
-    content, tag = _content(name)
-    # A browser keeps the file and asks each time whether it is still the same, as after an update it may not be.
-    headers = {**_HEADERS, "etag": tag, "cache-control": "no-cache"}
-    kept = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}
-    if kept & {tag, "*"}:
+    content, etag = _content(name)
+    # The browser caches the file but must revalidate it, because an update of the package may change it.
+    headers = {**_HEADERS, "etag": etag, "cache-control": "no-cache"}
+    cached = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if cached & {etag, "*"}:
         return Response(status_code=304, headers=headers)
     return Response(content, headers=headers, media_type=_FILES[name])
 

@@ -1,6 +1,7 @@
-"""A session as a file, and a file as a session."""
+"""Export a session to a safetensors file, and import one."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -19,17 +20,17 @@ router = APIRouter()
 
 @router.get("/sessions/{id}/export", response_class=StreamingResponse, response_model=None)
 async def export(request: Request) -> Response:
-    """The session as one safetensors file, as it is now, whatever is appended while the file is on its way."""
+    """Export the session as one safetensors file. Later appends do not change the file while it is sent."""
     key = session_key(request)
     service = app_state(request)
 
-    def work() -> Export:
-        entry = service.store.get(key)
+    def prepare() -> Export:
+        record = service.store.get(key)
         service.store.touch(key)
-        return Export.from_session(entry.session, key[1], datetime.fromtimestamp(entry.created, UTC))
+        return Export.from_session(record.session, key[1], datetime.fromtimestamp(record.created, UTC))
 
-    file = await service.device.call(work, key)
-    await file.verify(service.device, is_disconnected(request.scope))
+    file = await service.device.call(prepare, key)
+    await file.verify(service.device, partial(is_disconnected, request.scope))
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
@@ -39,12 +40,12 @@ async def export(request: Request) -> Response:
 
 @router.post("/sessions/{id}/import", status_code=201, response_model=None, name="import")
 async def import_(request: Request) -> Response:
-    """Make a session of a file that `export` gave, all of it or nothing."""
+    """Create a session from an exported file. The file is imported completely or not at all."""
     key = session_key(request)
     check_octet_stream(request)
     service = app_state(request)
     async with service.bodies.read(request) as body:
         file = session_file_reader.read(body)
-        job = ImportOperation(key, file, service.store, service.backend, service.new_session)
-        entry = await service.device.run(job)
-    return metadata_response(request, describe(key[1], entry), 201)
+        operation = ImportOperation(key, file, service.store, service.backend, service.new_session)
+        record = await service.device.run(operation)
+    return metadata_response(request, describe(key[1], record), 201)

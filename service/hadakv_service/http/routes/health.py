@@ -20,37 +20,37 @@ ONES = np.ones((1, 64), np.float32)
 
 @router.get("/healthz", response_model=None)
 async def healthz(request: Request) -> Response:
-    """The process answers."""
-    answer: responses.Health = {"status": "ok", "version": __version__}
-    return metadata_response(request, answer)
+    """Report that the process is running."""
+    content: responses.Health = {"status": "ok", "version": __version__}
+    return metadata_response(request, content)
 
 
 @router.get("/readyz", response_model=None)
 async def readyz(request: Request) -> Response:
-    """The device encodes a vector of ones as it should, and what lies below memory can be written."""
+    """Check that the device encodes a known vector correctly and that the disk store can be written."""
     service = app_state(request)
     spec = Codec().at(64)
 
-    def work() -> bool:
+    def encodes_correctly() -> bool:
         encoded = service.backend.encode([Stream(ONES, spec)])[0]
-        got = on_host(encoded, service.backend)
+        actual = on_host(encoded, service.backend)
         expected = reference.encode(ONES, spec)
-        return np.array_equal(got.packed, expected.packed) and np.array_equal(got.norms, expected.norms)
+        return np.array_equal(actual.packed, expected.packed) and np.array_equal(actual.norms, expected.norms)
 
-    if not await service.device.call(work):
-        raise Busy("The device does not compute what it should.")
-    room = await service.device.call(service.store.health_check)
-    ledger, tier = service.store.memory, service.store.disk
-    answer: responses.Readiness = {
+    if not await service.device.call(encodes_correctly):
+        raise Busy("The device computes wrong results.")
+    disk_available = await service.device.call(service.store.health_check)
+    memory, disk = service.store.memory, service.store.disk
+    content: responses.Readiness = {
         "status": "ready",
         "version": __version__,
         "backend": service.backend.name,
         "detail": service.backend.detail,
         "sessions": len(service.store),
-        "used_nbytes": ledger.used,
-        "budget_nbytes": ledger.limit,
-        "disk_used_nbytes": tier.used,
-        "disk_budget_nbytes": tier.budget,
-        "disk_room_nbytes": room,
+        "used_nbytes": memory.used,
+        "budget_nbytes": memory.limit,
+        "disk_used_nbytes": disk.used,
+        "disk_budget_nbytes": disk.budget,
+        "disk_room_nbytes": disk_available,
     }
-    return metadata_response(request, answer)
+    return metadata_response(request, content)

@@ -1,4 +1,4 @@
-"""Append to a session and read back from it."""
+"""Read the tokens of a session."""
 
 import re
 from typing import Annotated, Literal
@@ -8,52 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hadakv_service.errors import InvalidRequest
-from hadakv_service.http.app_state import AppState, app_state, session_key
-from hadakv_service.http.content import MsgpackResponse, is_json
-from hadakv_service.operations.append import AppendOperation, AppendOutcome, AppendRequest
+from hadakv_service.http.app_state import app_state, session_key
+from hadakv_service.http.content import MsgpackResponse
 from hadakv_service.operations.read import ReadForm, ReadOperation, ReadRequest
-from hadakv_service.storage.session_store import Key
-from hadakv_service.wire import messages, responses, serialization
 
 router = APIRouter()
-
-
-async def append(request: Request) -> Response:
-    """POST /sessions/{id}/kv: encode K and V and keep them at the end of the session.
-
-    A plain Starlette endpoint: the hot path is spared FastAPI's parameter machinery.
-    """
-    key = session_key(request)
-    is_json(request)
-    service = app_state(request)
-    async with service.bodies.read(request) as body:
-        appended = await store(service, key, body)
-    minimal = "return=minimal" in request.headers.get("prefer", "").replace(" ", "").lower()
-    return MsgpackResponse(answer(key[1], appended, minimal=minimal), 201 if appended.created else 200)
-
-
-async def store(service: AppState, key: Key, body: serialization.Buffer) -> AppendOutcome:
-    """Do what an append's body asks for; the body must last until then."""
-    checked = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
-    job = AppendOperation(key, checked, service.store, service.backend, service.new_session)
-    appended = await service.device.run(job)
-    service.counters.appended += job.added_tokens
-    return appended
-
-
-def answer(session: str, appended: AppendOutcome, *, minimal: bool) -> responses.StoredAppend:
-    """What an append answers."""
-    told: responses.StoredAppend = {
-        "session": session,
-        "position": appended.position,
-        "tokens": appended.tokens,
-        "length": appended.position + appended.tokens,
-    }
-    if not minimal:
-        k_spec, v_spec = appended.specs
-        told["k"] = serialization.stream(appended.k, k_spec)
-        told["v"] = serialization.stream(appended.v, v_spec)
-    return told
 
 
 @router.get("/sessions/{id}/kv", response_class=MsgpackResponse, response_model=None)
@@ -65,18 +24,18 @@ async def read(
     form: ReadForm = "packed",
     layout: Literal["linear", "ring"] = "linear",
 ) -> Response:
-    """Read back a range of tokens, packed or decoded; or all of a window, in the order of a ring buffer."""
+    """Read a range of tokens, packed or decoded. With `layout=ring`, read the whole window in ring buffer order."""
     key = session_key(request)
     service = app_state(request)
-    chosen = _layer_range(layers)
+    layer_range = _layer_range(layers)
     if layout == "ring" and (start, stop) != (None, None):
-        raise InvalidRequest([("layout", "a ring is the whole window: it takes no start or stop")])
+        raise InvalidRequest([("layout", "ring reads the whole window: remove start and stop")])
 
-    wanted = ReadRequest(start, stop, chosen, form, layout == "ring")
-    job = ReadOperation(key, wanted, service.store, service.backend, int(service.settings.max_body))
-    found = await service.device.run(job)
-    service.counters.read += found["stop"] - found["start"]
-    return MsgpackResponse(found)
+    read_request = ReadRequest(start, stop, layer_range, form, layout == "ring")
+    operation = ReadOperation(key, read_request, service.store, service.backend, int(service.settings.max_body))
+    result = await service.device.run(operation)
+    service.counters.read += result["stop"] - result["start"]
+    return MsgpackResponse(result)
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:

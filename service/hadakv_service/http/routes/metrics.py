@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""Metrics for Prometheus."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -17,6 +17,6 @@ router = APIRouter()
     responses={401: {"description": f"{Unauthorized.title} (`{Unauthorized.slug}`)"}},
 )
 async def metrics(request: Request) -> Response:
-    """Totals of requests, of the device's work, of what is stored, and of the process, for Prometheus."""
+    """Metrics of requests, the device, stored sessions and the process, for Prometheus."""
     page, content_type = app_state(request).metrics.render(request.headers.get("accept", ""))
     return Response(page, headers={"content-type": content_type})

@@ -1,4 +1,4 @@
-"""Create, look at, list and delete sessions."""
+"""Create, show, list and delete sessions."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -23,12 +23,12 @@ router = APIRouter()
 
 @router.put("/sessions/{id}", response_model=None)
 async def create(request: Request) -> Response:
-    """Create a session; the same again changes nothing, another shape is refused."""
+    """Create a session. Repeating the request changes nothing; a request with another shape is rejected."""
     key = session_key(request)
     service = app_state(request)
-    job = CreateOperation(key, await _asked(request), service.store, service.new_session)
-    answer = await service.device.run(job)
-    return metadata_response(request, answer, 201 if job.created else 200)
+    operation = CreateOperation(key, await _requested_fields(request), service.store, service.new_session)
+    info = await service.device.run(operation)
+    return metadata_response(request, info, 201 if operation.created else 200)
 
 
 class CreateOperation:
@@ -68,8 +68,8 @@ class CreateOperation:
         self._reserved = 0
 
 
-async def _asked(request: Request) -> dict[str, Any]:
-    """The fields a PUT gives, checked by themselves."""
+async def _requested_fields(request: Request) -> dict[str, Any]:
+    """Return the fields of a PUT, checked without the session."""
     check_uncompressed(request)
     json = "content-type" in request.headers and is_json(request, json_allowed=True)
     async with app_state(request).bodies.read(request) as raw:
@@ -77,12 +77,12 @@ async def _asked(request: Request) -> dict[str, Any]:
     if body.head_dim is not None and body.head_dim not in HEAD_DIMS:
         raise InvalidRequest([("head_dim", f"must be one of {HEAD_DIMS}, not {body.head_dim}")])
     if body.durability not in (None, "memory") and not app_state(request).store.disk.budget:
-        raise InvalidRequest([("durability", f"cannot be {body.durability}: this service keeps nothing on disk")])
+        raise InvalidRequest([("durability", f"cannot be {body.durability}: this service has no disk store")])
     if body.layers is not None and body.layers > MAX_LAYERS:
         raise InvalidRequest([("layers", f"must be at most {MAX_LAYERS}, not {body.layers}")])
-    asked = {name: getattr(body, name) for name in body.__struct_fields__ if name != "codec"}
-    asked["codecs"] = body.codec.codecs() if body.codec else None
-    return {name: value for name, value in asked.items() if value is not None}
+    fields = {name: getattr(body, name) for name in body.__struct_fields__ if name != "codec"}
+    fields["codecs"] = body.codec.codecs() if body.codec else None
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _agreed(old: Session, asked: dict[str, Any], *, new: bool) -> Session:
@@ -103,7 +103,7 @@ def _agreed(old: Session, asked: dict[str, Any], *, new: bool) -> Session:
 
 @router.get("/sessions/{id}", response_model=None)
 async def show(request: Request) -> Response:
-    """One session: codec, shape, lengths, bytes, age."""
+    """Show one session: codec, shape, lengths, bytes, times."""
     key = session_key(request)
     store = app_state(request).store
     return metadata_response(request, await _on_device(request, lambda: describe(key[1], store.get(key))))
@@ -116,20 +116,20 @@ async def list_(
     after: str = "",
     prefix: str = "",
 ) -> Response:
-    """The caller's sessions in order of id, `limit` at a time; `next` is the `after` of the next page."""
-    mine = tenant(request)
+    """List the caller's sessions in order of id, at most `limit`. `next` is the `after` of the next page."""
+    owner = tenant(request)
     store = app_state(request).store
 
     def work() -> responses.SessionList:
-        found, last = store.list_sessions(mine, prefix, after, limit)
-        return {"sessions": [describe(id_, entry) for id_, entry in found], "next": last}
+        page, last = store.list_sessions(owner, prefix, after, limit)
+        return {"sessions": [describe(id_, record) for id_, record in page], "next": last}
 
     return metadata_response(request, await _on_device(request, work))
 
 
 @router.delete("/sessions/{id}", status_code=204, response_model=None)
 async def delete(request: Request) -> Response:
-    """Forget a session and free its pages."""
+    """Delete a session and free its pages."""
     key = session_key(request)
     store = app_state(request).store
 
@@ -146,9 +146,9 @@ async def _on_device(request: Request, work: Callable[[], Any]) -> Any:
     return await app_state(request).device.call(work, key)
 
 
-def describe(session_id: str, entry: SessionRecord) -> responses.SessionInfo:
-    """A session as clients see it."""
-    session = entry.session
+def describe(session_id: str, record: SessionRecord) -> responses.SessionInfo:
+    """Return the description of a session that clients get."""
+    session = record.session
     spans = list(session.spans())
     codecs = session.codecs
     return {
@@ -161,24 +161,24 @@ def describe(session_id: str, entry: SessionRecord) -> responses.SessionInfo:
         "length": min((length for _, _, length in spans), default=0),
         "nbytes": session.nbytes,
         "raw_nbytes": session.raw_nbytes,
-        "tier": _tier(entry),
+        "tier": _tier(record),
         "durability": session.durability,
         "window": session.window,
         "ttl_seconds": session.ttl_seconds,
-        "created": _moment(entry.created),
-        "last_used": _moment(entry.last_used),
-        "expires": None if entry.expires is None else _moment(entry.expires),
+        "created": _rfc3339(record.created),
+        "last_used": _rfc3339(record.last_used),
+        "expires": None if record.expires is None else _rfc3339(record.expires),
     }
 
 
-def _tier(entry: SessionRecord) -> Literal["memory", "mixed", "disk"]:
-    """Where a session's tokens are."""
-    pages = list(entry.session.all_pages())
-    here = sum(page.is_resident for page in pages)
-    if here == len(pages) and (pages or not entry.session.rows):
+def _tier(record: SessionRecord) -> Literal["memory", "mixed", "disk"]:
+    """Return the tiers that hold the session's tokens."""
+    pages = list(record.session.all_pages())
+    resident = sum(page.is_resident for page in pages)
+    if resident == len(pages) and (pages or not record.session.rows):
         return "memory"
-    return "mixed" if here else "disk"
+    return "mixed" if resident else "disk"
 
 
-def _moment(unix_seconds: float) -> str:
+def _rfc3339(unix_seconds: float) -> str:
     return str(msgspec.to_builtins(datetime.fromtimestamp(unix_seconds, UTC)))

@@ -1,4 +1,4 @@
-"""Cut sessions short, and make new ones of what others hold."""
+"""Truncate sessions, and fork them."""
 
 from collections.abc import Callable, Hashable, Sequence
 
@@ -21,7 +21,7 @@ Beside = frozenset[Hashable]
 
 @router.post("/sessions/{id}/truncate", response_model=None)
 async def truncate(request: Request) -> Response:
-    """Forget every token from a position on, in all layers."""
+    """Delete every token from a position on, in all layers."""
     key = session_key(request)
     service = app_state(request)
     length = (await _body(request, messages.TruncateBody)).length
@@ -35,7 +35,7 @@ async def truncate(request: Request) -> Response:
 
 @router.post("/sessions/{id}/fork", status_code=201, response_model=None)
 async def fork(request: Request) -> Response:
-    """Make a session of another's tokens, all or the first; what both hold is stored once."""
+    """Create a session from all or the first tokens of another one. Shared tokens are stored once."""
     source = session_key(request)
     service = app_state(request)
     body = await _body(request, messages.ForkBody)
