@@ -119,7 +119,7 @@ def _store(settings: Settings, backend: Backend, quotas: QuotaTable) -> SessionS
     budget = backend.memory_nbytes // 2 if settings.memory_budget is None else int(settings.memory_budget)
     # A body copied to the device, what becomes of it, and as much again for an answer; little machines have less.
     backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
-    return SessionStore(budget, tier=open_disk_store(settings), backend=backend, quotas=quotas)
+    return SessionStore(budget, disk=open_disk_store(settings), backend=backend, quotas=quotas)
 
 
 def _guard(app: App, settings: Settings, quotas: QuotaTable) -> None:

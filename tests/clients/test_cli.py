@@ -137,7 +137,7 @@ FAILURES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a file of something else, with an id": (
         ("import", "taken", "--id", "x"),
         1,
-        r".* cut short.*\(400 malformed-body\)",
+        r".* truncated.*\(400 malformed-body\)",
     ),
     "nobody at the address": (
         ("--url", "http://user:secret@127.0.0.1:1", "list"),
@@ -225,7 +225,7 @@ def test_a_file_is_replaced_only_by_force(run: Run, names: tuple[str, str], tmp_
 def test_a_session_is_not_replaced(run: Run, names: tuple[str, str]) -> None:
     run("export", names[0], "file")
 
-    assert_fails(run("import", "file"), 1, rf"There is a session '{names[0]}' already\. \(409 session-exists\)")
+    assert_fails(run("import", "file"), 1, rf"The session '{names[0]}' exists already\. \(409 session-exists\)")
 
 
 def test_whoever_stops_reading_a_list_is_no_error(server: RunningService, names: tuple[str, str]) -> None:

@@ -178,7 +178,7 @@ def test_a_file_that_names_no_session_is_not_sent_without_an_id(
 def test_a_damaged_file_is_refused_and_leaves_nothing(client: Any, session: Any, small: Path) -> None:
     small.write_bytes(small.read_bytes()[:-1])
 
-    with pytest.raises(MalformedBody, match="cut short"):
+    with pytest.raises(MalformedBody, match="truncated"):
         client.import_session(small, f"{session.id}-copy")
     with pytest.raises(SessionNotFound):
         client.session(f"{session.id}-copy").info()

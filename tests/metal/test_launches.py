@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
-from hadakv_service.device.chunks import encode_chunked, run_to_completion
 from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
+from hadakv_service.device.jobs import encode_chunked, run_to_completion
 from metal.executor import Executor, executing
 from metal.launch import Pass
 from support.backends import assert_same_encoded, on_host

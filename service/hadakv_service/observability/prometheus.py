@@ -106,12 +106,12 @@ class DiskTierGauges:
     @property
     def spills(self) -> int:
         """Pages that left memory for it."""
-        return self._store.residence.spills
+        return self._store.pool.spills
 
     @property
     def restores(self) -> int:
         """Pages that were read back."""
-        return self._store.residence.restores
+        return self._store.pool.restores
 
     @property
     def failures(self) -> int:

@@ -1,4 +1,4 @@
-"""What was read from the tier and is not what was written: who has it, and that it stays known."""
+"""CorruptPages: pages whose checksum did not match, and the sessions that have them."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,57 +6,55 @@ from collections.abc import Callable, Sequence
 from hadakv_service.errors import SessionCorrupt
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.disk.interface import CorruptData, DiskStore, DiskStoreError, Key, display_key
+from hadakv_service.storage.disk.interface import CorruptData, DiskStoreError, Key, display_key
 
 log = logging.getLogger(__name__)
 
-CORRUPT_DETAIL = "Some of its stored tokens are damaged."
-# Sessions that the log names; a page may be shared by very many.
-MOST_NAMES = 10
+CORRUPT_DETAIL = "Some of its stored tokens are corrupt."
+# Maximum number of sessions that one log line names. Very many sessions may share a page.
+MAX_LOGGED_SESSIONS = 10
 
 
 class CorruptPages:
-    """The rows that were found to be damaged, as long as the process lives.
+    """Page ids that were found corrupt. They stay known for the life of the process.
 
     Args:
-        tier: which has the rows.
-
-    Attributes:
-        spread: lets every session in memory that has a page of that row know; gives those that have one anywhere.
+        mark_sessions: called with the id of a corrupt page. It marks the sessions in memory that have the page as
+            corrupt, and returns the keys of all sessions that have it, in memory or on disk.
     """
 
-    def __init__(self, tier: DiskStore) -> None:
-        self.mark_sessions: Callable[[int], Sequence[Key]] = tier.sessions_with_page
-        # They stay here when they are removed, as no number is given twice.
-        self._rows: set[int] = set()
+    def __init__(self, mark_sessions: Callable[[int], Sequence[Key]]) -> None:
+        self._mark_sessions = mark_sessions
+        # Ids stay here after the pages are deleted. SQLite never uses an id twice.
+        self._page_ids: set[int] = set()
 
-    def record(self, row: int, error: CorruptData) -> None:
-        """Note that a row is damaged, and say whose tokens these were."""
+    def record(self, page_id: int, error: CorruptData) -> None:
+        """Record that a page is corrupt, mark its sessions, and log them once."""
         try:
-            names = _names(self.mark_sessions(row))
+            names = _names(self._mark_sessions(page_id))
         except DiskStoreError:
-            names = "which cannot be told"
-        if row in self._rows:
+            names = "unknown, the disk cannot be read"
+        if page_id in self._page_ids:
             return
-        self._rows.add(row)
-        # As text: whoever keeps the record would keep the error's frames, and all that they have.
-        log.error("%s; delete the sessions that have it, and send them again: %s", str(error), names)
+        self._page_ids.add(page_id)
+        # Log the text, not the exception: a kept log record would keep the frames of the error, and their arrays.
+        log.error("%s; delete the sessions that have it and send them again: %s", str(error), names)
 
     def raise_if_corrupt(self, session: Session) -> None:
-        """Refuse a session that comes back and has damaged rows: what is left of it is of no use.
+        """Reject a session that has corrupt pages.
 
         Raises:
-            SessionDamaged: it is such a session.
+            SessionCorrupt: at least one of its pages is known to be corrupt.
         """
-        if self._rows and any(row_of(page) in self._rows for page in session.all_pages()):
+        if self._page_ids and any(stored_page_id(page) in self._page_ids for page in session.all_pages()):
             raise SessionCorrupt(CORRUPT_DETAIL)
 
 
 def _names(keys: Sequence[Key]) -> str:
-    more = f", and {len(keys) - MOST_NAMES} more" if len(keys) > MOST_NAMES else ""
-    return ", ".join(map(display_key, keys[:MOST_NAMES])) + more or "none is left"
+    more = f", and {len(keys) - MAX_LOGGED_SESSIONS} more" if len(keys) > MAX_LOGGED_SESSIONS else ""
+    return ", ".join(map(display_key, keys[:MAX_LOGGED_SESSIONS])) + more or "none is left"
 
 
-def row_of(page: Page) -> int | None:
-    """Where a page's bytes lie in the tier, be it as a part of another."""
+def stored_page_id(page: Page) -> int | None:
+    """Return the id of the page on disk that has the bytes: the parent's for a slice."""
     return (page.parent[0] if page.parent else page).page_id

@@ -81,7 +81,7 @@ def test_an_append_that_wholly_left_the_window_is_told_so(caller: Caller, sessio
     problem = caller.append(session, k, v, position=0).problem(409, "position-conflict")
 
     assert problem["length"] == 40
-    assert "before 30, which have left the window" in problem["detail"]
+    assert "before 30 have left the window" in problem["detail"]
 
 
 def test_what_left_the_window_cannot_be_read(caller: Caller, session: str) -> None:

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.chunks import encode_chunked, run_to_completion
 from hadakv_service.device.executor import CHUNKED_JOB_NBYTES, DeviceExecutor
-from hadakv_service.device.jobs import ChunkedJob, FunctionJob
+from hadakv_service.device.jobs import ChunkedJob, FunctionJob, encode_chunked, run_to_completion
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.operations.append import AppendOperation, AppendRequest
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, Shape
 from hadakv_service.storage.session_store import SessionStore
+from support.sized_sessions import commit
 
 SPEC = Codec().at(64)
 ROWS = CHUNKED_JOB_NBYTES // (64 * 4)
@@ -242,7 +242,7 @@ def test_an_append_in_steps_is_stored_as_one_in_one_step(lengths: list[int], win
     backend, store = CpuBackend(1), SessionStore(1 << 30)
     random = np.random.default_rng(len(lengths))
     expected, key = Session(window=window), ("", "s")
-    store.commit(key, expected)
+    commit(store, key, expected)
     for tokens in lengths:
         k, v = random.standard_normal((2, 2, 1, tokens, 64)).astype(np.float32)
         shape = Shape(0, 2, 1, tokens, 64)
@@ -261,5 +261,5 @@ def test_an_append_in_steps_is_stored_as_one_in_one_step(lengths: list[int], win
 
 
 def _arrays(pages: Sequence[Page]) -> list[Any]:
-    streams = [stream for page in pages for stream in (page.k, page.v)]
+    streams = [stream for page in pages for stream in page.load()]
     return [array for stream in streams for array in (stream.packed, stream.norms)]

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded, Stream
-from hadakv_service.device.chunks import run_to_completion
 from hadakv_service.device.executor import CHUNKED_JOB_NBYTES, DeviceExecutor
-from hadakv_service.device.jobs import ChunkedJob
+from hadakv_service.device.jobs import ChunkedJob, run_to_completion
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.observability.counters import DeviceCounters, Histogram
 from hadakv_service.observability.device_timings import BatchTimings

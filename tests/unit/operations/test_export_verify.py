@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from starlette.requests import ClientDisconnect
 
 from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.operations import export_session
-from hadakv_service.operations.export_session import Export
+from hadakv_service.operations.export_session import Export, ExportAborted
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
@@ -34,11 +33,11 @@ class Turns:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SessionStore]:
     """A store with a session that is on disk, and steps of a page."""
-    monkeypatch.setattr(export_session, "STEP_NBYTES", 1)
-    store = SessionStore(1 << 20, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
+    monkeypatch.setattr(export_session, "COPY_NBYTES", 1)
+    store = SessionStore(1 << 20, disk=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, PAGES * PAGE_TOKENS, durability="spill")
     store.close(float("inf"))
-    store = SessionStore(1 << 20, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
+    store = SessionStore(1 << 20, disk=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     yield store
     store.close(float("inf"))
 
@@ -48,7 +47,7 @@ def verify(store: SessionStore, is_gone: Callable[[], bool]) -> int:
     turns = Turns()
     try:
         asyncio.run(Export(store.get(ANN).session, b"", 0).verify(cast(DeviceExecutor, turns), is_gone))
-    except ClientDisconnect:
+    except ExportAborted:
         turns.taken = -turns.taken
     return turns.taken
 
@@ -57,18 +56,18 @@ def test_all_of_it_is_read_and_stays_where_there_is_room(store: SessionStore) ->
     turns = verify(store, lambda: False)
 
     assert PAGES <= turns <= PAGES + 1
-    assert store.residence.restores == PAGES
+    assert store.pool.restores == PAGES
     assert all(page.is_resident for page in store.get(ANN).session.all_pages())
     assert verify(store, lambda: False) == 1, "what is there need not be read"
 
 
 def test_for_those_who_have_left_nothing_more_is_read(store: SessionStore) -> None:
     assert verify(store, lambda: True) == -1
-    assert store.residence.restores == 1
+    assert store.pool.restores == 1
 
 
 def test_nobody_waits_for_it_for_ever(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_session, "VERIFY_SECONDS", 0.0)
 
     assert verify(store, lambda: False) == 1
-    assert store.residence.restores == 1
+    assert store.pool.restores == 1

@@ -32,7 +32,7 @@ def page(tokens: list[list[int]]) -> Page:
 
 def numbers(held: Page) -> list[list[int]]:
     """The tokens in a page, which must be whole."""
-    found = np.ascontiguousarray(held.k.packed).view(np.uint32)
+    found = np.ascontiguousarray(held.load()[0].packed).view(np.uint32)
     assert same_bytes(held, page(found[:, 0, :, 0].tolist()) if held.tokens else held, BACKEND)
     listed: list[list[int]] = found[:, 0, :, 0].tolist()
     return listed
@@ -167,7 +167,7 @@ def test_full_pages_do_not_hold_on_to_the_append_they_came_from() -> None:
     session = opened(window=5).append(0, large, BACKEND)
 
     for piece in session.runs[0].pages:
-        assert not np.shares_memory(piece.k.packed, large.k.packed)
+        assert not np.shares_memory(piece.load()[0].packed, large.load()[0].packed)
 
 
 def test_pages_that_left_the_window_are_let_go() -> None:
@@ -203,7 +203,7 @@ def test_layers_below_the_first_append_are_there_and_empty() -> None:
     session = opened().append(3, page([[1, 2]]), BACKEND)
 
     assert list(session.spans()) == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 2)]
-    assert session.read(0, 3, 0, 0, BACKEND).k.packed.shape == (3, HEADS, 0, 32)
+    assert session.read(0, 3, 0, 0, BACKEND).load()[0].packed.shape == (3, HEADS, 0, 32)
 
 
 # What a session refuses
@@ -308,11 +308,12 @@ def test_a_range_the_session_does_not_have_is_refused(
 
 def test_equal_bytes_are_told_from_unequal_ones() -> None:
     one, other = page([[1, 2, 3]]), page([[1, 2, 3]])
-    minus_zero = Encoded(one.k.packed, -np.zeros_like(one.k.norms))
-    zero = Encoded(one.k.packed, np.zeros_like(one.k.norms))
+    k, v = one.load()
+    minus_zero = Encoded(k.packed, -np.zeros_like(k.norms))
+    zero = Encoded(k.packed, np.zeros_like(k.norms))
 
     assert same_bytes(one, other, BACKEND)
     assert not same_bytes(one, page([[1, 2, 4]]), BACKEND)
     assert not same_bytes(one, page([[1, 2]]), BACKEND)
-    assert not same_bytes(Page(zero, one.v), Page(minus_zero, one.v), BACKEND)
-    assert not same_bytes(one, Page(one.k, Encoded(one.v.packed, one.k.norms)), BACKEND)
+    assert not same_bytes(Page(zero, v), Page(minus_zero, v), BACKEND)
+    assert not same_bytes(one, Page(k, Encoded(v.packed, k.norms)), BACKEND)

@@ -20,7 +20,7 @@ def disk_cost(tokens: int) -> int:
 
 def opened(directory: Path, budget: int) -> SessionStore:
     """A store on a disk, where whoever appends may outlive it."""
-    return SessionStore(1 << 30, tier=SqliteStore(directory, budget), backend=BACKEND)
+    return SessionStore(1 << 30, disk=SqliteStore(directory, budget), backend=BACKEND)
 
 
 def spill(store: SessionStore, key: Key, tokens: int) -> None:

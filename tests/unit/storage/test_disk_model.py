@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.sessions.session import Durability, Session
 from hadakv_service.storage.disk.sqlite_file import page_cost
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.memory_budget import EVICTED_PAGE_NBYTES, PAGE_OVERHEAD_NBYTES, metadata_nbytes
 from hadakv_service.storage.session_store import Key, SessionStore
-from support.sized_sessions import Clock
+from support.sized_sessions import Clock, commit, fork
 from unit.storage.test_page_sharing import CODEC, LAYERS, Model, numbered, numbers_of
 
 BACKEND = CpuBackend(1)
@@ -56,7 +57,7 @@ class Tiered(RuleBasedStateMachine):
 
     def _open(self) -> None:
         self.tier = SqliteStore(Path(self.directory.name) / "data", self.disk)
-        self.store = SessionStore(MEMORY, self.clock, tier=self.tier, backend=BACKEND)
+        self.store = SessionStore(MEMORY, self.clock, disk=self.tier, backend=BACKEND)
 
     def teardown(self) -> None:
         if hasattr(self, "tier"):
@@ -81,7 +82,7 @@ class Tiered(RuleBasedStateMachine):
         for name, (window, durability, ttl) in zip("abcd", sessions, strict=False):
             key = ("", name)
             options = {"window": window, "durability": durability, "ttl_seconds": ttl}
-            self.store.commit(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, **options))  # type: ignore[arg-type]  # each of its type
+            commit(self.store, key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, **options))  # type: ignore[arg-type]  # each of its type
             self.known[key] = Known(Model(window=window), durability, ttl, self.clock.now)
             self._append(key, 150, 0)
 
@@ -117,22 +118,26 @@ class Tiered(RuleBasedStateMachine):
         self.next = (self.next + tokens) % 1000
         numbers = [(self.next + i) % 2048 for i in range(tokens)]
         page = numbered(numbers, LAYERS - first)
-        session = self.store.get(key).session.split_runs(first, LAYERS - first)
+        old = self.store.get(key).session
+        slices_nbytes = old.split_runs_nbytes(first, LAYERS - first)
+        session = old.split_runs(first, LAYERS - first)
         pages = session.new_pages(first, LAYERS - first, tokens)
         try:
-            reserved = self.store.reserve_growth(key, session, {key}, nbytes=page.nbytes, pages=pages)
+            reservation = self.store.reserve(
+                key, session, {key}, nbytes=page.nbytes, pages=pages, slices_nbytes=slices_nbytes
+            )
         except InsufficientStorage:
             # Of a session that may not leave memory, or where every page is in use, there may be too much.
             assert self.known[key].durability == "memory" or self.disk == LITTLE_DISK
             return
+        # Also write slices to disk where memory would have space for them.
+        reservation.bypasses_memory |= not self.next % 2
         value = session.append(first, page, BACKEND)
         try:
-            for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=bool(self.next % 2)):
-                pass
-            self.store.commit(key, value, reserved)
+            run_to_completion(self.store.commit(reservation, value))
         except InsufficientStorage:
             assert self.disk == LITTLE_DISK
-            self.store.release(reserved)
+            reservation.release()
             return
         if not self.store.group_commit():
             self._used(key, model.grown(first, numbers))
@@ -156,7 +161,7 @@ class Tiered(RuleBasedStateMachine):
         except InvalidRequest:
             return
         try:
-            self.store.commit(key, session)
+            commit(self.store, key, session)
         except InsufficientStorage:
             assert self.disk == LITTLE_DISK
             return
@@ -171,7 +176,7 @@ class Tiered(RuleBasedStateMachine):
         if source is None:
             return
         try:
-            self.store.fork(source, new, self.store.get(source).session)
+            fork(self.store, source, new, self.store.get(source).session)
         except SessionExists:
             assert new in self.known
             return
@@ -199,8 +204,8 @@ class Tiered(RuleBasedStateMachine):
     @rule(nbytes=st.sampled_from([1000, PAGE, 3 * PAGE]))
     def need_room(self, nbytes: int) -> None:
         """What is read and has no room leaves memory, whoever needs that."""
-        for _ in self.store.room_in_steps(min(nbytes, MEMORY), {key for key in self.known if key[1] in "ab"}):
-            pass
+        pinned = {key for key in self.known if key[1] in "ab"}
+        run_to_completion(self.store._evictor.ensure(min(nbytes, MEMORY), pinned))
 
     @rule()
     def restart(self) -> None:
@@ -255,7 +260,7 @@ class Tiered(RuleBasedStateMachine):
     def the_ledgers_count_what_there_is(self) -> None:
         if not hasattr(self, "store"):
             return
-        entries = list(self.store._entries.items())
+        entries = list(self.store._table.items())
         pages = {page for _, entry in entries for page in entry.session.all_pages()}
         here = sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages if page.is_resident)
         away = sum(EVICTED_PAGE_NBYTES for page in pages if not page.is_resident)

@@ -2,10 +2,9 @@
 
 import gc
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +18,11 @@ from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Durability, Session
 from hadakv_service.storage.disk.interface import Manifest
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
-from hadakv_service.storage.eviction import SPILL_NBYTES
-from hadakv_service.storage.session_store import Key, SessionStore
+from hadakv_service.storage.disk_writer import WriteBatch
+from hadakv_service.storage.session_store import SessionStore
+from hadakv_service.storage.write_back import WRITE_CHUNK_NBYTES
 from hadakv_service.wire import messages
+from support.sized_sessions import commit
 from unit.storage.test_page_sharing import numbered, numbers_of
 
 BACKEND = CpuBackend(1)
@@ -51,7 +52,7 @@ def stored(store: SessionStore, tokens: int = TOKENS, durability: Durability = "
     for start in range(0, tokens, 256):
         page = numbered([i % 2048 for i in range(start, min(start + 256, tokens))], LAYERS)
         new = new.append(0, page, BACKEND)
-        store.commit(KEY, new)
+        commit(store, KEY, new)
     store.group_commit()
 
 
@@ -90,7 +91,7 @@ def reads(tier: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_session_larger_than_memory_is_split_within_the_budget_reading_each_page_once(
     tier: SqliteStore, durability: Durability, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+    store = SessionStore(BUDGET, disk=tier, backend=BACKEND)
     stored(store, durability=durability)
     away = [page for page in store.get(KEY).session.all_pages() if not page.is_resident]
     rows = reads(tier, monkeypatch)
@@ -106,15 +107,15 @@ def test_a_session_larger_than_memory_is_split_within_the_budget_reading_each_pa
     assert not store.group_commit()
     assert len(away) * 256 * TOKEN > NBYTES - BUDGET, "most of it is on disk"
     assert sorted(rows) == sorted(page.page_id for page in away)
-    assert pauses > NBYTES // SPILL_NBYTES / 2, "others have their turn"
-    assert peak < 2 * SPILL_NBYTES, "nor does it pass through memory at once"
+    assert pauses > NBYTES // WRITE_CHUNK_NBYTES / 2, "others have their turn"
+    assert peak < 2 * WRITE_CHUNK_NBYTES, "nor does it pass through memory at once"
     for layer in range(LAYERS):
         more = [7.0] if layer == 3 else []
         np.testing.assert_array_equal(held(store, layer), [*(i % 2048 for i in range(TOKENS)), *more])
 
 
 def test_further_layers_find_theirs_split_already(tier: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+    store = SessionStore(BUDGET, disk=tier, backend=BACKEND)
     stored(store)
     for _ in steps(layer_job(store, 0, 7.0)):
         pass
@@ -135,14 +136,14 @@ def test_further_layers_find_theirs_split_already(tier: SqliteStore, monkeypatch
 @pytest.mark.parametrize("budget", [3 * NBYTES, NBYTES + NBYTES // 8])
 def test_what_is_in_memory_is_split_within_the_budget_and_shares_nothing(tier: SqliteStore, budget: int) -> None:
     """With room for a second copy in memory, and without."""
-    store = SessionStore(budget, tier=tier, backend=BACKEND)
+    store = SessionStore(budget, disk=tier, backend=BACKEND)
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
     stored(store)
     assert all(page.is_resident for page in store.get(KEY).session.all_pages())
 
     for _ in steps(layer_job(store, 5, 7.0)):
-        assert tracemalloc.get_traced_memory()[0] - empty < budget + SPILL_NBYTES
+        assert tracemalloc.get_traced_memory()[0] - empty < budget + WRITE_CHUNK_NBYTES
 
     assert store.memory.stored <= budget
     assert store.memory.reserved == 0
@@ -154,10 +155,10 @@ def test_what_is_in_memory_is_split_within_the_budget_and_shares_nothing(tier: S
 
 def test_layers_that_are_gone_keep_no_memory() -> None:
     """Of a window's old page, say, that only one layer still has."""
-    store = SessionStore(1 << 30)
+    store = SessionStore(1 << 30, backend=BACKEND)
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
-    store.commit(KEY, replace(session("memory"), window=1).append(0, numbered(list(range(256)), LAYERS), BACKEND))
+    commit(store, KEY, replace(session("memory"), window=1).append(0, numbered(list(range(256)), LAYERS), BACKEND))
     for layer in range(LAYERS - 1):
         for _ in steps(layer_job(store, layer, 7.0)):
             pass
@@ -172,7 +173,7 @@ def test_layers_that_are_gone_keep_no_memory() -> None:
 
 
 def test_without_a_disk_there_must_be_room_for_a_second_copy() -> None:
-    store = SessionStore(NBYTES + NBYTES // 2)
+    store = SessionStore(NBYTES + NBYTES // 2, backend=BACKEND)
     stored(store, durability="memory")
 
     with pytest.raises(InsufficientStorage):
@@ -183,7 +184,7 @@ def test_without_a_disk_there_must_be_room_for_a_second_copy() -> None:
 
 def test_a_disk_that_has_no_room_for_it_leaves_all_as_it_was(tmp_path: Path) -> None:
     tier = SqliteStore(tmp_path / "little", NBYTES + (1 << 20))
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+    store = SessionStore(BUDGET, disk=tier, backend=BACKEND)
     stored(store)
     job = layer_job(store, 3, 7.0)
     used = tier.used
@@ -204,21 +205,21 @@ def test_a_disk_that_has_no_room_for_it_leaves_all_as_it_was(tmp_path: Path) -> 
 def test_what_a_session_was_makes_room_on_disk_for_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is not room for both; and if it ends after all, what it was must not come back."""
     tier = SqliteStore(tmp_path / "data", NBYTES + NBYTES // 2)
-    store = SessionStore(2 * NBYTES + NBYTES // 2, tier=tier, backend=BACKEND)
+    store = SessionStore(2 * NBYTES + NBYTES // 2, disk=tier, backend=BACKEND)
     stored(store)
-    assert store._settling.checkpoint(float("inf")) == 0
+    assert store._write_back.checkpoint(float("inf")) == 0
     for _ in steps(layer_job(store, 3, 7.0)):
         pass
     removals: list[bool] = []
-    write = store.residence.write
+    write = store._writer.write
 
-    def noting(*args: Any, removed: Sequence[Key] = (), sync: bool = False) -> list[Manifest]:
-        removals.extend([sync] if removed else [])
-        return write(*args, removed=removed, sync=sync)
+    def recording_write(batch: WriteBatch) -> list[Manifest]:
+        removals.extend([batch.sync] if batch.removed else [])
+        return write(batch)
 
-    monkeypatch.setattr(store.residence, "write", noting)
+    monkeypatch.setattr(store._writer, "write", recording_write)
     used_by_others = session("memory").append(0, numbered([0] * (NBYTES * 9 // 4 // TOKEN), LAYERS), BACKEND)
-    store.commit(OTHER, used_by_others)
+    commit(store, OTHER, used_by_others)
     assert not store.group_commit()
 
     assert store.evictions == 0
@@ -230,7 +231,7 @@ def test_what_a_session_was_makes_room_on_disk_for_what_it_is(tmp_path: Path, mo
 
 
 def test_a_damaged_page_is_told_and_nothing_is_stored(tier: SqliteStore) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+    store = SessionStore(BUDGET, disk=tier, backend=BACKEND)
     stored(store)
     *_, last = (page for page in store.get(KEY).session.all_pages() if not page.is_resident)
     tier._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (last.page_id,))
@@ -248,14 +249,14 @@ def test_a_damaged_page_is_told_and_nothing_is_stored(tier: SqliteStore) -> None
     gc.collect()
     store.run_maintenance()
     assert tier.used == used
-    assert store._entries.get(KEY).session.common_range(3, 1) == (0, TOKENS, TOKENS)
+    assert store._table.get(KEY).session.common_range(3, 1) == (0, TOKENS, TOKENS)
     with pytest.raises(SessionCorrupt):
         store.get(KEY)
     assert not store.group_commit()
 
 
 def test_parts_of_parts_are_parts_of_the_whole(tier: SqliteStore) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+    store = SessionStore(BUDGET, disk=tier, backend=BACKEND)
     stored(store)
     page: Page = next(page for page in store.get(KEY).session.all_pages() if not page.is_resident)
 
@@ -265,7 +266,7 @@ def test_parts_of_parts_are_parts_of_the_whole(tier: SqliteStore) -> None:
     assert (first.layers, rest.layers, last.layers) == (2, 6, 3)
     assert last.parent == (page, slice(5, 8))
     assert last.nbytes == 3 * page.nbytes // LAYERS
-    for stream, whole in zip(last.streams, page.streams, strict=True):
+    for stream, whole in zip(last.load(), page.load(), strict=True):
         np.testing.assert_array_equal(stream.packed, whole.packed[5:])
 
 

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Encoded
 from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage import memory_budget
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from hadakv_service.storage.session_store import Key, SessionStore
+from support.sized_sessions import commit, fork
 
 BACKEND = CpuBackend(1)
 CODEC = Codec(kind="float16")
@@ -61,7 +63,7 @@ def numbered(numbers: list[int], layers: int) -> Page:
 
 def numbers_of(page: Page) -> NDArray[np.float16]:
     """The numbers `[layers, tokens]` again."""
-    k, v = (np.ascontiguousarray(stream.packed).view(np.float16)[:, 0, :, 0] for stream in page.streams)
+    k, v = (np.ascontiguousarray(stream.packed).view(np.float16)[:, 0, :, 0] for stream in page.load())
     np.testing.assert_array_equal(v, -k)
     return k
 
@@ -71,14 +73,14 @@ class Sharing(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = SessionStore(1 << 40)
+        self.store = SessionStore(1 << 40, backend=BACKEND)
         self.models: dict[Key, Model] = {}
         self.next = 0
 
     @initialize(windows=st.lists(st.sampled_from([None, None, 5, 300]), min_size=1, max_size=2))
     def make(self, windows: list[int | None]) -> None:
         for key, window in zip((("", "a"), ("", "b")), windows, strict=False):
-            self.store.commit(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, window=window))
+            commit(self.store, key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, window=window))
             self.models[key] = Model(window=window)
             for _ in range(2):
                 self._append(key, 150, 0)
@@ -98,9 +100,9 @@ class Sharing(RuleBasedStateMachine):
         numbers = [(self.next + i) % 2048 for i in range(tokens)]
         session = self.store.get(key).session
         value = session.append(first, numbered(numbers, LAYERS - first), BACKEND)
-        for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=True):
-            pass
-        self.store.commit(key, value)
+        slices_nbytes = session.split_runs_nbytes(first, LAYERS - first)
+        reservation = self.store.reserve(key, session, {key}, slices_nbytes=slices_nbytes)
+        run_to_completion(self.store.commit(reservation, value))
         self.models[key] = model.grown(first, numbers)
 
     @rule(which=WHICH, back=st.integers(0, 700))
@@ -114,7 +116,7 @@ class Sharing(RuleBasedStateMachine):
         except InvalidRequest:
             assert not allowed
             return
-        self.store.commit(key, session)
+        commit(self.store, key, session)
         self.models[key] = model.cut(length)
 
     @rule(which=WHICH, new=st.sampled_from([("", name) for name in "abcd"]), back=st.none() | st.integers(0, 400))
@@ -129,7 +131,7 @@ class Sharing(RuleBasedStateMachine):
                 return
             model = model.cut(length)
         try:
-            self.store.fork(source, new, session)
+            fork(self.store, source, new, session)
         except SessionExists:
             assert new in self.models
             return
@@ -177,14 +179,14 @@ def filled(*keys: Key) -> tuple[SessionStore, int]:
     cost = memory_budget.resident_nbytes(sessions[0])
     store = SessionStore(len(keys) * cost)
     for key, session in zip(keys, sessions, strict=True):
-        store.commit(key, session)
+        commit(store, key, session)
     return store, cost
 
 
 def test_a_fork_makes_room_by_evicting_the_least_recently_used() -> None:
     store, cost = filled(("", "old"), ("", "new"))
 
-    store.fork(("", "new"), ("", "fork"), store.get(("", "new")).session)
+    fork(store, ("", "new"), ("", "fork"), store.get(("", "new")).session)
 
     assert store.find(("", "old")) is None
     assert len(store) == 2
@@ -195,7 +197,7 @@ def test_a_fork_evicts_nobody_who_is_under_way() -> None:
     store, cost = filled(("", "old"), ("", "new"))
 
     with pytest.raises(InsufficientStorage):
-        store.fork(("", "new"), ("", "fork"), store.get(("", "new")).session, {("", "old")})
+        fork(store, ("", "new"), ("", "fork"), store.get(("", "new")).session, {("", "old")})
 
     assert store.find(("", "fork")) is None
     assert store.memory.used == 2 * cost

@@ -9,7 +9,7 @@ import pytest
 from hadakv_service.errors import InsufficientStorage, SessionNotFound
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
-from support.sized_sessions import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, cost, create, opened
+from support.sized_sessions import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, commit, cost, create, opened
 
 # Getting, listing, removing
 
@@ -17,7 +17,7 @@ from support.sized_sessions import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, appe
 def test_a_session_is_found_by_owner_and_id() -> None:
     store = SessionStore(1000)
 
-    entry = store.commit(("tenant", "id"), opened())
+    entry = commit(store, ("tenant", "id"), opened())
 
     assert store.get(("tenant", "id")) is entry
     assert store.find(("other", "id")) is None
@@ -41,8 +41,8 @@ def test_a_removed_session_gives_its_bytes_back() -> None:
 def test_a_page_lists_one_owners_sessions_in_order_of_id() -> None:
     store = SessionStore(100_000)
     for id_ in ("b2", "a1", "b1", "b3"):
-        store.commit(("mine", id_), opened())
-    store.commit(("theirs", "b0"), opened())
+        commit(store, ("mine", id_), opened())
+    commit(store, ("theirs", "b0"), opened())
 
     first, after = store.list_sessions("mine", "b", "", 2)
     rest, end = store.list_sessions("mine", "b", after or "", 2)
@@ -76,7 +76,7 @@ def test_nothing_is_evicted_where_that_would_not_help() -> None:
     needed = budget - cost(40) + 1
 
     with pytest.raises(InsufficientStorage) as refused:
-        store.reserve(needed, {BOB})
+        store.reserve(BOB, store.get(BOB).session, {BOB}, nbytes=needed)
 
     assert refused.value.fields == {"needed": needed, "budget": budget}
     assert (len(store), store.evictions, store.memory.used) == (2, 0, cost(30) + cost(40))
@@ -152,7 +152,7 @@ def test_no_less_is_counted_than_python_takes_and_not_much_more(make: Callable[[
 
 def test_a_window_gives_back_what_an_append_pushed_out() -> None:
     store = SessionStore(100_000)
-    store.commit(ANN, opened(window=1))
+    commit(store, ANN, opened(window=1))
     for _ in range(4):
         append(store, ANN, 300)
 
@@ -165,7 +165,7 @@ def test_a_window_gives_back_what_an_append_pushed_out() -> None:
 def test_a_session_expires_when_it_was_not_used_for_its_ttl() -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
-    entry = store.commit(ANN, opened(ttl_seconds=10))
+    entry = commit(store, ANN, opened(ttl_seconds=10))
 
     clock.now += 9.5
     before = store.find(ANN)
@@ -181,7 +181,7 @@ def test_a_session_expires_when_it_was_not_used_for_its_ttl() -> None:
 def test_use_puts_expiry_off(use: Callable[[SessionStore], None]) -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
-    store.commit(ANN, opened(ttl_seconds=10))
+    commit(store, ANN, opened(ttl_seconds=10))
 
     clock.now += 9
     use(store)
@@ -195,7 +195,7 @@ def test_use_puts_expiry_off(use: Callable[[SessionStore], None]) -> None:
 def test_a_session_without_a_ttl_lives_on() -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
-    store.commit(ANN, opened())
+    commit(store, ANN, opened())
 
     clock.now += 1e9
 

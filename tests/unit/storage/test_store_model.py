@@ -4,9 +4,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.errors import InsufficientStorage
+from hadakv_service.sessions.session import Session
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES
-from hadakv_service.storage.session_store import Key, SessionStore
+from hadakv_service.storage.session_store import Key, Reservation, SessionStore
 from support.sized_sessions import ANN, BOB, EMPTY, TOKEN, Clock, cost, grown, opened
 
 NAMES = (ANN, BOB, ("tenant", "ann"))
@@ -27,7 +29,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.tokens: dict[Key, list[int]] = {}
         self.expires: dict[Key, float | None] = {}
         self.ttl: dict[Key, float | None] = {}
-        self.reserved: list[int] = []
+        self.reserved: list[Reservation] = []
 
     def _use(self, key: Key) -> None:
         ttl = self.ttl[key]
@@ -43,16 +45,22 @@ class StoreMachine(RuleBasedStateMachine):
         for account in (self.tokens, self.expires, self.ttl):
             del account[key]
 
-    def _reserve(self, key: Key, nbytes: int) -> bool:
-        """Reserve through the store; whether there was room. Nobody is evicted for what is not stored."""
-        kept = self._cost(key) + sum(self.reserved)
+    def _reserve(
+        self, key: Key, session: Session, expected: int, nbytes: int = 0, pages: int = 0
+    ) -> Reservation | None:
+        """Reserve the expected bytes through the store; None if they do not fit. Nothing is evicted for it."""
+        kept = self._cost(key) + self._reserved_nbytes()
         try:
-            self.store.reserve(nbytes, {key})
+            reservation = self.store.reserve(key, session, {key}, nbytes=nbytes, pages=pages)
         except InsufficientStorage:
-            assert kept + nbytes > BUDGET, "refused what would have fitted"
-            return False
-        assert kept + nbytes <= BUDGET, "took what does not fit"
-        return True
+            assert kept + expected > BUDGET, "rejected what would have fitted"
+            return None
+        assert reservation.nbytes == expected
+        assert kept + expected <= BUDGET, "accepted what does not fit"
+        return reservation
+
+    def _reserved_nbytes(self) -> int:
+        return sum(reservation.nbytes for reservation in self.reserved)
 
     def _cost(self, key: Key) -> int:
         if key not in self.tokens:
@@ -69,8 +77,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS, ttl=TTLS)
     def make(self, key: Key, ttl: float | None) -> None:
-        if self.store.find(key) is None and self._reserve(key, EMPTY):
-            self.store.commit(key, opened(ttl), EMPTY)
+        if self.store.find(key) is None and (reservation := self._reserve(key, opened(ttl), EMPTY)):
+            run_to_completion(self.store.commit(reservation, opened(ttl)))
             self.tokens[key], self.ttl[key] = [], ttl
             self._make_room(key)
             self._use(key)
@@ -78,13 +86,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=KEYS, tokens=st.sampled_from([0, 1, 30, 60, 90, 200, 238, 239]), ttl=TTLS)
     def append(self, key: Key, tokens: int, ttl: float | None) -> None:
         entry = self.store.find(key)
-        session = entry.session if entry else opened(ttl)
+        session = (entry.session if entry else opened(ttl)).split_runs(0, 1)
         more = (RUN_OVERHEAD_NBYTES if not self.tokens.get(key) else 0) + (
             PAGE_OVERHEAD_NBYTES + tokens * TOKEN if tokens else 0
         )
         more += 0 if entry else EMPTY
-        if self._reserve(key, more):
-            self.store.commit(key, grown(session, tokens), more)
+        pages = session.new_pages(0, 1, tokens)
+        if reservation := self._reserve(key, session, more, tokens * TOKEN, pages):
+            run_to_completion(self.store.commit(reservation, grown(session, tokens)))
             if entry is None:
                 self.tokens[key], self.ttl[key] = [], ttl
             self.tokens[key].append(tokens)
@@ -93,13 +102,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS, nbytes=st.sampled_from([0, 100, 5000]))
     def begin_work_elsewhere(self, key: Key, nbytes: int) -> None:
-        if self._reserve(key, nbytes):
-            self.reserved.append(nbytes)
+        entry = self.store.find(key)
+        session = entry.session if entry else opened()
+        if reservation := self._reserve(key, session, nbytes + (0 if entry else EMPTY), nbytes):
+            self.reserved.append(reservation)
 
     @precondition(lambda self: self.reserved)
     @rule()
     def abandon_work(self) -> None:
-        self.store.release(self.reserved.pop())
+        reservation = self.reserved.pop()
+        reservation.release()
+        reservation.release()
 
     @rule(key=KEYS)
     def touch(self, key: Key) -> None:
@@ -123,14 +136,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock.now += 1
         self._forget_expired()
         self.store.expire()
-        assert self.store.memory.used == self._costs() + sum(self.reserved)
+        assert self.store.memory.used == self._costs() + self._reserved_nbytes()
         assert len(self.store) == len(self.tokens)
 
     @invariant()
     def the_ledger_counts_all_there_is_within_the_budget(self) -> None:
         ledger = self.store.memory
         assert 0 <= self._costs() <= ledger.stored <= BUDGET
-        assert 0 <= ledger.reserved == sum(self.reserved) <= BUDGET, "more is promised than there ever will be"
+        assert 0 <= ledger.reserved == self._reserved_nbytes() <= BUDGET, "more is promised than there ever will be"
 
     @invariant()
     def those_are_there_who_should_be(self) -> None:

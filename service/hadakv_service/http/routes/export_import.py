@@ -3,15 +3,15 @@
 from datetime import UTC, datetime
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
-from hadakv_service.http.routes.sessions import describe
 from hadakv_service.operations import session_file_reader
-from hadakv_service.operations.export_session import Export
+from hadakv_service.operations.describe import describe
+from hadakv_service.operations.export_session import Export, ExportAborted
 from hadakv_service.operations.import_session import ImportOperation
 
 router = APIRouter()
@@ -29,7 +29,10 @@ async def export(request: Request) -> Response:
         return Export.from_session(entry.session, key[1], datetime.fromtimestamp(entry.created, UTC))
 
     file = await service.device.call(work, key)
-    await file.verify(service.device, is_disconnected(request.scope))
+    try:
+        await file.verify(service.device, is_disconnected(request.scope))
+    except ExportAborted as error:
+        raise ClientDisconnect from error
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
