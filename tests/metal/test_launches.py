@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
-from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
 from hadakv_service.device.jobs import encode_chunked, run_to_completion
 from metal.executor import Executor, executing
 from metal.launch import Pass

@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeVar
 
-from hadakv_kernels import Backend, Encoded, Stream
+from hadakv_kernels import Backend, Encoded
+from hadakv_service.device.batch import QueuedJob, select_batch
 from hadakv_service.device.jobs import ChunkedJob, FunctionJob, Job, encode_chunked
 from hadakv_service.errors import Busy, InsufficientStorage
 from hadakv_service.observability.device_timings import BatchTimings, DeviceObserver, NullObserver
@@ -24,40 +25,9 @@ from hadakv_service.observability.request_record import current
 
 log = logging.getLogger(__name__)
 
-# Maximum number of jobs in a batch. With more, the first job would wait too long for the last one.
-MAX_BATCH_JOBS = 32
-# A job with more bytes than this runs in chunks.
-CHUNKED_JOB_NBYTES = 4 << 20
 _EXHAUSTED = object()
 
 T = TypeVar("T")
-
-
-class _QueuedJob:
-    """A job in the queue.
-
-    Attributes:
-        job: the job.
-        future: what the caller awaits; None if there is no caller.
-        note: what the observer noted when the job was queued.
-        request: record of the request, so that log lines name it.
-        run_alone: whether the job failed for lack of space in a batch and is to be retried alone.
-        streams: streams to encode.
-        result: result of the job.
-        error: error of the job; None if it has not failed.
-    """
-
-    __slots__ = ("error", "future", "job", "note", "request", "result", "run_alone", "streams")
-
-    def __init__(self, job: Job[Any], future: "asyncio.Future[Any] | None", note: Any) -> None:
-        self.job = job
-        self.future = future
-        self.note = note
-        self.request = current.get()
-        self.run_alone = False
-        self.streams: Sequence[Stream] = ()
-        self.result: Any = None
-        self.error: Exception | None = None
 
 
 class DeviceExecutor:
@@ -88,8 +58,8 @@ class DeviceExecutor:
         self.limit = limit
         self._commit = group_commit
         self._observer = observer or NullObserver()
-        self._inbox: SimpleQueue[_QueuedJob | None] = SimpleQueue()
-        self._chunked: _QueuedJob | None = None
+        self._inbox: SimpleQueue[QueuedJob | None] = SimpleQueue()
+        self._chunked: QueuedJob | None = None
         self._thread = threading.Thread(target=self._loop, name="hadakv-device", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -100,7 +70,7 @@ class DeviceExecutor:
     def stop(self, last: Callable[[], object] | None = None) -> None:
         """Complete all queued jobs, call `last`, and stop the thread."""
         if last:
-            self._inbox.put(_QueuedJob(FunctionJob(last), None, self._observer.on_enqueue()))
+            self._inbox.put(QueuedJob(FunctionJob(last), None, self._observer.on_enqueue()))
         self._inbox.put(None)
         self._thread.join()
 
@@ -132,11 +102,11 @@ class DeviceExecutor:
     def _enqueue(self, job: Job[T]) -> "asyncio.Future[T]":
         self.depth += 1
         future: asyncio.Future[T] = self._events.create_future()
-        self._inbox.put(_QueuedJob(job, future, self._observer.on_enqueue()))
+        self._inbox.put(QueuedJob(job, future, self._observer.on_enqueue()))
         return future
 
     def _loop(self) -> None:
-        backlog: deque[_QueuedJob] = deque()
+        backlog: deque[QueuedJob] = deque()
         is_open = True
         while is_open or backlog or self._chunked:
             is_open = self._receive(backlog, wait=not (backlog or self._chunked)) and is_open
@@ -147,9 +117,9 @@ class DeviceExecutor:
                 log.critical("device thread failed, exiting", exc_info=True)
                 os._exit(70)
 
-    def _run_once(self, backlog: deque[_QueuedJob]) -> None:
+    def _run_once(self, backlog: deque[QueuedJob]) -> None:
         """Run one batch, and one chunk of the chunked job."""
-        batch, chunked = _select_batch(backlog, self._chunked)
+        batch, chunked = select_batch(backlog, self._chunked)
         self._run_batch(batch, backlog)
         if chunked:
             assert isinstance(chunked.job, ChunkedJob)
@@ -160,7 +130,7 @@ class DeviceExecutor:
         # Otherwise the thread would keep the last request in memory until the next one arrives.
         current.set(None)
 
-    def _run_batch(self, batch: Sequence[_QueuedJob], backlog: deque[_QueuedJob]) -> None:
+    def _run_batch(self, batch: Sequence[QueuedJob], backlog: deque[QueuedJob]) -> None:
         timings = BatchTimings([queued.note for queued in batch])
         self._encode_batch(batch, timings)
         if len(batch) > 1:
@@ -197,7 +167,7 @@ class DeviceExecutor:
             self._events.call_soon_threadsafe(self._resolve, [self._chunked])
             self._chunked = None
 
-    def _group_commit(self, done: Sequence[_QueuedJob]) -> None:
+    def _group_commit(self, done: Sequence[QueuedJob]) -> None:
         """Commit what these jobs have stored. Some of them may fail here."""
         try:
             failed = self._commit()
@@ -207,7 +177,7 @@ class DeviceExecutor:
             if queued.error is None:
                 queued.error = failed.get(queued.job.key)
 
-    def _run_chunked(self, queued: _QueuedJob, job: ChunkedJob[Any]) -> Generator[None, None, None]:
+    def _run_chunked(self, queued: QueuedJob, job: ChunkedJob[Any]) -> Generator[None, None, None]:
         streams = _run_guarded(queued, job.prepare, frozenset([job.key])) or ()
         if queued.error is not None:
             return
@@ -219,7 +189,7 @@ class DeviceExecutor:
             queued.error = error
             job.roll_back()
 
-    def _receive(self, backlog: deque[_QueuedJob], *, wait: bool) -> bool:
+    def _receive(self, backlog: deque[QueuedJob], *, wait: bool) -> bool:
         """Move queued jobs to the backlog. Return False if the thread is to stop."""
         while wait or not self._inbox.empty():
             wait = False
@@ -229,7 +199,7 @@ class DeviceExecutor:
             backlog.append(item)
         return True
 
-    def _encode_batch(self, batch: Sequence[_QueuedJob], timings: BatchTimings) -> None:
+    def _encode_batch(self, batch: Sequence[QueuedJob], timings: BatchTimings) -> None:
         start = perf_counter()
         in_progress = [*batch, self._chunked] if self._chunked else batch
         keys = frozenset(queued.job.key for queued in in_progress if queued.job.key is not None)
@@ -245,7 +215,7 @@ class DeviceExecutor:
                 queued.job.roll_back()
         timings.add_busy(start)
 
-    def _encode(self, prepared: Sequence[_QueuedJob], timings: BatchTimings) -> Iterator[Encoded]:
+    def _encode(self, prepared: Sequence[QueuedJob], timings: BatchTimings) -> Iterator[Encoded]:
         streams = [stream for queued in prepared for stream in queued.streams]
         current.set(prepared[0].request if len(prepared) == 1 else None)
         start = perf_counter()
@@ -260,7 +230,7 @@ class DeviceExecutor:
         timings.add_encoding(start, len(streams))
         return iter(encoded)
 
-    def _resolve(self, batch: Sequence[_QueuedJob]) -> None:
+    def _resolve(self, batch: Sequence[QueuedJob]) -> None:
         self.depth -= sum(queued.future is not None for queued in batch)
         for queued in batch:
             if queued.future is None or queued.future.done():
@@ -271,50 +241,10 @@ class DeviceExecutor:
                 queued.future.set_result(queued.result)
 
 
-def _run_guarded(queued: _QueuedJob, step: Callable[[Any], T], argument: Any) -> T | None:
+def _run_guarded(queued: QueuedJob, step: Callable[[Any], T], argument: Any) -> T | None:
     current.set(queued.request)
     try:
         return step(argument)
     except Exception as error:
         queued.error = error
         return None
-
-
-def _is_chunked(queued: _QueuedJob) -> bool:
-    current.set(queued.request)
-    return isinstance(queued.job, ChunkedJob) and queued.job.nbytes > CHUNKED_JOB_NBYTES
-
-
-def _select_batch(
-    backlog: deque[_QueuedJob], in_progress: _QueuedJob | None
-) -> tuple[list[_QueuedJob], _QueuedJob | None]:
-    """Take a batch of jobs and at most one chunked job from the backlog, without two jobs of one key.
-
-    Other jobs keep their order. A job marked run_alone waits until the chunked job has finished.
-
-    Args:
-        backlog: jobs in order of arrival.
-        in_progress: chunked job in progress. No other one is taken then.
-    """
-    batch: list[_QueuedJob] = []
-    chunked: _QueuedJob | None = None
-    seen: set[Hashable] = {in_progress.job.key} if in_progress else set()
-    skipped: list[_QueuedJob] = []
-    while backlog and len(batch) < MAX_BATCH_JOBS:
-        queued = backlog.popleft()
-        key = queued.job.key
-        if queued.run_alone and not (batch or chunked or in_progress or skipped):
-            return [queued], None
-        if queued.run_alone or (key is not None and key in seen):
-            skipped.append(queued)
-        # Check this after the key: the size of a job may depend on earlier jobs with the same key.
-        elif _is_chunked(queued):
-            if chunked or in_progress:
-                skipped.append(queued)
-            else:
-                chunked = queued
-        else:
-            batch.append(queued)
-        seen.add(key)
-    backlog.extendleft(reversed(skipped))
-    return batch, chunked

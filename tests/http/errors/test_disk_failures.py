@@ -184,7 +184,7 @@ def test_a_place_that_is_no_directory_is_refused(tmp_path: Path, place: str, bud
 def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
 
-    assert f"{FILE}: a directory, where a file should be; move it away" in refusal(tmp_path)
+    assert f"{FILE} is a directory, not a file. Move it away" in refusal(tmp_path)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
 from hadakv_service.operations.session_file import MAX_HEADER_NBYTES
 from hadakv_service.testing import running_service
 from support.arrays import pair

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.executor import CHUNKED_JOB_NBYTES, DeviceExecutor
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
+from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.device.jobs import ChunkedJob, FunctionJob, encode_chunked, run_to_completion
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.operations.append import AppendOperation, AppendRequest

@@ -13,7 +13,8 @@ from starlette.types import Message
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.executor import MAX_BATCH_JOBS, DeviceExecutor
+from hadakv_service.device.batch import MAX_BATCH_JOBS
+from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.errors import Busy
 from hadakv_service.observability.device_timings import DeviceObserver
 from hadakv_service.observability.request_record import RequestRecord, current, current_id

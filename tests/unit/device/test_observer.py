@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded, Stream
-from hadakv_service.device.executor import CHUNKED_JOB_NBYTES, DeviceExecutor
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
+from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.device.jobs import ChunkedJob, run_to_completion
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.observability.counters import DeviceCounters, Histogram
