@@ -126,7 +126,7 @@ def _open_store(settings: Settings, backend: Backend, quotas: QuotaTable) -> Ses
     # The device needs memory for a body, for its encoded tokens, and for a response of the same size. On small
     # machines that would be too much.
     backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
-    return SessionStore(budget, tier=open_disk_store(settings), backend=backend, quotas=quotas)
+    return SessionStore(budget, disk=open_disk_store(settings), backend=backend, quotas=quotas)
 
 
 def _tier_gauges(store: SessionStore) -> list[MemoryTierGauges | DiskTierGauges]:

@@ -55,7 +55,7 @@ def open_directory(_: Target) -> Outcome:
         folder.chmod(0o777)
         code, said = _start(folder)
 
-    return Outcome("mode 0777", "does not start", code == 1 and "others may write there" in said)
+    return Outcome("mode 0777", "does not start", code == 1 and "can be written by other users" in said)
 
 
 @attack("pages changed on disk")

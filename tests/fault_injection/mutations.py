@@ -49,7 +49,10 @@ MUTATIONS = {
         "storage/disk/sqlite_file.py", '"journal_mode = WAL"', '"journal_mode = OFF"', _KILLS
     ),
     "a manifest names a page that is not written": Mutation(
-        "storage/buffer_pool.py", "rows[page] = change.add_page(content)", "rows[page] = 10**6 + len(rows)", _KILLS
+        "storage/disk_writer.py",
+        "page_ids[page] = transaction.add_page(content)",
+        "page_ids[page] = 10**6 + len(page_ids)",
+        _KILLS,
     ),
     "a manifest lacks its last page": Mutation(
         "storage/disk/sqlite_transaction.py",
@@ -58,15 +61,15 @@ MUTATIONS = {
         _KILLS,
     ),
     "a session cut short counts as a beginning of what was there": Mutation(
-        "storage/write_back.py",
+        "storage/manifest.py",
         "    return len(stored) <= len(lengths)",
         "    return True or len(stored) <= len(lengths)",
         _KILLS,
     ),
     "rows go while sessions in memory need them": Mutation(
-        "storage/buffer_pool.py",
-        "if (page := self._pages_by_id.get(row)) is not None}",
-        "if (page := None) is not None}",
+        "storage/disk_writer.py",
+        "if (page := self._pool.page_by_id(page_id)) is not None\n        }",
+        "if (page := None) is not None\n        }",
         ("kill", "term"),
     ),
     "what was refused stays in memory": Mutation(
@@ -76,19 +79,19 @@ MUTATIONS = {
         ("errors", "budget"),
     ),
     "what is deleted stays on disk": Mutation(
-        "storage/eviction.py", "if entry is None or entry.manifest:", "if entry is None:", _KILLS
+        "storage/session_table.py", "if record is None or record.manifest:", "if record is None:", _KILLS
     ),
     "a deletion is not synced": Mutation(
-        "storage/eviction.py", "removed=[key], sync=sync)", "removed=[key])", ("power",)
+        "storage/session_table.py", "sync=reason in _SYNCED_REASONS)", "sync=False)", ("power",)
     ),
     "what was cut stays until the next sync": Mutation(
-        "storage/write_back.py", "sync=bool(savings or stale)", "sync=bool(savings)", ("power",)
+        "storage/write_back.py", "sync=bool(writes or stale)", "sync=bool(writes)", ("power",)
     ),
     "nothing is written at an orderly end": Mutation(
-        "storage/session_store.py", "left = self._settling.checkpoint(until)", "left = 0", ("term",)
+        "storage/session_store.py", "unwritten = self._write_back.checkpoint(until)", "unwritten = 0", ("term",)
     ),
     "at an orderly end what is on disk in part counts as written": Mutation(
-        "storage/write_back.py", "and not entry.is_clean:", "and not entry.manifest:", ("term",)
+        "storage/write_back.py", "and not record.is_clean:", "and not record.manifest:", ("term",)
     ),
     "acknowledged sessions end like any other": Mutation(
         "storage/disk/sqlite_store.py", "WHERE NOT permanent AND last_used", "WHERE last_used", ("budget",)
@@ -98,8 +101,8 @@ MUTATIONS = {
     ),
     "a page comes back as another": Mutation(
         "storage/disk/sqlite_store.py",
-        '"SELECT header, checksum, content FROM pages WHERE id = ?", (row,)',
-        '"SELECT header, checksum, content FROM pages WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET 1", (row,)',
+        '"SELECT header, checksum, content FROM pages WHERE id = ?", (page_id,)',
+        '"SELECT header, checksum, content FROM pages WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET 1", (page_id,)',
         _KILLS,
     ),
 }

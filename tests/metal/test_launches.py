@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
-from hadakv_service.device import LONG_NBYTES
-from hadakv_service.device.chunks import encode_in_slices, to_the_end
 from metal_emulator.executor import Executor, executing
 from metal_emulator.launch import Pass
 from support.backends import assert_same_encoded, on_host
@@ -56,9 +54,9 @@ def test_streams_of_many_requests_share_one_launch(k: Codec, v: Codec, executor:
 
 def test_long_body_is_one_launch(executor: Executor) -> None:
     backend, spec = GpuBackend("metal"), Codec().at(64)
-    x = gaussian(1, 1, (LONG_NBYTES >> 8) + 1, 64)
+    x = gaussian(1, 1, (CHUNKED_JOB_NBYTES >> 8) + 1, 64)
 
-    k, v = to_the_end(encode_in_slices(backend, [Stream(x, spec), Stream(-x, spec)]))
+    k, v = run_to_completion(encode_chunked(backend, [Stream(x, spec), Stream(-x, spec)]))
 
     assert len(executor.dispatches) == 1
     assert_same_encoded(on_host(backend, k), reference.encode(x, spec))

@@ -1,6 +1,6 @@
-"""A service whose device can be held: it encodes when the test says so, by writing into a pipe."""
+"""A service whose device blocks: each encode waits until the test writes into a pipe."""
 
-# The first argument names the pipe: each call to encode waits until something has been written and the pipe closed.
+# The first argument is the path of the pipe. Each call of encode waits until data was written and the pipe is closed.
 HELD = """
 import sys
 from hadakv_kernels.cpu import CpuBackend

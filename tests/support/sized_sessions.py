@@ -1,13 +1,16 @@
-"""Sessions whose bytes are easily counted, for the tests of the store."""
+"""Sessions whose bytes are easily counted, for tests of the store."""
+
+from collections.abc import Collection
 
 import numpy as np
 
 from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Durability, Session
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
-from hadakv_service.storage.session_store import Key, SessionStore
+from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
 
 BACKEND = CpuBackend(1)
 SPEC = Codec(bits=2).at(64)
@@ -15,7 +18,7 @@ TOKEN = 2 * SPEC.nbytes
 
 
 def cost(tokens: int, pages: int = 1, runs: int = 1) -> int:
-    """What a session is counted as."""
+    """Return the bytes counted for a session."""
     return SESSION_OVERHEAD_NBYTES + runs * RUN_OVERHEAD_NBYTES + pages * PAGE_OVERHEAD_NBYTES + tokens * TOKEN
 
 
@@ -23,7 +26,7 @@ EMPTY = cost(0, 0, 0)
 
 
 class Clock:
-    """Time that moves when told."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -33,7 +36,7 @@ class Clock:
 
 
 def grown(session: Session, tokens: int) -> Session:
-    """The session with so many tokens more, each of TOKEN bytes."""
+    """Return the session with further tokens of TOKEN bytes each."""
     stream = Stream(np.ones((1, 1, tokens, 64), np.float16), SPEC)
     return session.append(0, Page(*BACKEND.encode([stream, stream])), BACKEND)
 
@@ -47,18 +50,28 @@ def opened(ttl_seconds: float | None = None, window: int | None = None, durabili
 def append(
     store: SessionStore, key: Key, tokens: int, ttl_seconds: float | None = None, durability: Durability = "memory"
 ) -> None:
-    """What an append does to the store."""
-    entry = store.find(key)
-    session = (entry.session if entry else opened(ttl_seconds, durability=durability)).split_runs(0, 1)
+    """Append to a session as `AppendOperation` does."""
+    record = store.find(key)
+    session = (record.session if record else opened(ttl_seconds, durability=durability)).split_runs(0, 1)
     pages = session.new_pages(0, 1, tokens)
-    reserved = store.reserve_growth(key, session, {key}, nbytes=tokens * TOKEN, pages=pages)
-    store.commit(key, grown(session, tokens), reserved)
+    reservation = store.reserve(key, session, {key}, nbytes=tokens * TOKEN, pages=pages)
+    run_to_completion(store.commit(reservation, grown(session, tokens)))
 
 
 def create(store: SessionStore, key: Key, ttl_seconds: float | None = None) -> None:
-    """What making a session does to the store."""
+    """Create a session as `CreateOperation` does."""
     session = opened(ttl_seconds)
-    store.commit(key, session, store.reserve_growth(key, session, {key}))
+    run_to_completion(store.commit(store.reserve(key, session, {key}), session))
+
+
+def commit(store: SessionStore, key: Key, session: Session) -> SessionRecord:
+    """Commit a value without a reservation."""
+    return run_to_completion(store.commit(store.memory.reserve(key, 0), session))
+
+
+def fork(store: SessionStore, source: Key, target: Key, session: Session, pinned: Collection[Key] = ()) -> None:
+    """Store a value of a session as a new session."""
+    run_to_completion(store.fork(source, target, session, pinned))
 
 
 ANN, BOB, CID, DAN = (("", name) for name in ("ann", "bob", "cid", "dan"))

@@ -82,7 +82,7 @@ class Store(Protocol):
         ...
 
     @property
-    def residence(self) -> PageFigures:
+    def pool(self) -> PageFigures:
         """Buffer pool."""
         ...
 
@@ -186,12 +186,12 @@ class DiskTierGauges:
     @property
     def spills(self) -> int:
         """Number of pages evicted from memory to disk."""
-        return self._store.residence.spills
+        return self._store.pool.spills
 
     @property
     def restores(self) -> int:
         """Number of pages loaded from disk."""
-        return self._store.residence.restores
+        return self._store.pool.restores
 
     @property
     def failures(self) -> int:

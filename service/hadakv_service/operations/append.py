@@ -1,4 +1,4 @@
-"""The append: everything an append checks, reserves, encodes and stores, as one job of the device."""
+"""AppendOperation: check, reserve, encode and store an append."""
 
 from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
 from contextlib import suppress
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import HEAD_DIMS, Backend, Codec, CodecSpec, Encoded, Stream
-from hadakv_service.device.chunks import run_to_completion
-from hadakv_service.device.jobs import ChunkedJob
-from hadakv_service.errors import InsufficientStorage, InvalidRequest, NonFinite
+from hadakv_service.device.jobs import ChunkedJob, run_to_completion
+from hadakv_service.errors import InvalidRequest, NonFinite
+from hadakv_service.operations.write_operation import WriteOperation
 from hadakv_service.sessions.layer_run import PAGE_TOKENS, same_bytes
 from hadakv_service.sessions.page import Page, first_non_finite, on_host
 from hadakv_service.sessions.session import MAX_LAYERS, Session, Shape
@@ -23,7 +23,16 @@ INPUT_DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class AppendOutcome:
-    """What an append answers; streams are in host memory."""
+    """Result of an append.
+
+    Attributes:
+        created: whether the append created the session.
+        position: position of the first token.
+        tokens: number of tokens.
+        k: encoded K in host memory.
+        v: encoded V in host memory.
+        specs: codecs of K and V.
+    """
 
     created: bool
     position: int
@@ -35,7 +44,14 @@ class AppendOutcome:
 
 @dataclass(frozen=True, slots=True)
 class AppendRequest:
-    """A checked request: k and v are views of the body, `[layers, kv_heads, tokens, head_dim]`."""
+    """Parameters of an append, checked without the session.
+
+    Attributes:
+        k: view of the request body, `[layers, kv_heads, tokens, head_dim]`.
+        v: view of the request body, with the axes and the dtype of `k`.
+        shape: axes of the tensors, and where they are stored.
+        codecs: requested codecs of K and V; None for those of the session.
+    """
 
     k: NDArray[Any]
     v: NDArray[Any]
@@ -44,10 +60,10 @@ class AppendRequest:
 
     @classmethod
     def from_body(cls, body: messages.AppendBody) -> "AppendRequest":
-        """Check all that can be checked without the session.
+        """Check everything that can be checked without the session.
 
         Raises:
-            InvalidRequest: tensors are malformed, disagree, or have a head_dim there is no codec for.
+            InvalidRequest: the tensors are malformed, differ in shape or dtype, or have an unsupported head_dim.
         """
         k, v = body.k.array("k", *INPUT_DTYPES), body.v.array("v", *INPUT_DTYPES)
         if k.shape != v.shape:
@@ -69,126 +85,102 @@ class AppendRequest:
         return cls(k, v, shape, body.codec.codecs() if body.codec else None)
 
 
-class AppendOperation(ChunkedJob[AppendOutcome]):
-    """Stores an append in its session, all of it or nothing.
+class AppendOperation(WriteOperation, ChunkedJob[AppendOutcome]):
+    """Store an append in its session, all of it or nothing.
 
     Args:
-        key: the session's.
-        append: what to store.
-        store: where.
-        backend: encodes it.
-        new: what the session is to be if there is none.
+        key: key of the session.
+        request: tokens to append.
+        store: store of the session.
+        backend: backend that encodes the tokens.
+        new: session without tokens, if there is none yet.
     """
 
-    def __init__(self, key: Key, append: AppendRequest, store: SessionStore, backend: Backend, new: Session) -> None:
+    def __init__(self, key: Key, request: AppendRequest, store: SessionStore, backend: Backend, new: Session) -> None:
         self.key: Hashable = key
         self._nbytes: int | None = None
         self._key = key
-        self._request = append
+        self._request = request
         self._store = store
         self._backend = backend
         self._new = new
-        self._reserved = 0
 
     @property
-    def nbytes(self) -> int:  # type: ignore[override]  # known only once it is asked for
-        """Of the tensors, and of what is stored and has to be split for them."""
+    def nbytes(self) -> int:  # type: ignore[override]  # computed on first use
+        """Bytes of the tensors, and of stored pages that must be split for them."""
         if self._nbytes is None:
             self._nbytes = self._request.k.nbytes + self._request.v.nbytes
-            # Whatever is wrong, it will be told when it begins.
+            # `prepare` reports any error.
             with suppress(Exception):
-                if entry := self._store.find(self._key):
-                    self._nbytes += entry.session.split_runs_nbytes(
-                        self._request.shape.layer, self._request.shape.layers
-                    )
+                if record := self._store.find(self._key):
+                    shape = self._request.shape
+                    self._nbytes += record.session.split_runs_nbytes(shape.layer, shape.layers)
         return self._nbytes
 
     def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:
-        """Check against the session and reserve the bytes."""
+        """Check the append against the session and reserve memory. Return the streams of K and V."""
         shape = self._request.shape
-        entry = self._store.find(self._key)
-        self._created = entry is None
-        session = entry.session if entry else self._new
+        record = self._store.find(self._key)
+        self._created = record is None
+        session = record.session if record else self._new
         self._session = session.with_shape(shape, self._request.codecs)
-        self._position, self._at_end = self._session.append_position(shape)
+        self._position, self._is_at_end = self._session.append_position(shape)
         self._specs = self._session.specs
-        if self._at_end:
-            split = self._session.split_runs_nbytes(shape.layer, shape.layers)
+        if self._is_at_end:
+            slices_nbytes = self._session.split_runs_nbytes(shape.layer, shape.layers)
             self._session = self._session.split_runs(shape.layer, shape.layers)
-            self._batch = batch
-            self._in_memory = True
-            try:
-                self._reserve(split)
-            except InsufficientStorage:
-                if not (split and self._store.can_spill(self._session)):
-                    raise
-                # There is no room for a second copy of what is split.
-                self._in_memory = False
-                self._reserve(0)
-            self._split = bool(split)
+            rows = shape.layers * shape.kv_heads * shape.tokens
+            self._reservation = self._store.reserve(
+                self._key,
+                self._session,
+                batch,
+                nbytes=rows * sum(spec.nbytes for spec in self._specs),
+                pages=self._session.new_pages(shape.layer, shape.layers, shape.tokens),
+                slices_nbytes=slices_nbytes,
+            )
         k_spec, v_spec = self._specs
         return Stream(self._request.k, k_spec), Stream(self._request.v, v_spec)
 
-    def _reserve(self, extra: int) -> None:
-        shape = self._request.shape
-        rows = shape.layers * shape.kv_heads * shape.tokens
-        nbytes = rows * sum(spec.nbytes for spec in self._specs)
-        pages = self._session.new_pages(shape.layer, shape.layers, shape.tokens)
-        self._reserved = self._store.reserve_growth(
-            self._key, self._session, self._batch, nbytes=nbytes, pages=pages, extra=extra
-        )
-
     def complete(self, encoded: Sequence[Encoded]) -> AppendOutcome:
-        """Store what was encoded, unless it is not finite or stored already."""
+        """Store the encoded tokens, unless they are not finite or are stored already."""
         return run_to_completion(self.complete_chunked(encoded))
 
     def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, AppendOutcome]:
-        """The same, pausing after each page; nothing is stored before the last."""
+        """Store the encoded tokens in chunks of a page. The last chunk commits them."""
         page = Page(*encoded)
         for name, stream, spec in zip("kv", encoded, self._specs, strict=True):
             if not self._backend.all_finite(stream, spec):
                 raise self._non_finite(name, first_non_finite(on_host(stream, self._backend), spec))
-        if self._at_end:
+        if self._is_at_end:
+            assert self._reservation
             session = self._session
             for tokens in _page_aligned_slices(self._position, page.tokens):
-                # Nothing is cut from a page that goes as a whole: a view would only be one more array to keep.
+                # Use a page that fits as it is. A view would be one more array to keep.
                 part = page if tokens == slice(0, page.tokens) else page.slice(slice(None), tokens)
                 session = session.append(self._request.shape.layer, part, self._backend)
                 yield
-            if self._split:
-                yield from self._store.room_in_steps(self._reserved, self._batch)
-                yield from self._store.separate_in_steps(self._key, session, self._backend, in_memory=self._in_memory)
-            yield from self._store.ahead_in_steps(self._key, session)
-            yield from self._store.room_in_steps(self._reserved, self._batch)
-            self._store.commit(self._key, session, self._reserved, self._batch)
-            self._reserved = 0
+            yield from self._store.commit(self._reservation, session)
         else:
             self._check_repetition(page)
-            # Unless it expired meanwhile.
-            if self._store.find(self._key):
-                self._store.touch(self._key)
+            # The session may have expired meanwhile. `touch` does nothing then.
+            self._store.touch(self._key)
         k, v = (on_host(stream, self._backend) for stream in encoded)
         return AppendOutcome(self._created, self._position, self._request.shape.tokens, k, v, self._specs)
 
     @property
     def added_tokens(self) -> int:
-        """How many it stored, now that it is done: none if it was a repetition."""
-        return self._request.shape.tokens if self._at_end else 0
-
-    def roll_back(self) -> None:
-        """Give the reserved bytes back."""
-        self._store.release(self._reserved)
-        self._reserved = 0
+        """Number of tokens that were stored: 0 for a repetition."""
+        return self._request.shape.tokens if self._is_at_end else 0
 
     def _check_repetition(self, page: Page) -> None:
-        """Compare with what is stored; of an append larger than the window only its end still is."""
+        """Compare the append with stored tokens. Of an append larger than the window, only the end is stored."""
         shape = self._request.shape
         stop = self._position + shape.tokens
         first, _, _ = self._session.common_range(shape.layer, shape.layers)
         start = max(self._position, first)
         stored = self._session.read(shape.layer, shape.layer + shape.layers, start, stop, self._backend)
-        kept = page.slice(slice(None), slice(start - self._position, None))
-        if not same_bytes(stored, kept, self._backend):
+        repeated = page.slice(slice(None), slice(start - self._position, None))
+        if not same_bytes(stored, repeated, self._backend):
             raise self._session.conflict(shape)
 
     def _non_finite(self, name: str, row: int) -> NonFinite:
@@ -199,9 +191,10 @@ class AppendOperation(ChunkedJob[AppendOutcome]):
 
 
 def _page_aligned_slices(position: int, tokens: int) -> Iterator[slice]:
-    """Parts of an append that each fill a page, the first from where the stored tokens end.
+    """Yield parts of an append that each fill a page. The first one fills up the last stored page.
 
-    What is beyond the last full page goes with it: by itself it would be kept as a view, and with it all of the append.
+    Tokens after the last full page belong to the part before them. As a part of their own they would be stored as a
+    view, which keeps the memory of the whole append.
     """
     start = 0
     end = PAGE_TOKENS - position % PAGE_TOKENS

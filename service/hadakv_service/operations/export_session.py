@@ -1,4 +1,4 @@
-"""The export: a session's value as a file, a layer at a time, as fast as whoever reads it takes it."""
+"""Export: stream a session as a session file, one layer at a time."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -7,7 +7,6 @@ from datetime import datetime
 from functools import partial
 
 import numpy as np
-from starlette.requests import ClientDisconnect
 
 from hadakv_kernels import Backend
 from hadakv_service.device.executor import DeviceExecutor
@@ -18,20 +17,24 @@ from hadakv_service.sessions.page import Page, on_host
 from hadakv_service.sessions.session import Session
 from hadakv_service.wire.serialization import CHUNK_NBYTES
 
-# What one step on the device's thread copies, but that it takes a whole page at least: well under a millisecond.
-STEP_NBYTES = 1 << 20
-# How long whoever asks for a file waits at most to hear that it can be read.
+# Bytes that one job on the device thread copies, at least a page: well under a millisecond.
+COPY_NBYTES = 1 << 20
+# Maximum time to check a session before the first byte is sent.
 VERIFY_SECONDS = 10.0
+
+
+class ExportAborted(Exception):
+    """The client has closed the connection before the export began."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What a session was at one moment, whatever becomes of it meanwhile.
+    """A session file to send. Later changes of the session do not affect it.
 
     Attributes:
-        session: its value.
-        header: what stands in the file before the tensors' bytes.
-        nbytes: of the whole file.
+        session: value of the session.
+        header: bytes of the file before the tensors.
+        nbytes: size of the file.
     """
 
     session: Session
@@ -40,63 +43,69 @@ class Export:
 
     @classmethod
     def from_session(cls, session: Session, session_id: str, created: datetime) -> "Export":
-        """An export of a session of that id, made at that time."""
+        """Return the export of a session.
+
+        Args:
+            session: value of the session.
+            session_id: id of the session.
+            created: creation time of the session.
+        """
         header = session_file.header(session, session_id, created)
         return cls(session, header, len(header) + session.nbytes)
 
-    async def verify(self, device: DeviceExecutor, is_gone: Callable[[], bool]) -> None:
-        """Read all of it once while it still can be said that it cannot be read; what has room stays.
+    async def verify(self, device: DeviceExecutor, is_disconnected: Callable[[], bool]) -> None:
+        """Read all pages once before the first byte is sent, because a later error can only break the response off.
 
-        After some seconds what is left is not waited for, as whoever asked waits for the first byte.
+        Pages stay in memory if there is space. The check stops after VERIFY_SECONDS, since the client waits for it.
 
         Args:
-            device: whose turn each MiB takes.
-            is_gone: whether whoever asked has left.
+            device: device that reads the pages, 1 MiB in one job.
+            is_disconnected: returns whether the client has closed the connection.
 
         Raises:
-            SessionDamaged, TierUnavailable: it cannot be read.
-            Busy: too many wait for the device.
-            ClientDisconnect: nobody waits for it.
+            SessionCorrupt, StorageUnavailable: a page cannot be read.
+            Busy: the device queue is full.
+            ExportAborted: the client has closed the connection.
         """
         until = time.monotonic() + VERIFY_SECONDS
-        away = iter([page for page in self.session.all_pages() if not page.is_resident])
-        while await device.call(partial(_read_chunk, away)) and time.monotonic() < until:
-            if is_gone():
-                raise ClientDisconnect
+        evicted = iter([page for page in self.session.all_pages() if not page.is_resident])
+        while await device.call(partial(_read_chunk, evicted)) and time.monotonic() < until:
+            if is_disconnected():
+                raise ExportAborted
 
     async def chunks(self, device: DeviceExecutor) -> AsyncIterator[bytes | memoryview]:
-        """The file. Of the tensors no more is in host memory than those of one layer."""
+        """Yield the file in chunks. Only the tensors of one layer are in host memory at a time."""
         yield self.header
         for layer, span in enumerate(session_file.by_layer(session_file.spans(self.session))):
-            async for piece in self._layer(layer, span, device):
-                yield piece
+            async for chunk in self._layer_chunks(layer, span, device):
+                yield chunk
 
-    async def _layer(self, layer: int, span: Span, device: DeviceExecutor) -> AsyncIterator[memoryview]:
-        tensors = _LayerBuffer(self.session, span)
-        for start in range(span.base, span.length, tensors.step):
-            stop = min(start + tensors.step, span.length)
-            await device.call_unbounded(partial(tensors.copy, layer, start, stop, device.backend))
-        for start in range(0, tensors.memory.nbytes, CHUNK_NBYTES):
-            yield tensors.memory.data[start : start + CHUNK_NBYTES]
+    async def _layer_chunks(self, layer: int, span: Span, device: DeviceExecutor) -> AsyncIterator[memoryview]:
+        buffer = _LayerBuffer(self.session, span)
+        for start in range(span.base, span.length, buffer.copy_tokens):
+            stop = min(start + buffer.copy_tokens, span.length)
+            await device.call_unbounded(partial(buffer.copy, layer, start, stop, device.backend))
+        for start in range(0, buffer.memory.nbytes, CHUNK_NBYTES):
+            yield buffer.memory.data[start : start + CHUNK_NBYTES]
 
 
 def _read_chunk(pages: Iterator[Page]) -> bool:
-    """Have the next pages read, and say whether there may be more; runs on the device's thread."""
+    """Read the next pages. Return whether there may be more. Runs on the device thread."""
     nbytes = 0
     for page in pages:
         page.resident_copy()
         nbytes += page.nbytes
-        if nbytes >= STEP_NBYTES:
+        if nbytes >= COPY_NBYTES:
             return True
     return False
 
 
 class _LayerBuffer:
-    """One layer's tensors as they stand in the file, filled from its pages.
+    """Tensors of one layer in the layout of the file.
 
     Attributes:
-        memory: their bytes, one after the other.
-        step: tokens to be taken at a time, whole pages.
+        memory: bytes of the tensors, one after the other.
+        copy_tokens: number of tokens to copy in one job: whole pages.
     """
 
     def __init__(self, session: Session, span: Span) -> None:
@@ -106,14 +115,14 @@ class _LayerBuffer:
         sizes = [heads * span.tokens * width for width in widths]
         self.memory = np.empty(sum(sizes), np.uint8)
         parts = np.split(self.memory, np.cumsum(sizes)[:-1])
-        # uint8 [kv_heads, tokens, width]: k's packed vectors and norms, and v's.
+        # uint8 [kv_heads, tokens, width]: packed vectors and norms of K, then of V.
         self._tensors = [part.reshape(heads, span.tokens, width) for part, width in zip(parts, widths, strict=True)]
-        self.step = max(STEP_NBYTES // (heads * sum(widths)) // PAGE_TOKENS, 1) * PAGE_TOKENS
+        self.copy_tokens = max(COPY_NBYTES // (heads * sum(widths)) // PAGE_TOKENS, 1) * PAGE_TOKENS
 
     def copy(self, layer: int, start: int, stop: int, backend: Backend) -> None:
-        """Copy positions `start` to `stop` of the session's layer; runs on the device's thread."""
+        """Copy positions `start` to `stop` of a layer of the session. Runs on the device thread."""
         page = self._session.read(layer, layer + 1, start, stop, backend)
-        streams = [on_host(stream, backend) for stream in (page.k, page.v)]
+        streams = [on_host(stream, backend) for stream in page.load()]
         arrays = [array.view(np.uint8)[0] for stream in streams for array in (stream.packed, stream.norms)]
         for tensor, array in zip(self._tensors, arrays, strict=True):
             tensor[:, start - self._base : stop - self._base] = array

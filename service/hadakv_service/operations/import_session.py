@@ -1,4 +1,4 @@
-"""The import: a file's tokens become a session's pages, as one job of the device."""
+"""ImportOperation: create a session from a session file."""
 
 from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -8,28 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import Backend, CodecSpec, Encoded, Stream
-from hadakv_service.device.chunks import run_to_completion
-from hadakv_service.device.jobs import ChunkedJob
-from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
+from hadakv_service.device.jobs import ChunkedJob, run_to_completion
+from hadakv_service.errors import InvalidRequest, SessionExists
 from hadakv_service.operations.session_file_reader import SessionFile
+from hadakv_service.operations.write_operation import WriteOperation
 from hadakv_service.sessions.layer_run import PAGE_TOKENS, LayerRun
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
 
-# All ones in an infinity or NaN.
+# These bits are all ones in an infinity or NaN.
 FLOAT16_EXPONENT = 0x7C00
 
 
-class ImportOperation(ChunkedJob[SessionRecord]):
-    """Makes a session of a file, all of it or nothing.
+class ImportOperation(WriteOperation, ChunkedJob[SessionRecord]):
+    """Create a session from a file, all of it or nothing.
 
     Args:
-        key: of the session.
-        file: its tensors must last until the job is done, and are not used any longer.
-        store: where the session goes.
-        backend: where its pages go.
-        new: what a session is where the file does not say.
+        key: key of the session.
+        file: file whose tensors stay valid until the job is complete. They are not used afterwards.
+        store: store of the session.
+        backend: backend whose memory the pages use.
+        new: session with the values that the file does not have.
     """
 
     def __init__(self, key: Key, file: SessionFile, store: SessionStore, backend: Backend, new: Session) -> None:
@@ -40,40 +40,28 @@ class ImportOperation(ChunkedJob[SessionRecord]):
         self._store = store
         self._backend = backend
         self._new = new
-        self._reserved = 0
-        self._bypasses_memory = False
 
     def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:
-        """Reserve the bytes, unless there is such a session; there is nothing to encode."""
+        """Reserve memory, unless the session exists. Return no streams."""
         if self._store.has(self._key):
-            raise SessionExists(f"There is a session {self._key[1]!r} already.", field="id")
+            raise SessionExists(f"The session {self._key[1]!r} exists already.", field="id")
         session, spans = self._file.session, self._file.spans
         empty = tuple(LayerRun(span.layers, span.base, span.base) for span in spans)
         ttl, durability = session.ttl_seconds or self._new.ttl_seconds, self._new.durability
         self._session = replace(session, ttl_seconds=ttl, durability=durability, runs=empty)
         pages = sum(-(-span.tokens // PAGE_TOKENS) for span in spans)
-        try:
-            self._reserve(batch, pages)
-        except InsufficientStorage:
-            if not self._store.can_spill(self._session):
-                raise
-            # More than memory is for: it goes past that.
-            self._bypasses_memory = True
-            self._reserve(batch, pages, extra=-self.nbytes)
-        self._batch = batch
-        return ()
-
-    def _reserve(self, batch: Collection[Hashable], pages: int, extra: int = 0) -> None:
-        self._reserved = self._store.reserve_growth(
-            self._key, self._session, batch, nbytes=self.nbytes, pages=pages, extra=extra
+        self._reservation = self._store.reserve(
+            self._key, self._session, batch, nbytes=self.nbytes, pages=pages, may_bypass_memory=True
         )
+        return ()
 
     def complete(self, encoded: Sequence[Encoded]) -> SessionRecord:
         """Store the session."""
         return run_to_completion(self.complete_chunked(encoded))
 
-    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, SessionRecord]:  # noqa: ARG002 - there is none
-        """The same, pausing after each page's k, its v, and when they are in their run; the last step stores it all."""
+    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, SessionRecord]:  # noqa: ARG002 - nothing was encoded
+        """Store the session in chunks: K of a page, V of it, then the page. The last chunk commits the session."""
+        assert self._reservation
         runs, first = [], 0
         for span, run in zip(self._file.spans, self._session.runs, strict=True):
             layers = range(first, first + span.layers)
@@ -84,35 +72,26 @@ class ImportOperation(ChunkedJob[SessionRecord]):
                     streams.append(self._stream(name, spec, layers, tokens))
                     yield
                 run = run.append(Page(*streams), self._backend)  # noqa: PLW2901 - the run grows into its successor
-                if self._bypasses_memory:
-                    self._store.leave(self._key, run.pages[-1:])
+                if self._reservation.bypasses_memory:
+                    self._store.write_through(self._reservation, run.pages[-1:])
                 yield
             runs.append(run)
             first = layers.stop
         session = replace(self._session, runs=tuple(runs))
-        yield from self._store.ahead_in_steps(self._key, session)
-        yield from self._store.room_in_steps(self._reserved, self._batch)
-        entry = self._store.commit(self._key, session, self._reserved, self._batch)
-        self._reserved = 0
-        return entry
-
-    def roll_back(self) -> None:
-        """Give the reserved bytes back."""
-        self._store.release(self._reserved)
-        self._reserved = 0
+        return (yield from self._store.commit(self._reservation, session))
 
     def _stream(self, name: str, spec: CodecSpec, layers: range, tokens: slice) -> Encoded:
-        """Some tokens of k or v of a run's layers, in memory of the backend's own.
+        """Copy some tokens of K or V of a run into the backend's memory.
 
         Raises:
-            InvalidRequest: an element is none that the codec gives.
+            InvalidRequest: an element is none that the codec can produce.
         """
         views = [self._file.stream(layer, name) for layer in layers]
         packed = np.stack([view.packed[:, tokens] for view in views])
         norms = np.stack([view.norms[:, tokens] for view in views])
-        for part, fault, wrong in _invalid_vectors(packed, norms, spec):
-            if wrong.any():
-                layer, head, token = map(int, np.unravel_index(wrong.argmax(), wrong.shape))
+        for part, fault, invalid in _invalid_vectors(packed, norms, spec):
+            if invalid.any():
+                layer, head, token = map(int, np.unravel_index(invalid.argmax(), invalid.shape))
                 place = f"at head {head}, token {tokens.start + token}"
                 raise InvalidRequest(
                     [(f"layers.{layers[layer]}.{name}.{part}", f"has {fault} {place}; nothing was stored")]
@@ -123,7 +102,7 @@ class ImportOperation(ChunkedJob[SessionRecord]):
 def _invalid_vectors(
     packed: NDArray[np.uint8], norms: NDArray[np.float32], spec: CodecSpec
 ) -> Iterator[tuple[str, str, Any]]:
-    """What may be wrong with a tensor's elements: which tensor's, what, and for each vector whether it is, bool."""
+    """Yield each possible fault: name of the tensor, the fault, and for each vector whether it has it, bool."""
     codec = spec.codec
     if codec.kind == "float16":
         exponents = packed.view(np.uint16) & FLOAT16_EXPONENT

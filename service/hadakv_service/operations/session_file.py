@@ -1,8 +1,8 @@
-"""A session as one safetensors file: which tensors it has, what its header says.
+"""The safetensors layout of an exported session.
 
-Such a file is 8 bytes for the header's length, the header, which is JSON, and the tensors' bytes one after the other
-(https://huggingface.co/docs/safetensors). Each stored layer has tensors of its own, named by its index: so one step
-across the pages gives all that the file has of a layer, and whoever reads a layer need not know how it was appended.
+A safetensors file has 8 bytes with the length of the header, the header in JSON, and the bytes of the tensors
+(https://huggingface.co/docs/safetensors). Each stored layer has its own tensors, named by its index. The export thus
+reads the pages layer by layer, and a reader need not know which layers were appended together.
 """
 
 import math
@@ -21,11 +21,11 @@ from hadakv_service.wire import messages
 
 FORMAT, VERSION = "hadakv-session", "1"
 METADATA = "__metadata__"
-# The header's length, little-endian, before the header.
+# Bytes of the header length, little-endian, before the header.
 PREFIX_NBYTES = 8
-# A header is padded to this, so that tensors begin where their elements may.
+# The header is padded to a multiple of this, so that tensors are aligned.
 ALIGNMENT = 8
-# Four tensors of each of MAX_LAYERS layers need less than half of it.
+# Four tensors for each of MAX_LAYERS layers need less than half of this.
 MAX_HEADER_NBYTES = 1 << 20
 ITEM_NBYTES = {"U8": 1, "F16": 2, "F32": 4}
 
@@ -33,7 +33,7 @@ Position = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
 
 
 class Span(msgspec.Struct, forbid_unknown_fields=True):
-    """Consecutive layers with one history, of which tokens `base` to `length` are stored."""
+    """Consecutive layers that were appended together, with stored tokens from position `base` to `length`."""
 
     layers: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)]
     base: Position
@@ -41,12 +41,12 @@ class Span(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def tokens(self) -> int:
-        """Stored tokens of each layer."""
+        """Number of stored tokens of each layer."""
         return self.length - self.base
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What a file says of its session; on file each value is a string, those in `AS_JSON` are JSON."""
+    """Metadata of a session in a file. Each value is a string there. Those in `AS_JSON` are JSON."""
 
     format: str
     version: str
@@ -71,7 +71,7 @@ class Part:
 
     Attributes:
         name: `layers.<index>.<k or v>.<packed, norms or values>`.
-        dtype: as safetensors names it: U8 for packed bytes, F32 for norms, F16 for the values of a float16 stream.
+        dtype: safetensors dtype: U8 for packed bytes, F32 for norms, F16 for the values of a float16 stream.
         shape: `[kv_heads, tokens, ...]`.
     """
 
@@ -81,12 +81,12 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        """Its bytes in the file."""
+        """Bytes of the tensor in the file."""
         return math.prod(self.shape) * ITEM_NBYTES[self.dtype]
 
 
 def stream_parts(layer: int, stream: str, spec: CodecSpec, kv_heads: int, tokens: int) -> list[Part]:
-    """The tensors of one layer's k or v, in the order of the file."""
+    """Return the tensors of K or V of a layer, in the order of the file."""
     name, lead = f"layers.{layer}.{stream}", (kv_heads, tokens)
     if spec.codec.kind == "float16":
         return [Part(f"{name}.values", "F16", (*lead, spec.head_dim))]
@@ -95,25 +95,25 @@ def stream_parts(layer: int, stream: str, spec: CodecSpec, kv_heads: int, tokens
 
 
 def spans(session: Session) -> list[Span]:
-    """The runs of a session as a file tells them."""
+    """Return the runs of a session as the file describes them."""
     return [Span(run.layers, run.start, run.stop) for run in session.runs]
 
 
 def by_layer(spans: Iterable[Span]) -> Iterator[Span]:
-    """For each layer in turn, the run it belongs to."""
+    """Yield for each layer the run that it belongs to."""
     for span in spans:
         yield from repeat(span, span.layers)
 
 
 def parts(session: Session, spans: Iterable[Span]) -> Iterator[Part]:
-    """The tensors of a session that has these runs, in the order of the file: layer by layer, k before v."""
+    """Yield the tensors of a session with these runs, in the order of the file: layer by layer, K before V."""
     for layer, span in enumerate(by_layer(spans)):
         for stream, spec in zip("kv", session.specs, strict=True):
             yield from stream_parts(layer, stream, spec, session.kv_heads or 0, span.tokens)
 
 
 def header(session: Session, session_id: str, created: datetime) -> bytes:
-    """All of a file that stands before the tensors' bytes."""
+    """Return the bytes of a file before the tensors: header length, header, padding."""
     document: dict[str, Any] = {METADATA: _metadata(session, session_id, created)}
     offset = 0
     for part in parts(session, spans(session)):

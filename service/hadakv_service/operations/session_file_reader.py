@@ -1,7 +1,7 @@
-"""Reads a session from a safetensors file that anybody may have made: nothing of it is believed.
+"""Parse and validate an untrusted session file.
 
-Bytes that are no such file are a `MalformedBody`; a file that says what cannot be is an `InvalidRequest` that names
-the field. What the tensors' elements say is looked at later, page by page.
+Bytes that are not a safetensors file raise `MalformedBody`. A file with impossible values raises `InvalidRequest` with
+the name of the field. The elements of the tensors are validated later, page by page.
 """
 
 import json
@@ -32,14 +32,14 @@ from hadakv_service.sessions.session_id import check_session_id
 from hadakv_service.wire import serialization
 
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
-# A file that is wrong in every tensor is told of the first few.
+# Maximum number of errors in one response, even if every tensor is invalid.
 MAX_REPORTED_ERRORS = 8
 
-# What a file that can be read here says, and what it is otherwise.
+# Values that a supported file has, and what another value means.
 _EXPECTED_METADATA = {
-    "format": (session_file.FORMAT, "no session was exported to this file"),
-    "version": (session_file.VERSION, "the file is of another version of hadakv"),
-    "tables": (fingerprint(), "the file was packed with the codec tables of another version of hadakv"),
+    "format": (session_file.FORMAT, "not a hadakv export"),
+    "version": (session_file.VERSION, "the file was written by another version of hadakv"),
+    "tables": (fingerprint(), "the file was written with the codec tables of another version of hadakv"),
 }
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class TensorHeader(msgspec.Struct, forbid_unknown_fields=True):
-    """What the header says of a tensor; offsets count from the header's end."""
+    """Header entry of a tensor. Offsets count from the end of the header."""
 
     dtype: str
     shape: list[Size]
@@ -56,11 +56,11 @@ class TensorHeader(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class SessionFile:
-    """A file whose header has been checked.
+    """A file with a valid header.
 
     Attributes:
-        session: the session without its runs.
-        spans: what runs it has.
+        session: session without runs.
+        spans: runs of the session.
         tensors: views of the file, by name.
     """
 
@@ -69,7 +69,7 @@ class SessionFile:
     tensors: Mapping[str, NDArray[Any]]
 
     def stream(self, layer: int, stream: str) -> Encoded:
-        """One layer's k or v, as views of the file: packed uint8 `[kv_heads, tokens, row_bytes]` and its norms."""
+        """Return K or V of a layer as views of the file: uint8 `[kv_heads, tokens, row_bytes]`, float32 norms."""
         name = f"layers.{layer}.{stream}"
         values = self.tensors.get(f"{name}.values")
         if values is not None:
@@ -78,11 +78,11 @@ class SessionFile:
 
 
 def read(body: serialization.Buffer) -> SessionFile:
-    """Check a file's header.
+    """Parse and validate the header of a file.
 
     Raises:
-        MalformedBody: it is no safetensors file, or is cut short.
-        InvalidRequest: it is no session's, is of another version, or says what cannot be.
+        MalformedBody: the body is not a safetensors file, or is truncated.
+        InvalidRequest: the file is not a hadakv export, was written by another version, or has an invalid field.
     """
     header, data = _split(memoryview(body))
     try:
@@ -90,25 +90,26 @@ def read(body: serialization.Buffer) -> SessionFile:
     except ValueError as error:
         raise MalformedBody(f"The header is not valid JSON: {error}.") from None
     if not isinstance(entries, dict):
-        raise MalformedBody("The header is no JSON object.")
+        raise MalformedBody("The header is not a JSON object.")
     metadata = _metadata(entries.pop(METADATA, None))
     session = _session(metadata)
-    wanted = list(session_file.parts(session, metadata.runs)) if metadata.runs else []
-    heads = _tensor_headers(entries, wanted)
-    _check_no_gaps(heads, len(data))
-    return SessionFile(session, metadata.runs, {part.name: _view(data, heads[part.name], part) for part in wanted})
+    expected = list(session_file.parts(session, metadata.runs)) if metadata.runs else []
+    headers = _tensor_headers(entries, expected)
+    _check_no_gaps(headers, len(data))
+    tensors = {part.name: _view(data, headers[part.name], part) for part in expected}
+    return SessionFile(session, metadata.runs, tensors)
 
 
 def _split(body: memoryview) -> tuple[memoryview, memoryview]:
-    """A file's header and the bytes of its tensors."""
+    """Split a file into its header and the bytes of its tensors."""
     if len(body) < PREFIX_NBYTES:
-        raise MalformedBody("The file is cut short: it has not even the length of its header.")
+        raise MalformedBody("The file is truncated: it ends before the length of the header.")
     length = int.from_bytes(body[:PREFIX_NBYTES], "little")
     if length > MAX_HEADER_NBYTES:
-        raise MalformedBody(f"The header would have {length} bytes; no session's has more than {MAX_HEADER_NBYTES}.")
+        raise MalformedBody(f"The header has {length} bytes, the maximum is {MAX_HEADER_NBYTES}.")
     stop = PREFIX_NBYTES + length
     if stop > len(body):
-        raise MalformedBody(f"The file is cut short: its header alone reaches to byte {stop} of {len(body)}.")
+        raise MalformedBody(f"The file is truncated: the header ends at byte {stop} of {len(body)}.")
     return body[PREFIX_NBYTES:stop], body[stop:]
 
 
@@ -116,10 +117,10 @@ def _json(text: bytes | memoryview) -> Any:
     """Parse JSON strictly.
 
     Raises:
-        ValueError: it is none, has a key twice, is nested too deep, or has a number or a text there is not.
+        ValueError: the text is not JSON, has a duplicate key, is nested too deep, or has an invalid number or string.
     """
     try:
-        # msgspec knows no NaN and no halves of characters, and Python's own parser sees keys that come twice.
+        # msgspec rejects NaN and unpaired surrogates. The parser of Python finds duplicate keys.
         msgspec.json.decode(text)
         return json.loads(bytes(text), object_pairs_hook=_reject_duplicate_keys)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -129,20 +130,20 @@ def _json(text: bytes | memoryview) -> Any:
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("an object has a key twice")
+        raise ValueError("an object has a duplicate key")
     return found
 
 
 def _metadata(strings: object) -> Metadata:
-    """What the file says of its session, each field by itself."""
+    """Parse the metadata, checking each field separately."""
     if strings is None:
-        raise InvalidRequest([(METADATA, "is missing: no session was exported to this file")])
-    given = _convert(strings, dict[str, str], METADATA)
-    for name, (value, otherwise) in _EXPECTED_METADATA.items():
-        if given.get(name) != value:
-            found = f"not {given[name][:80]!a}" if name in given else "is missing"
-            raise _invalid(name, f"must be {value}, {found}: {otherwise}")
-    return _convert({name: _parsed(name, text) for name, text in given.items()}, Metadata, METADATA)
+        raise InvalidRequest([(METADATA, "is missing: not a hadakv export")])
+    values = _convert(strings, dict[str, str], METADATA)
+    for name, (value, explanation) in _EXPECTED_METADATA.items():
+        if values.get(name) != value:
+            found = f"not {values[name][:80]!a}" if name in values else "is missing"
+            raise _invalid(name, f"must be {value}, {found}: {explanation}")
+    return _convert({name: _parsed(name, text) for name, text in values.items()}, Metadata, METADATA)
 
 
 def _parsed(name: str, text: str) -> Any:
@@ -159,13 +160,13 @@ def _convert(value: object, kind: type[T], field: str) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         inner, reason = serialization.field_and_reason(error)
-        # Nobody needs to be told all of a name that fills a header.
+        # A name may fill the whole header. Report only its start.
         where = field if inner in ("body", "[...]") else f"{field}.{inner[:80]}"
         raise InvalidRequest([(where, reason[:200])]) from None
 
 
 def _session(metadata: Metadata) -> Session:
-    """The session without its runs, which are checked."""
+    """Return the session without runs, after checking the runs."""
     if metadata.head_dim is not None and metadata.head_dim not in HEAD_DIMS:
         raise _invalid("head_dim", f"must be one of {HEAD_DIMS}, not {metadata.head_dim}")
     session = Session(
@@ -180,9 +181,9 @@ def _session(metadata: Metadata) -> Session:
         if metadata.runs and getattr(metadata, field) is None:
             raise _invalid(field, "is missing, though there are layers")
     check_session_id(metadata.session, f"{METADATA}.session")
-    layers, most = sum(span.layers for span in metadata.runs), session.layers or MAX_LAYERS
-    if layers > most:
-        raise _invalid("runs", f"have {layers} layers, there may be at most {most}")
+    layers, limit = sum(span.layers for span in metadata.runs), session.layers or MAX_LAYERS
+    if layers > limit:
+        raise _invalid("runs", f"have {layers} layers, the maximum is {limit}")
     for i, span in enumerate(metadata.runs):
         if reason := _span_error(span, session.window):
             raise _invalid(f"runs[{i}].base", reason)
@@ -190,7 +191,7 @@ def _session(metadata: Metadata) -> Session:
 
 
 def _span_error(span: Span, window: int | None) -> str | None:
-    """What is wrong with the first position that layers have."""
+    """Return what is wrong with the first position of a run; None if it is valid."""
     if span.base > span.length:
         return f"must not be beyond the length {span.length}, not {span.base}"
     if window is None:
@@ -206,15 +207,15 @@ def _invalid(field: str, reason: str) -> InvalidRequest:
     return InvalidRequest([(f"{METADATA}.{field}", reason)])
 
 
-def _tensor_headers(entries: Mapping[str, Any], wanted: list[Part]) -> dict[str, TensorHeader]:
-    """What the header says of each tensor, which must be what the metadata asks for."""
-    unknown = sorted(entries.keys() - {part.name for part in wanted})
-    errors = [(part.name, "is missing") for part in wanted if part.name not in entries]
-    errors += [("header", f"has a tensor {name[:80]!a}, for which there is no layer") for name in unknown]
+def _tensor_headers(entries: Mapping[str, Any], expected: list[Part]) -> dict[str, TensorHeader]:
+    """Return the header entry of each tensor. They must match what the metadata requires."""
+    unknown = sorted(entries.keys() - {part.name for part in expected})
+    errors = [(part.name, "is missing") for part in expected if part.name not in entries]
+    errors += [("header", f"has a tensor {name[:80]!a} of a layer that the session does not have") for name in unknown]
     _raise_invalid(errors)
-    heads = {part.name: _convert(entries[part.name], TensorHeader, part.name) for part in wanted}
-    _raise_invalid([mistake for part in wanted for mistake in _header_errors(heads[part.name], part)])
-    return heads
+    headers = {part.name: _convert(entries[part.name], TensorHeader, part.name) for part in expected}
+    _raise_invalid([error for part in expected for error in _header_errors(headers[part.name], part)])
+    return headers
 
 
 def _raise_invalid(errors: list[tuple[str, str]]) -> None:
@@ -222,31 +223,33 @@ def _raise_invalid(errors: list[tuple[str, str]]) -> None:
         raise InvalidRequest(errors[:MAX_REPORTED_ERRORS])
 
 
-def _header_errors(head: TensorHeader, part: Part) -> Iterator[tuple[str, str]]:
-    begin, end = head.data_offsets
-    if head.dtype != part.dtype:
-        yield f"{part.name}.dtype", f"must be {part.dtype}, not {head.dtype[:20]!a}"
-    if tuple(head.shape) != part.shape:
-        yield f"{part.name}.shape", f"must be {list(part.shape)}, not {head.shape[:8]}"
+def _header_errors(header: TensorHeader, part: Part) -> Iterator[tuple[str, str]]:
+    begin, end = header.data_offsets
+    if header.dtype != part.dtype:
+        yield f"{part.name}.dtype", f"must be {part.dtype}, not {header.dtype[:20]!a}"
+    if tuple(header.shape) != part.shape:
+        yield f"{part.name}.shape", f"must be {list(part.shape)}, not {header.shape[:8]}"
     if end - begin != part.nbytes:
-        yield f"{part.name}.data_offsets", f"must lie {part.nbytes} apart, as its shape says, not {end - begin}"
+        yield f"{part.name}.data_offsets", f"must be {part.nbytes} bytes apart, not {end - begin}"
 
 
-def _check_no_gaps(heads: Mapping[str, TensorHeader], nbytes: int) -> None:
-    """Tensors lie side by side, in any order, from the header's end to the file's."""
+def _check_no_gaps(headers: Mapping[str, TensorHeader], nbytes: int) -> None:
+    """Check that the tensors, in any order, fill the file from the end of the header without gaps or overlaps."""
     at = 0
-    for (begin, end), name in sorted((head.data_offsets, name) for name, head in heads.items()):
+    for (begin, end), name in sorted((header.data_offsets, name) for name, header in headers.items()):
         if begin != at:
-            raise InvalidRequest([(f"{name}.data_offsets", f"must begin at {at}, where another ends, not at {begin}")])
+            raise InvalidRequest(
+                [(f"{name}.data_offsets", f"must begin at {at}, the end of the previous tensor, not at {begin}")]
+            )
         at = end
     if at != nbytes:
         raise MalformedBody(
-            f"The file {'is cut short' if at > nbytes else 'goes on after its end'}: its tensors have {at} bytes, and "
-            f"after its header there are {nbytes}."
+            f"The file {'is truncated' if at > nbytes else 'has trailing bytes'}: its tensors have {at} bytes, but "
+            f"{nbytes} bytes follow the header."
         )
 
 
-def _view(data: memoryview, head: TensorHeader, part: Part) -> NDArray[Any]:
-    begin, end = head.data_offsets
+def _view(data: memoryview, header: TensorHeader, part: Part) -> NDArray[Any]:
+    begin, end = header.data_offsets
     dtype = DTYPES[part.dtype]
     return (np.frombuffer(data[begin:end], dtype) if end > begin else np.empty(0, dtype)).reshape(part.shape)

@@ -1,6 +1,7 @@
-"""A page: the bytes of some tokens, which never change, wherever they lie."""
+"""Page: immutable content, residency state, reference count."""
 
 from collections.abc import Sequence
+from enum import Enum
 from itertools import pairwise
 from typing import Protocol
 
@@ -9,31 +10,52 @@ import numpy as np
 from hadakv_kernels import Backend, CodecSpec, Encoded
 
 
+class PageState(Enum):
+    """Where the bytes of a page are.
+
+    Attributes:
+        DIRTY: in memory only. To free the memory, write the page, then evict it.
+        CLEAN: in memory and on disk. It can be evicted at once.
+        EVICTED: on disk only. A read loads it.
+        SLICE: some layers of a parent page, without bytes of its own. It must be materialized before a commit.
+    """
+
+    DIRTY = "dirty"
+    CLEAN = "clean"
+    EVICTED = "evicted"
+    SLICE = "slice"
+
+
 class PageSource(Protocol):
-    """Where the bytes of a page are while they are not in memory."""
+    """The store that loads a page which is not in memory."""
 
     def load(self, page: "Page") -> tuple[Encoded, Encoded]:
-        """K and V of a page, in the backend's own memory."""
+        """Load K and V of a page into the backend's memory.
+
+        Returns:
+            K and V: packed uint8 `[layers, kv_heads, tokens, row_bytes]` and norms float32
+            `[layers, kv_heads, tokens, norms]`.
+        """
         ...
 
 
 class Page:
     """Stored K and V of some consecutive layers and tokens.
 
-    What a page holds is fixed; whether it is in memory may change at any time, which only its speed shows. Two pages
-    are equal only if they are the same.
+    The content never changes. The page may be loaded or evicted at any time, which changes only the speed of a read.
+    Two pages are equal only if they are the same object.
 
     Args:
         k: packed uint8 `[layers, kv_heads, tokens, row_bytes]` and norms float32 `[layers, kv_heads, tokens, norms]`.
-        v: likewise.
+        v: the same axes as `k`.
 
     Attributes:
-        layers: how many.
-        tokens: how many a layer.
+        layers: number of layers.
+        tokens: number of tokens in each layer.
         nbytes: bytes of packed vectors and norms.
-        row: its number in the tier below memory, once it is there by itself.
-        whole: of a part that has no bytes of its own yet, the page that has them, and which of its layers these are.
-        holders: how many sessions the ledger counts it for.
+        page_id: row number in the disk store; None if the page is not on disk.
+        parent: for a slice, the page that has the bytes, and which of its layers these are; None for other pages.
+        ref_count: number of sessions that hold the page. The buffer pool counts it.
     """
 
     __slots__ = ("__weakref__", "_source", "_streams", "layers", "nbytes", "page_id", "parent", "ref_count", "tokens")
@@ -49,86 +71,89 @@ class Page:
         self.ref_count = 0
 
     @classmethod
-    def at(cls, home: PageSource, row: int, layers: int, tokens: int, nbytes: int) -> "Page":
-        """A page that lies elsewhere."""
-        page = cls._of(layers, tokens, nbytes)
-        page.set_on_disk(home, row)
+    def evicted(cls, source: PageSource, page_id: int, layers: int, tokens: int, nbytes: int) -> "Page":
+        """Return a page that is on disk only."""
+        page = cls._without_bytes(layers, tokens, nbytes)
+        page.set_on_disk(source, page_id)
         return page
 
     @classmethod
-    def _of(cls, layers: int, tokens: int, nbytes: int) -> "Page":
+    def _without_bytes(cls, layers: int, tokens: int, nbytes: int) -> "Page":
         page = cls.__new__(cls)
         page.layers, page.tokens, page.nbytes, page.ref_count = layers, tokens, nbytes, 0
         page._streams = page._source = page.page_id = page.parent = None
         return page
 
     @property
-    def is_resident(self) -> bool:
-        """Whether its bytes are in memory."""
-        return self._streams is not None
+    def state(self) -> PageState:
+        """Where the bytes are."""
+        if self._streams is not None:
+            return PageState.DIRTY if self.page_id is None else PageState.CLEAN
+        return PageState.SLICE if self.parent else PageState.EVICTED
 
     @property
-    def streams(self) -> tuple[Encoded, Encoded]:
-        """K and V; fetched if they are elsewhere, and whether they stay is decided there."""
+    def is_resident(self) -> bool:
+        """Whether the page has bytes of its own in memory."""
+        return self._streams is not None
+
+    def load(self) -> tuple[Encoded, Encoded]:
+        """Return K and V, reading them from disk if they are not in memory.
+
+        The page source decides whether the page stays in memory afterwards.
+
+        Raises:
+            SessionCorrupt: the bytes on disk do not match their checksum.
+            StorageUnavailable: the disk cannot be read.
+        """
         if self._streams is not None:
             return self._streams
         if self.parent:
-            whole, layers = self.parent
-            return whole.slice(layers, slice(None)).streams
+            parent, layers = self.parent
+            return parent.slice(layers, slice(None)).load()
         assert self._source is not None
         return self._source.load(self)
 
-    @property
-    def k(self) -> Encoded:
-        """The stored K."""
-        return self.streams[0]
-
-    @property
-    def v(self) -> Encoded:
-        """The stored V."""
-        return self.streams[1]
-
     def resident_copy(self) -> "Page":
-        """This page, or one of the same content that is certainly in memory."""
-        return self if self.is_resident else Page(*self.streams)
+        """Return this page if it is in memory, else a copy of it that is."""
+        return self if self.is_resident else Page(*self.load())
 
     def slice(self, layers: slice, tokens: slice) -> "Page":
-        """A part of the page, sharing its memory."""
-        return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in self.streams))
+        """Return a part of the page as views of its memory."""
+        return Page(*(Encoded(s.packed[layers, :, tokens], s.norms[layers, :, tokens]) for s in self.load()))
 
     def split(self, borders: Sequence[int]) -> list["Page"]:
-        """The page as parts, of the layers from each border to the next.
+        """Return slices of the page: one for the layers from each border to the next.
 
-        Nothing is read or copied for it: as long as they are given no bytes of their own, parts keep the page alive.
+        Nothing is read or copied. A slice keeps its parent page alive until it gets bytes of its own.
         """
-        whole, first = (self.parent[0], self.parent[1].start) if self.parent else (self, 0)
-        parts = []
+        parent, first = (self.parent[0], self.parent[1].start) if self.parent else (self, 0)
+        slices = []
         for a, b in pairwise(borders):
-            part = Page._of(b - a, self.tokens, self.nbytes // self.layers * (b - a))
-            part.parent = whole, slice(first + a, first + b)
-            parts.append(part)
-        return parts
+            page = Page._without_bytes(b - a, self.tokens, self.nbytes // self.layers * (b - a))
+            page.parent = parent, slice(first + a, first + b)
+            slices.append(page)
+        return slices
 
-    def set_on_disk(self, home: PageSource, row: int) -> None:
-        """Note where its bytes lie beside memory."""
-        self._source, self.page_id, self.parent = home, row, None
+    def set_on_disk(self, source: PageSource, page_id: int) -> None:
+        """Record that the page is on disk, and where to load it from."""
+        self._source, self.page_id, self.parent = source, page_id, None
 
     def clear_resident(self) -> None:
-        """Free its memory; it has to lie elsewhere too."""
+        """Free the memory of a page that is on disk."""
         assert self._source is not None
         self._streams = None
 
     def set_resident(self, k: Encoded, v: Encoded) -> None:
-        """Take its bytes into memory."""
+        """Give the page bytes in memory."""
         self._streams, self.parent = (k, v), None
 
 
 def first_non_finite(host: Encoded, spec: CodecSpec) -> int:
-    """Which vector, counted over all leading axes, is the first that is not finite."""
+    """Return the index of the first vector that is not finite, counted over all leading axes."""
     values = host.packed.view(np.float16) if spec.codec.kind == "float16" else host.norms
     return int(np.argmin(np.isfinite(values).all(axis=-1)))
 
 
 def on_host(stream: Encoded, backend: Backend) -> Encoded:
-    """The same stream in host memory."""
+    """Return the stream in host memory."""
     return Encoded(backend.to_host(stream.packed), backend.to_host(stream.norms))

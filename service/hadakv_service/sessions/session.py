@@ -1,4 +1,4 @@
-"""A session as a value: its shape, its codecs and what its layers hold. Refuses what does not fit; stores nothing."""
+"""Session: an immutable value; page_diff between two values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,19 +12,25 @@ from hadakv_service.sessions.layer_run import LayerRun, empty, join
 from hadakv_service.sessions.page import Page
 
 MAX_LAYERS = 1024
-# What of a session outlives the process: nothing; what had no room in memory, and all of it after an orderly end; or
-# whatever was ever answered.
+# About 31 years. A time that far ahead is still a valid date.
+MAX_TTL_SECONDS = 1e9
+# memory: lost when the process exits. spill: saved at a clean shutdown; a crash leaves what was evicted to disk.
+# ack: saved before every response.
 Durability = Literal["memory", "spill", "ack"]
 FLOAT16_NBYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one append brings: its tensors' axes, and where they go.
+    """Axes of the tensors of one append, and where they are stored.
 
     Attributes:
         layer: index of the first layer.
-        position: position of the first token, None for "at the end".
+        layers: number of layers.
+        kv_heads: number of KV heads.
+        tokens: number of tokens.
+        head_dim: elements of a vector.
+        position: position of the first token; None for the end of the session.
     """
 
     layer: int
@@ -37,17 +43,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Session:
-    """All of a session but its name and its age. `None` means not yet decided.
+    """Shape, codecs and pages of a session, without its id and times. None means not decided yet.
 
-    What is asked for again and again while a batch is worked on is worked out once, as a value never changes.
+    Values that one batch needs often are cached properties, because a session never changes.
 
     Attributes:
-        codecs: of k and of v.
-        layers: the declared number of layers; an append may not go beyond.
-        window: how many tokens each layer keeps; None keeps all.
-        ttl_seconds: how long it lives unused; None lives on.
-        durability: what of it outlives the process, see `Durability`.
-        runs: its layers, in order.
+        codecs: codecs of K and V.
+        layers: declared number of layers, the limit for appends.
+        kv_heads: number of KV heads.
+        head_dim: elements of a vector.
+        window: number of tokens each layer keeps; None keeps all.
+        ttl_seconds: seconds without use until the session expires; None for never.
+        durability: what is saved to disk, and when; see `Durability`.
+        runs: runs of layers, in order.
     """
 
     codecs: tuple[Codec, Codec] | None = None
@@ -61,7 +69,7 @@ class Session:
 
     @cached_property
     def specs(self) -> tuple[CodecSpec, CodecSpec]:
-        """The codecs of k and v at the session's head_dim; only once it has both."""
+        """Codecs of K and V at the session's head_dim. Both must be decided."""
         assert self.codecs is not None
         assert self.head_dim is not None
         k, v = self.codecs
@@ -69,44 +77,44 @@ class Session:
 
     @property
     def has_shape(self) -> bool:
-        """Whether codecs and axes are decided, so that tokens can be stored and read."""
+        """Whether codecs and axes are decided. Tokens can be stored and read only then."""
         return None not in (self.codecs, self.kv_heads, self.head_dim)
 
     @property
     def stored_layers(self) -> int:
-        """Layers that any append has reached."""
+        """Number of layers up to the last one that any append has reached."""
         return sum(run.layers for run in self.runs)
 
     @property
     def rows(self) -> int:
-        """Stored vectors of one stream."""
+        """Number of stored vectors of K; V has as many."""
         return (self.kv_heads or 0) * sum(run.layers * (run.stop - run.start) for run in self.runs)
 
     @cached_property
     def nbytes(self) -> int:
-        """Stored bytes of both streams."""
+        """Stored bytes of K and V."""
         return self.rows * sum(spec.nbytes for spec in self.specs) if self.rows else 0
 
     @cached_property
     def pages(self) -> int:
-        """Stored pages."""
+        """Number of stored pages."""
         return sum(len(run.pages) for run in self.runs)
 
     def all_pages(self) -> Iterator[Page]:
-        """Every page of every run."""
+        """Yield every page of every run."""
         return chain.from_iterable(run.pages for run in self.runs)
 
     @property
     def raw_nbytes(self) -> int:
-        """Bytes the same tokens take as float16."""
+        """Bytes of the same tokens as float16."""
         return self.rows * 2 * FLOAT16_NBYTES * (self.head_dim or 0)
 
     def first(self, run: LayerRun) -> int:
-        """Position of the first token a run still answers for."""
+        """Return the position of the first token of a run that can be read."""
         return run.start if self.window is None else max(run.start, run.stop - self.window)
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
-        """Layer, first position and length of each stored layer."""
+        """Yield index, first position and length of each stored layer."""
         layer = 0
         for run in self.runs:
             for _ in range(run.layers):
@@ -114,11 +122,11 @@ class Session:
                 layer += 1
 
     def with_shape(self, shape: Shape, codecs: tuple[Codec, Codec] | None) -> "Session":
-        """The session once it has taken on the shape and codecs of an append, still without its tokens.
+        """Return the session with the shape and codecs of an append, without its tokens.
 
         Raises:
-            ShapeMismatch: the append's axes disagree with the session.
-            CodecMismatch: a codec was asked for that is not the session's.
+            ShapeMismatch: the axes of the append differ from those of the session.
+            CodecMismatch: the requested codecs differ from those of the session.
         """
         for axis in ("kv_heads", "head_dim"):
             mine, given = getattr(self, axis), getattr(shape, axis)
@@ -137,7 +145,7 @@ class Session:
         return replace(self, kv_heads=shape.kv_heads, head_dim=shape.head_dim, codecs=chosen)
 
     def common_range(self, layer: int, layers: int) -> tuple[int, int, int]:
-        """Of some layers: the first position all of them answer for, the shortest length and the longest."""
+        """Return the first position that all of these layers can read, the shortest length and the longest."""
         first, lengths, at = 0, [], 0
         for run in self.runs:
             if at < layer + layers and layer < at + run.layers:
@@ -149,10 +157,11 @@ class Session:
         return first, min(lengths), max(lengths)
 
     def append_position(self, shape: Shape) -> tuple[int, bool]:
-        """The position an append goes to, and whether that is the end; else it can only be a repetition.
+        """Return the position of an append, and whether that is the end. If not, the append repeats stored tokens.
 
         Raises:
-            PositionConflict: it is not at the end of its layers, and goes beyond it or has wholly left the window.
+            PositionConflict: the append starts elsewhere than at the end, and reaches beyond the end or has left the
+                window.
         """
         first, length, longest = self.common_range(shape.layer, shape.layers)
         if shape.position in (None, length) and length == longest:
@@ -166,17 +175,20 @@ class Session:
         raise self.conflict(shape)
 
     def conflict(self, shape: Shape) -> PositionConflict:
-        """The refusal of an append that is not at the end."""
+        """Return the error for an append that is neither at the end nor a repetition."""
         first, length, _ = self.common_range(shape.layer, shape.layers)
-        detail = f"The layers have {length} tokens; the append is to start at {shape.position} and is not stored there."
+        detail = (
+            f"The layers have {length} tokens. The append at position {shape.position} differs from what is stored."
+        )
         if shape.position is not None and shape.position < first:
-            detail += f" Of tokens before {first}, which have left the window, nothing can be told."
+            detail += f" Tokens before {first} have left the window and cannot be compared."
         return PositionConflict(detail, length)
 
     def split_runs(self, layer: int, layers: int) -> "Session":
-        """The session with runs that begin and end where these layers do, and still without further tokens.
+        """Return the session with runs that begin and end where these layers do, and without further tokens.
 
-        A run that has other layers besides is split into as many each, as those are likely to come by themselves, too.
+        A run that also has other layers is split into groups of the same size, because the other layers are likely
+        to be appended separately too.
         """
         stop = layer + layers
         runs = self.runs
@@ -189,7 +201,7 @@ class Session:
         return self if len(parts) == len(self.runs) else replace(self, runs=tuple(parts))
 
     def split_runs_nbytes(self, layer: int, layers: int) -> int:
-        """Stored bytes of the runs that `opened` splits."""
+        """Return the stored bytes of the runs that `split_runs` would split."""
         nbytes, at = 0, 0
         for run in self.runs:
             if len(_borders(layer - at, layers, run.layers)) > 2:
@@ -198,32 +210,32 @@ class Session:
         return nbytes
 
     def new_pages(self, layer: int, layers: int, tokens: int) -> int:
-        """How many pages an append to these layers adds at most; they must be opened."""
+        """Return how many pages an append to these layers adds at most. Call `split_runs` first."""
         spans = pairwise([0, *accumulate(run.layers for run in self.runs)])
         grown = [run for run, (a, b) in zip(self.runs, spans, strict=True) if layer <= a and b <= layer + layers]
         return sum(run.pages_after(tokens) - len(run.pages) for run in grown)
 
     def append(self, layer: int, page: Page, backend: Backend) -> "Session":
-        """The session with a page's tokens at the end of its layers, which have one common length."""
+        """Return the session with the tokens of a page at the end of its layers, which must have equal lengths."""
         stop = layer + page.layers
         grown, at = [], 0
         for run in self.split_runs(layer, page.layers).runs:
             part = slice(at - layer, at - layer + run.layers)
             at += run.layers
             if layer < at <= stop:
-                # A copy: as a view it would keep the memory of all layers as long as it is there itself.
-                piece = page if run.layers == page.layers else join([page.slice(part, slice(None))], 0, backend)
-                run = run.append(piece, backend)  # noqa: PLW2901 - the run grows into its successor
+                # A view would keep the memory of all layers. Copy it.
+                own = page if run.layers == page.layers else join([page.slice(part, slice(None))], 0, backend)
+                run = run.append(own, backend)  # noqa: PLW2901 - the run grows into its successor
                 if self.window is not None:
-                    run = run.drop_before(run.stop - self.window)  # noqa: PLW2901 - likewise
+                    run = run.drop_before(run.stop - self.window)  # noqa: PLW2901 - as above
             grown.append(run)
         return replace(self, runs=tuple(grown))
 
     def truncate(self, length: int, backend: Backend) -> "Session":
-        """The session without the tokens from a position on; layers that are shorter stay as they are.
+        """Return the session without the tokens from position `length` on. Shorter layers stay as they are.
 
         Raises:
-            InvalidRequest: no layer is that long, or the token before has left a layer's window.
+            InvalidRequest: no layer is that long, or the tokens before `length` have left the window.
         """
         longest = max((run.stop for run in self.runs), default=0)
         if length > longest:
@@ -234,24 +246,24 @@ class Session:
         return replace(self, runs=tuple(run.truncate(length, backend) for run in self.runs))
 
     def _empty_runs(self, layer: int, stop: int) -> list[LayerRun]:
-        """New layers up to `stop`, those below `layer` in a run of their own."""
+        """Return new layers up to `stop`, with those before `layer` in a separate run."""
         stored = self.stored_layers
         edges = [stored, *([layer] if layer > stored else []), stop]
         return [LayerRun(b - a) for a, b in pairwise(edges)]
 
     def range(self, start: int | None, stop: int | None, layers: tuple[int, int] | None) -> tuple[int, int, int, int]:
-        """Check a range to read: first layer, layer after the last, start, stop.
+        """Check a range to read. Return first layer, layer after the last, start and stop.
 
-        A missing end is the session's; a stop beyond the shortest layer's length is that length.
+        A missing bound is that of the session. A stop beyond the shortest layer becomes the length of that layer.
 
         Raises:
-            InvalidRequest: layers or positions the session does not have.
+            InvalidRequest: the session does not have these layers or positions.
         """
         a, b = layers or (0, self.stored_layers)
         if not 0 <= a <= b <= self.stored_layers:
             raise InvalidRequest([("layers", f"must lie within 0:{self.stored_layers}, not {a}:{b}")])
         first, length, _ = self.common_range(a, b - a) if a < b else (0, 0, 0)
-        # Layers whose windows share no token have an empty range in common, at the end of the shortest.
+        # Layers whose windows share no token have an empty common range, at the end of the shortest layer.
         first = min(first, length)
         start = first if start is None else start
         stop = length if stop is None else min(stop, length)
@@ -262,7 +274,7 @@ class Session:
         return a, b, start, stop
 
     def read(self, a: int, b: int, start: int, stop: int, backend: Backend) -> Page:
-        """Positions `start` to `stop` of layers `a` to `b` as one page; the session must have a shape."""
+        """Return positions `start` to `stop` of layers `a` to `b` as one page. The session must have a shape."""
         if a == b or start == stop:
             return empty(b - a, self.kv_heads or 0, self.specs)
         across = [_one(list(run.read(part, start, stop)), 2, backend) for _, run, part in self._parts(a, b)]
@@ -271,7 +283,16 @@ class Session:
     def iter_chunks(
         self, a: int, b: int, start: int, stop: int, nbytes: int, backend: Backend
     ) -> Iterator[tuple[int, int, Page]]:
-        """The same in pieces of about so many bytes, or of one page: first layer, first position, and the page."""
+        """Yield the same range in chunks: first layer, first position, page.
+
+        Args:
+            a: first layer.
+            b: layer after the last.
+            start: first position.
+            stop: position after the last.
+            nbytes: approximate size of a chunk. A chunk has at least one stored page.
+            backend: backend that joins pages.
+        """
         for layer, run, part in self._parts(a, b):
             at, group = start, list[Page]()
             for page in run.read(part, start, stop):
@@ -283,7 +304,7 @@ class Session:
                 yield layer, at, _one(group, 2, backend)
 
     def _parts(self, a: int, b: int) -> Iterator[tuple[int, LayerRun, slice]]:
-        """Of the runs that have some of the layers: the first of these, the run, and which of its own they are."""
+        """Yield each run that has some of the layers: the first such layer, the run, and their range within the run."""
         at = 0
         for run in self.runs:
             part = slice(max(a - at, 0), min(b - at, run.layers))
@@ -297,7 +318,7 @@ def _one(pages: list[Page], axis: int, backend: Backend) -> Page:
 
 
 def _borders(layer: int, layers: int, all_layers: int) -> list[int]:
-    """Where a run is split so that some layers, counted from its first, are by themselves; its ends are borders too."""
+    """Return where to split a run to separate some layers, counted from its first layer. Both ends are included."""
     inside = 0 < layer < all_layers or 0 < layer + layers < all_layers
     return [0, *range(layer % layers or layers, all_layers, layers), all_layers] if inside else [0, all_layers]
 
@@ -306,14 +327,14 @@ _NO_LAYERS = LayerRun(0)
 
 
 def page_diff(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
-    """The pages that a new value of a session has more than the old one, and those that it no longer has."""
+    """Return the pages that only the new value of a session has, and those that only the old one has."""
     if old is None:
         return set(new.all_pages()), set()
     gained: set[Page] = set()
     lost: set[Page] = set()
     for a, b in zip_longest(old.runs, new.runs, fillvalue=_NO_LAYERS):
         if a is not b:
-            # Most of what an append leaves as it is are the pages of long runs.
+            # Long runs mostly keep their pages in an append. Skip the common prefix.
             common = _common_prefix(a, b)
             lost.update(a.pages[common:])
             gained.update(b.pages[common:])
@@ -321,14 +342,10 @@ def page_diff(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
 
 
 def _common_prefix(a: LayerRun, b: LayerRun) -> int:
-    """How many pages two runs certainly begin with alike: all that an append left, or the full ones."""
+    """Return how many leading pages two runs certainly share: all pages of the shorter one, or its full pages."""
     if a.start != b.start:
         return 0
     every, full = min(len(a.pages), len(b.pages)), min(a.full_pages, b.full_pages)
     if a.pages[:every] == b.pages[:every]:
         return every
     return full if a.pages[:full] == b.pages[:full] else 0
-
-
-# About 31 years: a moment so far ahead still is a date.
-MAX_TTL_SECONDS = 1e9

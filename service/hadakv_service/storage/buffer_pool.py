@@ -1,274 +1,267 @@
-"""Where pages are: in memory, in the tier below it, or both. Moves them, and what ties them together."""
+"""BufferPool: load, evict, reference-count pages; corrupt pages."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from hadakv_kernels import Backend, Codec, Encoded
+from hadakv_kernels import Backend, Encoded
 from hadakv_service.errors import SessionCorrupt, StorageUnavailable
-from hadakv_service.sessions.layer_run import PAGE_TOKENS, LayerRun
+from hadakv_service.sessions.layer_run import join
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.corrupt_pages import CorruptPages
 from hadakv_service.storage.disk.interface import (
     CorruptData,
     DiskStore,
+    DiskStoreError,
     DiskUnavailable,
     Key,
     Manifest,
     PageContent,
     PageInfo,
-    RunManifest,
     display_key,
 )
-from hadakv_service.storage.memory_budget import EVICTED_PAGE_NBYTES, PAGE_OVERHEAD_NBYTES, MemoryBudget
-from hadakv_service.storage.session_table import SessionRecord, SessionTable
+from hadakv_service.storage.manifest import session_with_pages
+from hadakv_service.storage.memory_budget import MemoryBudget, load_nbytes, page_nbytes_in_memory
 
 log = logging.getLogger(__name__)
-# Rows that are removed in one transaction, so that nobody waits for long.
-DROP = 64
-_OPTIONS = ("layers", "kv_heads", "head_dim", "window", "ttl_seconds", "durability")
 
-
-class SessionWrite(NamedTuple):
-    """A session to write.
-
-    Attributes:
-        old: what the tier has of it; None if nothing.
-    """
-
-    key: Key
-    session: Session
-    created: float
-    last_used: float
-    old: Manifest | None
+CORRUPT_DETAIL = "Some of its stored tokens are corrupt."
+# Maximum number of sessions that one log line names. Very many sessions may share a page.
+MAX_LOGGED_SESSIONS = 10
 
 
 class BufferPool:
-    """Moves pages between memory and a tier.
+    """Pages in memory. The only owner of their residency and of their reference counts.
 
     Args:
-        ledger: counts memory.
-        tier: takes what has no room there.
-        backend: whose memory it is; needed with a tier that takes anything.
+        memory: counts the bytes of pages.
+        disk: store that pages are loaded from.
+        backend: backend whose memory the pages use.
+        on_memory_pressure: called with a number of bytes before a page is loaded that does not fit. It may evict pages
+            of other sessions. It must not delete a session, and must not raise.
+        on_corrupt_page: called with the id of a page whose checksum does not match; see `CorruptPages`.
 
     Attributes:
-        spills: pages that were written to make room.
-        restores: pages that were read back.
-        make_room: tries to make so many bytes of memory free without ending any session.
-        damage: what was found not to be what was written.
+        corrupt: pages that were found corrupt.
+        spills: number of pages evicted to make space.
+        restores: number of pages loaded from disk.
     """
 
-    def __init__(self, ledger: MemoryBudget, tier: DiskStore, backend: Backend | None) -> None:
-        self.ledger = ledger
-        self.tier = tier
+    def __init__(
+        self,
+        memory: MemoryBudget,
+        disk: DiskStore,
+        backend: Backend | None,
+        *,
+        on_memory_pressure: Callable[[int], None],
+        on_corrupt_page: Callable[[int], Sequence[Key]],
+    ) -> None:
+        self.corrupt = CorruptPages(on_corrupt_page)
         self.spills = 0
         self.restores = 0
-        self.make_room: Callable[[int], object] = lambda nbytes: nbytes
-        self.damage = CorruptPages(tier)
-        self._backend = backend
-        # Every page that has a row, so that sessions read back share pages as they did.
+        self._memory = memory
+        self._disk = disk
+        self._backend_or_none = backend
+        self._on_memory_pressure = on_memory_pressure
+        # Every page that is on disk and referenced by anything, so that loaded sessions share pages as before.
         self._pages_by_id: WeakValueDictionary[int, Page] = WeakValueDictionary()
-        # Rows that nobody may need any longer.
-        self._garbage_candidates: set[int] = set()
+        self._pinned: dict[Key, Collection[Page]] = {}
+
+    @property
+    def _backend(self) -> Backend:
+        assert self._backend_or_none is not None, "pages cannot be moved without a backend"
+        return self._backend_or_none
 
     def load(self, page: Page) -> tuple[Encoded, Encoded]:
-        """K and V of a page that is not in memory; it stays there from now on, if there is room."""
+        """Read an evicted page. It stays in memory if there is space for it.
+
+        Returns:
+            K and V in the backend's memory.
+
+        Raises:
+            SessionCorrupt: the checksum does not match.
+            StorageUnavailable: the disk cannot be read.
+        """
         content = self._read_from_disk(page)
-        assert self._backend is not None
         to_device = self._backend.to_device
         k, v = (Encoded(to_device(stream.packed), to_device(stream.norms)) for stream in content)
         self.restores += 1
-        more = page.nbytes + PAGE_OVERHEAD_NBYTES - EVICTED_PAGE_NBYTES
-        if page.ref_count and self.ledger.available < more:
-            self.make_room(more)
-        if page.ref_count and self.ledger.available >= more:
+        more = load_nbytes(page)
+        if page.ref_count and self._memory.available < more:
+            self._on_memory_pressure(more)
+        if page.ref_count and self._memory.available >= more:
             page.set_resident(k, v)
-            self.ledger.stored += more
+            self._memory.allocate(more)
         return k, v
 
     def _read_from_disk(self, page: Page) -> PageContent:
         assert page.page_id is not None
         try:
-            return self.tier.read_page(page.page_id)
+            return self._disk.read_page(page.page_id)
         except CorruptData as error:
-            self.damage.record(page.page_id, error)
-            raise SessionCorrupt(f"Stored tokens are damaged: {error}.") from error
+            self.corrupt.record(page.page_id, error)
+            raise SessionCorrupt(f"Stored tokens are corrupt: {error}.") from error
         except DiskUnavailable as error:
             raise StorageUnavailable(f"Stored tokens cannot be read now: {error}.") from error
 
-    def let_go(self, pages: Iterable[Page]) -> None:
-        """Count pages out; rows that nobody holds any longer go with the next `drop_loose`."""
-        self._garbage_candidates.update(page.page_id for page in self.ledger.let_go(pages) if page.page_id is not None)
+    def evict(self, page: Page) -> None:
+        """Free the memory of a page that is on disk."""
+        if page.ref_count:
+            self._memory.free(load_nbytes(page))
+            self.spills += 1
+        page.clear_resident()
 
-    def mark_garbage(self, pages: Iterable[Page]) -> None:
-        """Have the rows of pages removed once nobody needs them."""
-        self._garbage_candidates.update(page.page_id for page in pages if page.page_id is not None)
+    def retain(self, pages: Iterable[Page]) -> None:
+        """Add one reference to each page."""
+        for page in pages:
+            if page.ref_count == 0:
+                self._memory.allocate(page_nbytes_in_memory(page))
+            page.ref_count += 1
 
-    def garbage_in_use(self) -> set[Page]:
-        """Pages whose rows have to stay though no session has them: work under way does."""
-        pages = (self._pages_by_id.get(row) for row in self._garbage_candidates)
-        return {page for page in pages if page is not None and not page.ref_count}
+    def release(self, pages: Iterable[Page]) -> list[Page]:
+        """Remove one reference from each page. Return the pages that have none left."""
+        unreferenced = []
+        for page in pages:
+            page.ref_count -= 1
+            if page.ref_count == 0:
+                self._memory.free(page_nbytes_in_memory(page))
+                unreferenced.append(page)
+        return unreferenced
 
-    def collect_garbage(self, *, everything: bool = True) -> None:
-        """Remove rows that neither a manifest nor anything in memory needs; some of them, or everything.
+    @contextmanager
+    def pinned(self, key: Key, pages: Collection[Page]) -> Iterator[None]:
+        """Keep pages on disk while an operation on a session still has to read them."""
+        self._pinned[key] = pages
+        try:
+            yield
+        finally:
+            del self._pinned[key]
+
+    def pinned_pages(self) -> dict[Key, Collection[Page]]:
+        """Return the pinned pages by the session that they are pinned for."""
+        return dict(self._pinned)
+
+    def materialize(self, page: Page) -> None:
+        """Give a slice its own copy of the bytes, if its parent is in memory.
+
+        The slice must not be referenced by a session yet: its memory is part of a reservation.
+        """
+        assert not page.ref_count
+        page.set_resident(*join([page], 0, self._backend).load())
+
+    def add_on_disk(self, page: Page, page_id: int) -> None:
+        """Record that a page was written."""
+        page.set_on_disk(self, page_id)
+        self._pages_by_id[page_id] = page
+
+    def page_by_id(self, page_id: int) -> Page | None:
+        """Return a page that is on disk, if anything still references the object."""
+        return self._pages_by_id.get(page_id)
+
+    def open_session(self, key: Key) -> tuple[Session, Manifest] | None:
+        """Read the manifest of a session on disk. Its pages are loaded when they are read.
 
         Raises:
-            TierFailed: they are still there.
+            SessionCorrupt: the manifest is corrupt, or a page is known to be.
+            StorageUnavailable: the disk cannot be read.
         """
-        alive = {row: page for row in self._garbage_candidates if (page := self._pages_by_id.get(row)) is not None}
-        # Who lets go of them says so again.
-        self._garbage_candidates -= {row for row, page in alive.items() if page.ref_count}
-        # Work under way may have a value of a session that nobody else has any longer.
-        rows = [row for row in self._garbage_candidates if row not in alive]
-        for some in (rows[i : i + DROP] for i in range(0, len(rows), DROP)):
-            with self.tier.transaction() as change:
-                change.remove_pages(some)
-            self._garbage_candidates.difference_update(some)
-            if not everything:
-                return
+        try:
+            found = self._disk.find(key)
+        except CorruptData as error:
+            log.error("session %s: %s; delete it and send it again", display_key(key), str(error))
+            raise SessionCorrupt(f"The session is corrupt: {error}.") from error
+        except DiskUnavailable as error:
+            raise StorageUnavailable(f"The session cannot be read now: {error}.") from error
+        if found is None:
+            return None
+        manifest, infos = found
+        session = session_with_pages(manifest, lambda page_id: self._page(page_id, infos[page_id]))
+        self.corrupt.raise_if_corrupt(session)
+        return session, manifest
 
-    def write(
-        self,
-        savings: Sequence[SessionWrite],
-        pages: Iterable[Page] = (),
-        removed: Iterable[Key] = (),
-        *,
-        sync: bool = False,
-    ) -> list[Manifest]:
-        """Write sessions, and of their pages and of some more those that have no row yet; all together.
+    def _page(self, page_id: int, info: PageInfo) -> Page:
+        page = self._pages_by_id.get(page_id)
+        if page is None:
+            page = self._pages_by_id[page_id] = Page.evicted(self, page_id, *info)
+        return page
 
-        Args:
-            savings: the sessions.
-            pages: further pages, which no manifest holds for now.
-            removed: sessions whose manifests go; rows of theirs go with the next `drop_loose`.
-            sync: whether they are to outlive a loss of power from then on.
+    def read_contents(self, pages: Iterable[Page]) -> Iterator[tuple[Page, PageContent]]:
+        """Yield each page with its bytes in host memory. A parent page is read once for all of its slices.
 
         Raises:
-            TierFailed: nothing was written.
-            SessionDamaged, TierUnavailable: nor if they are parts of a page that cannot be read.
+            SessionCorrupt, StorageUnavailable: the parent page of a slice cannot be read.
         """
-        rows: dict[Page, int] = {}
-        manifests: list[Manifest] = []
-        gone: list[int] = []
-        new = (
-            page for page in chain(pages, *(saving.session.all_pages() for saving in savings)) if page.page_id is None
-        )
-        with self.tier.transaction(sync=sync) as change:
-            for page, content in self._contents(dict.fromkeys(new)):
-                rows[page] = change.add_page(content)
-            for saving in savings:
-                manifests.append(_manifest(saving, rows))
-                gone += change.put(saving.key, manifests[-1], saving.old)
-            for key in removed:
-                gone += change.remove(key)
-        for page, row in rows.items():
-            page.set_on_disk(self, row)
-            self._pages_by_id[row] = page
-        self._garbage_candidates.update(gone)
-        return manifests
-
-    def _contents(self, pages: Iterable[Page]) -> Iterator[tuple[Page, PageContent]]:
-        """Each page with its bytes in host memory. What is read for one part of a page is read for all."""
-        whole, read = None, None
+        parent, content = None, None
         for page in group_by_parent(pages):
             if page.is_resident:
                 yield page, self._on_host(page)
                 continue
             assert page.parent is not None
-            if read is None or page.parent[0] is not whole:
-                whole = page.parent[0]
-                read = self._on_host(whole) if whole.is_resident else self._read_from_disk(whole)
-            yield page, _part(read, page.parent[1])
+            if content is None or page.parent[0] is not parent:
+                parent = page.parent[0]
+                content = self._on_host(parent) if parent.is_resident else self._read_from_disk(parent)
+            yield page, _slice_content(content, page.parent[1])
 
     def _on_host(self, page: Page) -> PageContent:
-        assert self._backend is not None
         to_host = self._backend.to_host
-        return PageContent(*(Encoded(to_host(stream.packed), to_host(stream.norms)) for stream in page.streams))
-
-    def update_last_used(self, used: Sequence[tuple[Key, SessionRecord]]) -> None:
-        """Tell the tier when sessions that it has were used last.
-
-        Raises:
-            TierFailed: it was not told.
-        """
-        manifests = [SessionTable.manifest_with_last_used(entry) for _, entry in used]
-        with self.tier.transaction() as change:
-            for (key, _), manifest in zip(used, manifests, strict=True):
-                change.touch(key, manifest.last_used, manifest.expires)
-        for (_, entry), manifest in zip(used, manifests, strict=True):
-            entry.manifest = manifest
-
-    def find(self, key: Key) -> tuple[Session, Manifest] | None:
-        """A session that the tier has, none of whose pages need be in memory.
-
-        Raises:
-            SessionDamaged: its manifest is.
-            TierUnavailable: it cannot be read now.
-        """
-        try:
-            found = self.tier.find(key)
-        except CorruptData as error:
-            log.error("session %s: %s; delete it and send it again", display_key(key), str(error))
-            raise SessionCorrupt(f"The session is damaged: {error}.") from error
-        except DiskUnavailable as error:
-            raise StorageUnavailable(f"The session cannot be read now: {error}.") from error
-        if found is None:
-            return None
-        manifest, known = found
-        pages = [tuple(self._page(row, known[row]) for row in run.pages) for run in manifest.runs]
-        runs = zip(session_from_manifest(manifest).runs, pages, strict=True)
-        session = replace(session_from_manifest(manifest), runs=tuple(replace(run, pages=held) for run, held in runs))
-        return session, manifest
-
-    def _page(self, row: int, known: PageInfo) -> Page:
-        page = self._pages_by_id.get(row)
-        if page is None:
-            page = self._pages_by_id[row] = Page.at(self, row, *known)
-        return page
+        return PageContent(*(Encoded(to_host(stream.packed), to_host(stream.norms)) for stream in page.load()))
 
 
 def group_by_parent(pages: Iterable[Page]) -> list[Page]:
-    """Pages in an order in which parts of one page follow each other, so that it need not be read again for each."""
+    """Order pages so that slices of one parent are adjacent. The parent then needs to be read only once."""
     groups: dict[Page | None, list[Page]] = {}
     for page in pages:
         groups.setdefault(page.parent[0] if page.parent else None, []).append(page)
     return list(chain.from_iterable(groups.values()))
 
 
-def _part(content: PageContent, layers: slice) -> PageContent:
-    """Some layers of a page's content: a copy, so that they do not keep all of it."""
+def _slice_content(content: PageContent, layers: slice) -> PageContent:
+    """Copy some layers of the content of a page. A view would keep all of it."""
     return PageContent(*(Encoded(s.packed[layers].copy(), s.norms[layers].copy()) for s in content))
 
 
-def session_from_manifest(manifest: Manifest) -> Session:
-    """A session as its manifest has it, without pages."""
-    options = dict(manifest.options)
-    codecs = options.pop("codecs")
-    both = None if codecs is None else (Codec.from_mapping(codecs[0]), Codec.from_mapping(codecs[1]))
-    runs = tuple(LayerRun(run.layers, run.base, run.length, (), run.full) for run in manifest.runs)
-    return Session(codecs=both, runs=runs, **options)
+class CorruptPages:
+    """Page ids that were found corrupt. They stay known for the life of the process.
+
+    Args:
+        mark_sessions: called with the id of a corrupt page. It marks the sessions in memory that have the page as
+            corrupt, and returns the keys of all sessions that have it, in memory or on disk.
+    """
+
+    def __init__(self, mark_sessions: Callable[[int], Sequence[Key]]) -> None:
+        self._mark_sessions = mark_sessions
+        # Ids stay here after the pages are deleted. SQLite never uses an id twice.
+        self._page_ids: set[int] = set()
+
+    def record(self, page_id: int, error: CorruptData) -> None:
+        """Record that a page is corrupt, mark its sessions, and log them once."""
+        try:
+            names = _names(self._mark_sessions(page_id))
+        except DiskStoreError:
+            names = "unknown, the disk cannot be read"
+        if page_id in self._page_ids:
+            return
+        self._page_ids.add(page_id)
+        # Log the text, not the exception: a kept log record would keep the frames of the error, and their arrays.
+        log.error("%s; delete the sessions that have it and send them again: %s", str(error), names)
+
+    def raise_if_corrupt(self, session: Session) -> None:
+        """Reject a session that has corrupt pages.
+
+        Raises:
+            SessionCorrupt: at least one of its pages is known to be corrupt.
+        """
+        if self._page_ids and any(stored_page_id(page) in self._page_ids for page in session.all_pages()):
+            raise SessionCorrupt(CORRUPT_DETAIL)
 
 
-def _manifest(saving: SessionWrite, rows: dict[Page, int]) -> Manifest:
-    session = saving.session
-    options: dict[str, Any] = {name: getattr(session, name) for name in _OPTIONS}
-    options["codecs"] = None if session.codecs is None else [codec.to_mapping() for codec in session.codecs]
+def _names(keys: Sequence[Key]) -> str:
+    more = f", and {len(keys) - MAX_LOGGED_SESSIONS} more" if len(keys) > MAX_LOGGED_SESSIONS else ""
+    return ", ".join(map(display_key, keys[:MAX_LOGGED_SESSIONS])) + more or "none is left"
 
-    def row(page: Page) -> int:
-        number = page.page_id if page.page_id is not None else rows[page]
-        assert number is not None
-        return number
 
-    runs = tuple(
-        RunManifest(
-            run.layers, run.start, run.stop, run.full_pages, run.start // PAGE_TOKENS, tuple(map(row, run.pages))
-        )
-        for run in session.runs
-    )
-    expires = None if session.ttl_seconds is None else saving.last_used + session.ttl_seconds
-    permanent = session.durability == "ack"
-    return Manifest(options, runs, session.nbytes, saving.created, saving.last_used, expires, permanent)
+def stored_page_id(page: Page) -> int | None:
+    """Return the id of the page on disk that has the bytes: the parent's for a slice."""
+    return (page.parent[0] if page.parent else page).page_id

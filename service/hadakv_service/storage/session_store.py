@@ -1,4 +1,4 @@
-"""Sessions by owner and id: what is stored, reserved, forgotten. No HTTP, and one writer: the device."""
+"""SessionStore: find, list, reserve, commit, fork, delete, expire."""
 
 import time
 from collections.abc import Collection, Generator, Hashable, Sequence
@@ -6,52 +6,54 @@ from contextlib import suppress
 from itertools import islice
 
 from hadakv_kernels import Backend
-from hadakv_service.device.chunks import run_to_completion
 from hadakv_service.errors import (
     InsufficientStorage,
-    ServiceError,
-    SessionCorrupt,
     SessionExists,
-    SessionNotFound,
     StorageUnavailable,
 )
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, page_diff
-from hadakv_service.storage.buffer_pool import BufferPool, session_from_manifest
-from hadakv_service.storage.corrupt_pages import CORRUPT_DETAIL, row_of
+from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, DiskUnavailable, Key
 from hadakv_service.storage.disk.null_store import NullStore
+from hadakv_service.storage.disk_space import DiskSpace
+from hadakv_service.storage.disk_writer import DiskWriter
 from hadakv_service.storage.eviction import Evictor
 from hadakv_service.storage.memory_budget import (
     PAGE_OVERHEAD_NBYTES,
     MemoryBudget,
-    evicted_nbytes,
+    Reservation,
     metadata_nbytes,
     page_nbytes_in_memory,
     resident_nbytes,
 )
+from hadakv_service.storage.session_lookup import SessionLookup
 from hadakv_service.storage.session_table import Clock, SessionRecord, SessionTable
 from hadakv_service.storage.write_back import WriteBack
 from hadakv_service.tenants.quotas import QuotaTable, TenantUsage
 
-# Who has expired is not there for anybody; that they go has time.
-SWEEP = 32
-_ELSEWHERE = "on disk or evicted. What is more than memory can be sent in several appends."
+# Sessions to expire before one request. Lookups ignore expired sessions, so they can be deleted a few at a time.
+EXPIRE_BATCH = 32
 
-__all__ = ["Clock", "Key", "SessionRecord", "SessionStore"]
+__all__ = ["Clock", "Key", "Reservation", "SessionRecord", "SessionStore"]
 
 
-class SessionStore:
-    """Sessions within a budget.
+class SessionStore(SessionLookup):
+    """Sessions in memory and on disk, within their budgets.
 
-    Only the device's thread touches it, so that nothing here needs a lock.
+    Only the device thread uses the store, so it needs no locks.
 
     Args:
-        budget: bytes that sessions may take in memory, stored or reserved.
-        clock: gives unix seconds.
-        tier: takes what has no room in memory, and what is to outlive the process.
-        backend: whose memory pages lie in; needed with a tier.
-        quotas: what each owner may have.
+        budget: bytes of memory that sessions may take, stored or reserved.
+        clock: returns Unix seconds.
+        disk: disk store; None to keep sessions in memory only.
+        backend: backend whose memory the pages use. Needed to load, write or split pages.
+        quotas: quotas of the tenants.
+
+    Attributes:
+        memory: byte counters.
+        disk: disk store.
+        pool: pages in memory.
     """
 
     def __init__(
@@ -59,297 +61,218 @@ class SessionStore:
         budget: int,
         clock: Clock = time.time,
         *,
-        tier: DiskStore | None = None,
+        disk: DiskStore | None = None,
         backend: Backend | None = None,
         quotas: QuotaTable | None = None,
     ) -> None:
         self.memory = MemoryBudget(budget)
-        self.disk: DiskStore = tier or NullStore()
-        self.residence = BufferPool(self.memory, self.disk, backend)
-        self._entries = SessionTable(self.memory, clock)
-        self._owners = TenantUsage(quotas or QuotaTable(), self.disk.owners())
-        self._room = Evictor(self.memory, self._entries, self.residence, self._owners)
-        self.residence.damage.mark_sessions = self._mark_corrupt
-        self._settling = WriteBack(self.memory, self._entries, self.residence, self._room, self._owners)
+        self.disk: DiskStore = disk or NullStore()
+        self.pool = BufferPool(
+            self.memory,
+            self.disk,
+            backend,
+            on_memory_pressure=self._free_memory,
+            on_corrupt_page=self._mark_corrupt,
+        )
+        self._writer = DiskWriter(self.disk, self.pool)
+        self._usage = TenantUsage(quotas or QuotaTable(), self.disk.owners())
+        self._table = SessionTable(self.memory, self.disk, self.pool, self._writer, self._usage, clock)
+        space = DiskSpace(self.disk, self.pool, self._writer, self._table)
+        self._space = space
+        self._write_back = WriteBack(self.disk, self.pool, self._writer, self._table, space)
+        self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
 
-    def __len__(self) -> int:
-        return len(self._entries) + self.disk.sessions - self._entries.saved
+    def _free_memory(self, nbytes: int) -> None:
+        self._evictor.try_free(nbytes)
 
-    @property
-    def in_memory(self) -> int:
-        """Sessions in memory, though their pages may be elsewhere."""
-        return len(self._entries)
+    def reserve(  # noqa: PLR0913 - the parts of what a write needs
+        self,
+        key: Key,
+        session: Session,
+        pinned: Collection[Hashable],
+        *,
+        nbytes: int = 0,
+        pages: int = 0,
+        slices_nbytes: int = 0,
+        may_bypass_memory: bool = False,
+    ) -> Reservation:
+        """Reserve memory for a new value of a session, before anything is allocated or evicted.
 
-    @property
-    def evictions(self) -> int:
-        """Sessions that were ended to make room."""
-        return self._room.evictions
-
-    def find(self, key: Key) -> SessionRecord | None:
-        """The entry, unless absent or expired.
-
-        Raises:
-            SessionDamaged, TierUnavailable: the tier has it and cannot give it.
-        """
-        entry = self._entries.get(key) or self._load_session(key)
-        if entry is None or self._entries.expired(entry):
-            return None
-        if entry.is_corrupt:
-            raise SessionCorrupt(CORRUPT_DETAIL)
-        return entry
-
-    def has(self, key: Key) -> bool:
-        """Whether the id is taken, be it by a session that is damaged.
-
-        Raises:
-            TierUnavailable: the tier cannot tell.
-        """
-        try:
-            return self.find(key) is not None
-        except SessionCorrupt:
-            return True
-
-    def _load_session(self, key: Key) -> SessionRecord | None:
-        """Take a session that only the tier has into memory again; its pages follow when they are needed."""
-        if self.disk.sessions == self._entries.saved:
-            return None
-        found = self.residence.find(key)
-        if found is None:
-            return None
-        session, manifest = found
-        self.residence.damage.raise_if_corrupt(session)
-        entry = SessionRecord(session, manifest.created, manifest.last_used, manifest, is_clean=True)
-        if self._entries.expired(entry):
-            self.delete(key)
-            return None
-        self._room.try_free(evicted_nbytes(session))
-        self._entries.add(key, entry)
-        self.memory.hold(session.all_pages())
-        return entry
-
-    def get(self, key: Key) -> SessionRecord:
-        """The entry.
-
-        Raises:
-            SessionNotFound: absent or expired.
-            SessionDamaged, TierUnavailable: the tier has it and cannot give it.
-        """
-        entry = self.find(key)
-        if entry is None:
-            raise SessionNotFound(key[1])
-        return entry
-
-    def list_sessions(
-        self, owner: str, prefix: str, after: str, limit: int
-    ) -> tuple[list[tuple[str, SessionRecord]], str | None]:
-        """Up to `limit` sessions of an owner in order of id, and the id to go on after, if there are more."""
-        found = {
-            id_: entry
-            for (tenant, id_), entry in self._entries.items()
-            if tenant == owner and id_.startswith(prefix) and id_ > after and not self._entries.expired(entry)
-        }
-        try:
-            below = self.disk.list_manifests(owner, prefix, after, limit + 1)
-        except DiskStoreError as error:
-            raise StorageUnavailable(f"What is on disk cannot be listed: {error}.") from error
-        for id_, manifest in below:
-            entry = SessionRecord(
-                session_from_manifest(manifest), manifest.created, manifest.last_used, manifest, is_clean=True
-            )
-            if (owner, id_) not in self._entries and not self._entries.expired(entry):
-                found[id_] = entry
-        # Beyond the last of a full page from the tier it may have more between those in memory.
-        horizon = below[limit][0] if len(below) > limit else None
-        listed = sorted(id_ for id_ in found if horizon is None or id_ <= horizon)
-        last = listed[limit - 1] if len(listed) > limit else horizon
-        return [(id_, found[id_]) for id_ in listed[:limit]], last
-
-    def touch(self, key: Key) -> None:
-        """Note that a session was used, unless it is gone."""
-        if self.find(key):
-            self._entries.touch(key)
-
-    def reserve_growth(
-        self, key: Key, session: Session, keep: Collection[Hashable], *, nbytes: int = 0, pages: int = 0, extra: int = 0
-    ) -> int:
-        """Count in what a session will take more than it does now, and say how much that is.
+        If memory has no space for temporary copies, they go to disk at once, provided the session may be there:
+        copies of slices, or with `may_bypass_memory` the new tokens themselves.
 
         Args:
-            key: whose.
-            session: its next value, but for what is still to be encoded.
-            keep: as for `reserve`.
-            nbytes: packed bytes still to come.
-            pages: pages still to come.
-            extra: bytes of memory that it takes besides until it is stored; or, negative, that leave it before.
+            key: key of the session.
+            session: new value, without tokens that are still to be encoded.
+            pinned: keys of sessions that must not be deleted for it. Their pages may be evicted.
+            nbytes: packed bytes of these tokens.
+            pages: number of pages of these tokens.
+            slices_nbytes: stored bytes of pages that are split into slices.
+            may_bypass_memory: whether the new tokens can be written to disk page by page.
 
         Raises:
-            InsufficientStorage: it would not fit.
-            QuotaExceeded: its owner may not have so much.
+            InsufficientStorage: space in memory cannot be made.
+            QuotaExceeded: the tenant would have too many bytes or sessions.
         """
-        entry = self.find(key)
-        self._owners.check(key[0], *_growth(entry, session, nbytes))
-        growth = resident_nbytes(session) + nbytes + extra + pages * PAGE_OVERHEAD_NBYTES - (entry.cost if entry else 0)
-        # Small pages that become one free some bytes, but only once they have.
-        growth = max(growth, 0)
-        self.reserve(growth, keep)
-        return growth
+        record = self.find(key)
+        self._usage.check(key[0], *_usage_growth(record, session, nbytes))
+        growth = resident_nbytes(session) + nbytes + pages * PAGE_OVERHEAD_NBYTES - (record.cost if record else 0)
+        bypasses_memory = False
+        try:
+            reserved = self._reservable(growth + slices_nbytes, pinned)
+        except InsufficientStorage:
+            if not ((slices_nbytes or may_bypass_memory) and self._space.can_spill(session)):
+                raise
+            bypasses_memory = True
+            reserved = self._reservable(growth - (nbytes if may_bypass_memory else 0), pinned)
+        return Reservation(
+            self.memory, key, reserved, pinned, slices_nbytes=slices_nbytes, bypasses_memory=bypasses_memory
+        )
 
-    def reserve(self, nbytes: int, keep: Collection[Hashable]) -> None:
-        """Count bytes in before they are allocated, if others could make room for them.
-
-        Args:
-            nbytes: what the work under way will store.
-            keep: sessions that may not be ended for it; what they have may leave memory where there is a tier.
+    def _reservable(self, nbytes: int, pinned: Collection[Hashable]) -> int:
+        """Return how many bytes to reserve, if space can be made for them.
 
         Raises:
-            InsufficientStorage: they would not fit even then.
+            InsufficientStorage: it cannot.
         """
-        # Before anybody is evicted the expired go.
+        # Merging small pages frees some bytes, but not before the merge.
+        nbytes = max(nbytes, 0)
+        # Expired sessions go before any other is evicted.
         self.expire()
-        missing = self._room.shortfall(nbytes, keep)
-        if missing > 0:
-            elsewhere = _ELSEWHERE if self.disk.budget else "evicted."
+        shortfall = self._evictor.shortfall(nbytes, pinned)
+        if shortfall > 0:
+            hint = " Send more than fits in memory in several appends." if self.disk.budget else ""
             raise InsufficientStorage(
-                f"The session needs {nbytes} bytes of memory more; {missing} of them do not fit the budget of "
-                f"{self.memory.limit} bytes even with every other session {elsewhere}",
+                f"The session needs {nbytes} more bytes of memory. {shortfall} of them do not fit in the budget of "
+                f"{self.memory.limit} bytes, even if every other session is evicted.{hint}",
                 needed=nbytes,
                 budget=self.memory.limit,
             )
-        self.memory.reserved += nbytes
+        return nbytes
 
-    def release(self, nbytes: int) -> None:
-        """Give back what was reserved: the work under way stores nothing."""
-        self.memory.reserved -= nbytes
-
-    def ahead_in_steps(self, key: Key, session: Session) -> Generator[None, None, None]:
-        """Write ahead of `settle`, which otherwise does it in one go; see `Settling.write_ahead`."""
-        return self._settling.flush_early(key, session)
-
-    def separate_in_steps(
-        self, key: Key, session: Session, backend: Backend, *, in_memory: bool
-    ) -> Generator[None, None, None]:
-        """Let a value that is to be stored have no parts of other pages; see `Settling.separate`."""
-        return self._settling.materialize_slices(key, session, backend, in_memory=in_memory)
-
-    def can_spill(self, session: Session) -> bool:
-        """Whether a session's pages may be on disk only."""
-        return self._room.can_spill(session)
-
-    def leave(self, key: Key, pages: Sequence[Page]) -> None:
-        """Let pages of a session that is still to be stored leave memory; see `Settling.leave`."""
-        self._settling.write_through(key, pages)
-
-    def room_in_steps(self, nbytes: int, keep: Collection[Hashable]) -> Generator[None, None, None]:
-        """Make room ahead of `put`, which otherwise does it in one go; see `Room.in_steps`."""
-        if self.disk.budget:
-            yield from self._room.ensure(nbytes, keep)
-
-    def commit(self, key: Key, session: Session, reserved: int = 0, keep: Collection[Hashable] = ()) -> SessionRecord:
-        """Store a session's new value in place of its old one and of what was reserved for it.
-
-        Args:
-            key: whose.
-            session: the new value.
-            reserved: what `reserve` counted in for it; if this fails it still is.
-            keep: sessions that may not be ended for it, as for `reserve`.
+    def write_through(self, reservation: Reservation, pages: Sequence[Page]) -> None:
+        """Write pages of a session that is not committed yet to disk, and evict them.
 
         Raises:
-            InsufficientStorage: the tier cannot take what would have to leave memory. Nothing was stored.
-            QuotaExceeded: its owner may not have so much. Nothing was stored.
+            InsufficientStorage: the disk is full or cannot be written. The pages are still in memory.
         """
-        old = self.find(key)
-        if old is None and key in self._entries:
-            self.delete(key)
-        growth = _growth(old, session)
-        self._owners.check(key[0], *growth)
-        gained, lost = page_diff(old.session if old else None, session)
-        assert not any(page.parent for page in gained), "parts of pages cannot be counted"
-        apart = metadata_nbytes(session) - (metadata_nbytes(old.session) if old else 0)
-        # Twice, as of what it will no longer have some may have left memory for it.
-        for _ in range(2):
-            run_to_completion(self._room.ensure(apart + _gained_nbytes(gained, lost), {key, *keep}))
-        now = self._entries.clock()
-        entry = SessionRecord(session, old.created if old else now, now, old.manifest if old else None)
-        if old:
-            self._entries.remove(key)
-        self._entries.add(key, entry)
-        self.memory.hold(gained)
-        self.residence.let_go(lost)
-        self._owners.add(key[0], *growth)
-        self.memory.reserved -= reserved
-        self._settling.mark_dirty(key, old, entry)
-        if self.memory.stored > self.memory.limit and self.disk.budget:
-            # What has been stored can leave memory now, as what it was could not.
-            with suppress(InsufficientStorage):
-                run_to_completion(self._room.ensure(0, {key, *keep}))
-        return entry
+        self._write_back.write_through(reservation.key, pages)
 
-    def fork(self, source: Key, target: Key, session: Session, keep: Collection[Hashable] = ()) -> SessionRecord:
-        """Store a value of one session as a new one, which shares its pages.
+    def commit(self, reservation: Reservation, session: Session) -> Generator[None, None, SessionRecord]:
+        """Store the new value of a session, in chunks. Other jobs may run between them.
+
+        All or nothing is stored, after the last chunk. On success the reservation is consumed. On failure it must be
+        released.
 
         Args:
-            source: whose value it is; it is used by that.
-            target: of the new session.
-            session: the source's value, or one with pages of its own beside shared ones.
-            keep: sessions that may not be evicted for it, as for `reserve`.
+            reservation: memory reserved for the value. Its key is that of the session.
+            session: new value.
 
         Raises:
-            SessionExists: there is a target already.
-            InsufficientStorage: what is not shared would not fit.
+            InsufficientStorage: pages must be written to disk, which is full or cannot be written.
+            QuotaExceeded: the tenant would have too many bytes or sessions.
+            SessionCorrupt, StorageUnavailable: a page to be split cannot be read.
+        """
+        key = reservation.key
+        if reservation.slices_nbytes:
+            yield from self._ensure_memory(reservation)
+            in_memory = not reservation.bypasses_memory
+            yield from self._write_back.materialize_slices(key, session, in_memory=in_memory)
+        yield from self._write_back.flush_early(key, session)
+        yield from self._ensure_memory(reservation)
+        return self._replace(reservation, session)
+
+    def _ensure_memory(self, reservation: Reservation) -> Generator[None, None, None]:
+        # Without a disk, evicting deletes sessions. `_replace` then evicts for the exact size, not for the estimate.
+        if self.disk.budget:
+            yield from self._evictor.ensure(reservation.nbytes, reservation.pinned)
+
+    def _replace(self, reservation: Reservation, session: Session) -> SessionRecord:
+        """Put the new value in the table, and mark it dirty. Nothing else runs meanwhile."""
+        key, pinned = reservation.key, {reservation.key, *reservation.pinned}
+        old = self.find(key)
+        if old is None and key in self._table:
+            # The old session has expired. Sync its deletion, so that it does not reappear under the same id.
+            self._table.delete(key, "user")
+        self._usage.check(key[0], *_usage_growth(old, session))
+        gained, lost = page_diff(old.session if old else None, session)
+        assert not any(page.parent for page in gained), "slices cannot be committed"
+        metadata_growth = metadata_nbytes(session) - (metadata_nbytes(old.session) if old else 0)
+        # Evict twice. The first pass may evict pages in `lost`, and then frees less than was counted.
+        for _ in range(2):
+            self._ensure_now(metadata_growth + _page_growth(gained, lost), pinned)
+        now = self._table.clock()
+        record = SessionRecord(session, old.created if old else now, now, old.manifest if old else None)
+        self._table.replace(key, record, gained, lost)
+        reservation.release()
+        self._write_back.mark_dirty(key, old, record)
+        if self.memory.stored > self.memory.limit and self.disk.budget:
+            # The new value can be spilled now, which the old one could not.
+            with suppress(InsufficientStorage):
+                self._ensure_now(0, pinned)
+        return record
+
+    def _ensure_now(self, nbytes: int, pinned: Collection[Hashable]) -> None:
+        for _ in self._evictor.ensure(nbytes, pinned):
+            pass
+
+    def fork(
+        self, source: Key, target: Key, session: Session, pinned: Collection[Hashable] = ()
+    ) -> Generator[None, None, SessionRecord]:
+        """Store a value of one session as a new session, which shares its pages. See `commit`.
+
+        Args:
+            source: key of the session to fork, which counts as used.
+            target: key of the new session.
+            session: value of the source, or a truncated one.
+            pinned: keys of sessions that must not be deleted for it.
+
+        Raises:
+            SessionExists: the target exists already.
+            InsufficientStorage: space in memory for pages that are not shared cannot be made.
         """
         if self.has(target):
-            raise SessionExists(f"There is a session {target[1]!r} already.", field="id")
+            raise SessionExists(f"The session {target[1]!r} exists already.", field="id")
         self.touch(source)
-        nbytes = metadata_nbytes(session) + sum(
-            page_nbytes_in_memory(page) for page in session.all_pages() if not page.ref_count
-        )
-        self.reserve(nbytes, {source, *keep})
+        pinned = {source, *pinned}
+        nbytes = metadata_nbytes(session) + _page_growth(list(session.all_pages()), ())
+        reservation = self.memory.reserve(target, self._reservable(nbytes, pinned), pinned)
         try:
-            return self.commit(target, session, nbytes, {source, *keep})
-        except ServiceError:
-            self.release(nbytes)
-            raise
-
-    def _mark_corrupt(self, row: int) -> list[Key]:
-        """Note that every session with a page of that row is damaged; who that is, be it in memory or below."""
-        here = {key: entry for key, entry in self._entries.items() if row in map(row_of, entry.session.all_pages())}
-        for entry in here.values():
-            entry.is_corrupt = True
-        return sorted({*here, *self.disk.sessions_with_page(row)})
+            return (yield from self.commit(reservation, session))
+        finally:
+            reservation.release()
 
     def delete(self, key: Key) -> bool:
-        """Forget a session; whether there was one that had not expired, though it may be damaged.
+        """Delete a session, also a corrupt one. Return whether there was one that had not expired.
 
         Raises:
-            TierUnavailable: the tier keeps it; nothing happened.
+            StorageUnavailable: the disk cannot be written. Nothing was deleted.
         """
-        before, entry = len(self), self._entries.get(key)
-        self._room.delete(key)
-        return len(self) < before and not (entry and self._entries.expired(entry))
+        record = self._table.get(key)
+        return self._table.delete(key, "user") and not (record and self._table.is_expired(record))
 
     def expire(self) -> None:
-        """Forget sessions in memory that have expired; of very many some at a time."""
+        """Delete expired sessions in memory, a few at a time."""
         with suppress(StorageUnavailable):
-            for key in islice(self._entries.pop_expired(), SWEEP):
-                # Who comes back after a loss of power has expired then, too.
-                self._room.delete(key, sync=False)
+            for key in islice(self._table.expired(), EXPIRE_BATCH):
+                self._table.delete(key, "ttl")
 
     def run_maintenance(self) -> None:
-        """What has to be done now and then: forget who has expired, tell the tier who was used, let it shrink."""
+        """Delete expired sessions, write times of last use, delete garbage pages, and shrink the file."""
         self.expire()
         with suppress(StorageUnavailable, DiskStoreError):
-            self._settling.note_uses(self._entries.with_ttl())
-            for key in self.disk.expired(self._entries.clock()):
-                if key not in self._entries:
-                    self._room.delete(key, sync=False)
-            self.residence.collect_garbage()
+            self._table.write_last_used(self._table.with_ttl())
+            for key in self.disk.expired(self._table.clock()):
+                if key not in self._table:
+                    self._table.delete(key, "ttl")
+            self._writer.collect_garbage()
             self.disk.vacuum()
 
     def health_check(self) -> int:
-        """See whether the tier can be written, and how much more it takes without ending anybody.
+        """Check that the disk can be written. Return the bytes that can be added without deleting a session.
 
         Raises:
-            TierUnavailable: it cannot.
+            StorageUnavailable: the disk cannot be written.
         """
         try:
             self.disk.check()
@@ -358,22 +281,33 @@ class SessionStore:
             raise StorageUnavailable(f"The disk cannot be written: {error}.") from error
 
     def group_commit(self) -> dict[Key, Exception]:
-        """Bring the tier up to date with what was stored since; whom that failed for, and why."""
-        return self._settling.group_commit()
+        """Write what was committed since the last call, in one transaction.
+
+        Returns:
+            the error of each session that could not be written. These sessions are as they were before.
+        """
+        return self._write_back.group_commit()
 
     def close(self, until: float) -> int:
-        """Write what may outlive the process until a moment of `time.monotonic`; how many sessions were not."""
-        left = self._settling.checkpoint(until)
+        """Write a checkpoint and close the disk store.
+
+        Args:
+            until: time to stop writing at, by `time.monotonic`.
+
+        Returns:
+            number of sessions that were not written.
+        """
+        unwritten = self._write_back.checkpoint(until)
         self.disk.close()
-        return left
+        return unwritten
 
 
-def _gained_nbytes(gained: Collection[Page], lost: Collection[Page]) -> int:
-    """How much more memory pages take that are stored in place of others, as things are now."""
-    more = sum(page_nbytes_in_memory(page) for page in gained if not page.ref_count)
-    return more - sum(page_nbytes_in_memory(page) for page in lost if page.ref_count == 1)
+def _page_growth(gained: Collection[Page], lost: Collection[Page]) -> int:
+    """Return how much more memory pages take than those they replace, in their present states."""
+    growth = sum(page_nbytes_in_memory(page) for page in gained if not page.ref_count)
+    return growth - sum(page_nbytes_in_memory(page) for page in lost if page.ref_count == 1)
 
 
-def _growth(entry: SessionRecord | None, session: Session, nbytes: int = 0) -> tuple[int, int]:
-    """How many packed bytes and sessions more there are, once a session has a new value and so many bytes more."""
-    return session.nbytes + nbytes - (entry.session.nbytes if entry else 0), int(entry is None)
+def _usage_growth(record: SessionRecord | None, session: Session, nbytes: int = 0) -> tuple[int, int]:
+    """Return by how many packed bytes and sessions a tenant's usage grows."""
+    return session.nbytes + nbytes - (record.session.nbytes if record else 0), int(record is None)

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.http.figures import median, table
 from hadakv_kernels import Codec, Stream
 from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
@@ -51,7 +52,7 @@ def _measure(backend: CpuBackend, shape: tuple[int, int, int, int], count: int, 
 
 def _file(path: Path, page: Page, count: int) -> tuple[float, float]:
     """Seconds to write the bytes to one file, as they are, to the disk; and to read them again, from the cache."""
-    parts = [array.tobytes() for stream in page.streams for array in (stream.packed, stream.norms)]
+    parts = [array.tobytes() for stream in page.load() for array in (stream.packed, stream.norms)]
     start = time.perf_counter()
     with path.open("wb") as file:
         for _ in range(count):
@@ -68,22 +69,22 @@ def _file(path: Path, page: Page, count: int) -> tuple[float, float]:
 def _tier(directory: Path, page: Page, count: int, empty: Session, backend: CpuBackend) -> tuple[float, float]:
     """Seconds until all pages have left memory and are on the disk; and until they are back, from the cache."""
     tier = SqliteStore(directory, 1 << 40)
-    store = SessionStore(1 << 40, tier=tier, backend=backend)
+    store = SessionStore(1 << 40, disk=tier, backend=backend)
     session = empty
     for _ in range(count):
-        copies = [type(s)(s.packed.copy(), s.norms.copy()) for s in page.streams]
+        copies = [type(s)(s.packed.copy(), s.norms.copy()) for s in page.load()]
         session = session.append(0, Page(*copies), backend)
-    store.commit(("", "a"), replace(session, durability="spill"))
+    key = ("", "a")
+    run_to_completion(store.commit(store.memory.reserve(key, 0), replace(session, durability="spill")))
     store.group_commit()
     start = time.perf_counter()
     store.memory.limit = 0
-    for _ in store.room_in_steps(0, ()):
-        pass
+    run_to_completion(store._evictor.ensure(0, ()))
     spilled = time.perf_counter()
     store.memory.limit = 1 << 40
     again = time.perf_counter()
-    for each in store.get(("", "a")).session.all_pages():
-        assert each.streams
+    for each in store.get(key).session.all_pages():
+        assert each.load()
     restored = time.perf_counter()
     tier.close()
     return spilled - start, restored - again

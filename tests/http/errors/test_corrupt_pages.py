@@ -14,7 +14,7 @@ from hadakv_service.testing import running_service
 from support.arrays import pair
 from support.contract import Caller
 from support.restarted_service import K, V, holds, service
-from support.sized_sessions import ANN, BACKEND, append
+from support.sized_sessions import ANN, BACKEND, append, fork
 
 MORE = pair(2, 2, 3)
 
@@ -91,12 +91,12 @@ def test_corruption_is_logged_once_with_sessions_and_request(damaged: Path, tmp_
 
 
 def test_corruption_log_names_some_of_many_sessions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = SessionStore(1 << 20, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
+    store = SessionStore(1 << 20, disk=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, 300, durability="spill")
     for i in range(30):
-        store.fork(ANN, ("", f"fork-{i:02}"), store.get(ANN).session)
+        fork(store, ANN, ("", f"fork-{i:02}"), store.get(ANN).session)
     store.close(float("inf"))
-    store = SessionStore(1 << 20, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
+    store = SessionStore(1 << 20, disk=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     (first, _) = store.get(ANN).session.all_pages()
     store.disk._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (first.page_id,))
 

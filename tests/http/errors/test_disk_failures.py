@@ -82,13 +82,13 @@ def test_corrupt_session_does_not_affect_others(tmp_path: Path, statement: str) 
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        ("PRAGMA user_version = 99", "written by another version, in format 99 where this one has 1"),
+        ("PRAGMA user_version = 99", "was written by another version: its format is 99, this version has 1"),
         (
             "UPDATE about SET value = 'other' WHERE name = 'tables'",
-            "packed with other tables of the codec, by hadakv 0.",
+            "was written with other codec tables, by hadakv 0.",
         ),
-        ("DELETE FROM about", "packed with other tables of the codec, by another version of hadakv; use that version"),
-        ("PRAGMA application_id = 1", "not a file of this service"),
+        ("DELETE FROM about", "was written with other codec tables, by another version of hadakv. Use that version"),
+        ("PRAGMA application_id = 1", "is not a hadakv file"),
     ],
 )
 def test_file_of_another_version_is_rejected_unchanged(tmp_path: Path, statement: str, reason: str) -> None:
@@ -114,7 +114,7 @@ def test_incompletely_created_file_is_created_again(tmp_path: Path) -> None:
 def test_file_that_is_not_a_database_is_rejected_unchanged(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"dear diary" * 1000)
 
-    assert "not a file of this service" in rejection(tmp_path)
+    assert "is not a hadakv file" in rejection(tmp_path)
     assert (tmp_path / FILE).read_bytes() == b"dear diary" * 1000
 
 
@@ -132,7 +132,7 @@ def test_fully_corrupt_file_is_rejected_unchanged(tmp_path: Path, table: str) ->
     content[first : first + 1000] = b"\xaa" * 1000
     (tmp_path / FILE).write_bytes(content)
 
-    assert "malformed; move it away" in rejection(tmp_path)
+    assert "malformed. Move it away" in rejection(tmp_path)
     assert (tmp_path / FILE).read_bytes() == content
 
 
@@ -157,7 +157,7 @@ def test_symbolic_link_in_the_directory_is_not_followed(tmp_path: Path, name: st
 def test_directory_writable_by_others_is_rejected(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
 
-    assert "others may write there" in rejection(tmp_path)
+    assert "can be written by other users" in rejection(tmp_path)
 
 
 def test_data_files_are_readable_by_the_owner_only(tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ def test_data_dir_that_is_not_a_directory_is_rejected(tmp_path: Path, place: str
 
     rejected = rejection(tmp_path / place, budget)
 
-    assert f"{tmp_path / place}: no directory, nor can it be made one; choose another --data-dir" in rejected
+    assert f"{tmp_path / place} is not a directory. Choose another --data-dir" in rejected
 
 
 def test_directory_in_place_of_the_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
 
-    assert f"{FILE}: a directory, where a file should be; move it away" in rejection(tmp_path)
+    assert f"{FILE} is a directory, not a file. Move it away" in rejection(tmp_path)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def owned() -> Iterator[Path]:
 
 
 def test_unwritable_directory_is_rejected(owned: Path) -> None:
-    advice = "let this user write there, choose another --data-dir, or keep nothing on disk with --disk-budget 0"
+    advice = "Let this user write there, choose another --data-dir, or keep nothing on disk with --disk-budget 0."
     reasons = []
     for _ in "without", "with":
         owned.chmod(0o500)
@@ -214,8 +214,8 @@ def test_unwritable_directory_is_rejected(owned: Path) -> None:
         owned.chmod(0o700)
         open_database(owned).close()
 
-    assert reasons[0] == f"{owned}: cannot be written (Permission denied); {advice}"
-    assert re.fullmatch(rf"{owned}: cannot be written \(.+\); {advice}", reasons[1])
+    assert reasons[0] == f"{owned} cannot be written (Permission denied). {advice}"
+    assert re.fullmatch(rf"{owned} cannot be written \(.+\)\. {advice}", reasons[1])
     open_database(owned).close()
 
 
@@ -224,11 +224,11 @@ def test_inaccessible_file_and_directory_are_named(owned: Path) -> None:
     owned.joinpath("closed").mkdir(0o500)
 
     with pytest.raises(
-        DataDirectoryError, match=rf"{owned}/{FILE}: cannot be written \(Permission denied\); let this user"
+        DataDirectoryError, match=rf"{owned}/{FILE} cannot be written \(Permission denied\)\. Let this user"
     ):
         open_database(owned)
     with pytest.raises(
-        DataDirectoryError, match=rf"{owned}/closed/new: cannot be made \(Permission denied\); choose another"
+        DataDirectoryError, match=rf"{owned}/closed/new cannot be created \(Permission denied\)\. Choose another"
     ):
         open_database(owned / "closed" / "new")
 

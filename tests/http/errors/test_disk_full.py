@@ -28,23 +28,23 @@ def rejection(store: SessionStore) -> str:
 def test_full_file_system_is_named_and_logged_at_intervals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
+    store = SessionStore(MEMORY, disk=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, 1, durability="ack")
     assert not store.group_commit()
     monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 0)
 
     details = [rejection(store) for _ in range(2)]
 
-    assert all("its file system has no more" in detail for detail in details)
+    assert all("the free space of the file system" in detail for detail in details)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "make room there" in caplog.text
+    assert "free disk space" in caplog.text
     store.close(float("inf"))
 
 
 def test_exhausted_disk_budget_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = SessionStore(MEMORY, tier=SqliteStore(tmp_path, 200_000), backend=BACKEND)
+    store = SessionStore(MEMORY, disk=SqliteStore(tmp_path, 200_000), backend=BACKEND)
     monkeypatch.setattr(sqlite_store, "free_nbytes", lambda _: 1 << 30)
 
     detail = rejection(store)

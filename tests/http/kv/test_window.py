@@ -77,7 +77,7 @@ def test_repetition_that_left_the_window_is_a_conflict(caller: Caller, session: 
     problem = caller.append(session, k, v, position=0).problem(409, "position-conflict")
 
     assert problem["length"] == 40
-    assert "before 30, which have left the window" in problem["detail"]
+    assert "before 30 have left the window" in problem["detail"]
 
 
 def test_tokens_outside_the_window_cannot_be_read(caller: Caller, session: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadakv_kernels import BITS, HEAD_DIMS, Codec
-from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
 from support.arrays import CODECS, TTL_SECONDS, pair
 from support.contract import MSGPACK, Caller, Json
 from support.session_files import METADATA, exported, imported, put_together, taken_apart, tensors, told

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hadakv_service.device.executor import CHUNKED_JOB_NBYTES
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
 from hadakv_service.operations.session_file import MAX_HEADER_NBYTES
 from hadakv_service.testing import running_service
 from support.arrays import pair
@@ -155,17 +155,21 @@ def test_incomplete_file_is_malformed(strict: Caller, change: Change) -> None:
 # Change, field, part of the reason.
 LIES: dict[str, tuple[Change, str, str]] = {
     # Format and version
-    "no metadata": (with_header(lambda header: header.pop(METADATA) and None), METADATA, "no session was exported"),
+    "no metadata": (with_header(lambda header: header.pop(METADATA) and None), METADATA, "not a hadakv export"),
     "metadata that are no object": (with_header(lambda header: header.update({METADATA: [1]})), METADATA, "object"),
     "metadata that are no strings": (
         with_header(lambda header: header[METADATA].update(kv_heads=2)),
         METADATA,
         "Expected `str`",
     ),
-    "no format": (says(format=None), "format", "is missing: no session was exported to this file"),
-    "another format": (says(format="pt"), "format", "not 'pt': no session was exported to this file"),
+    "no format": (says(format=None), "format", "is missing: not a hadakv export"),
+    "another format": (says(format="pt"), "format", "not 'pt': not a hadakv export"),
     "no version": (says(version=None), "version", "is missing"),
-    "a later version": (says(version="2"), "version", "must be 1, not '2': the file is of another version of hadakv"),
+    "a later version": (
+        says(version="2"),
+        "version",
+        "must be 1, not '2': the file was written by another version of hadakv",
+    ),
     "no fingerprint": (says(tables=None), "tables", "is missing"),
     "other tables": (says(tables="00" * 32), "tables", "the codec tables of another version of hadakv"),
     "no session": (says(session=None), "session", "is missing"),
@@ -176,7 +180,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     # Session fields
     "no codec": (says(codec=None), "codec", "is missing"),
     "a codec that is no JSON": (says(codec="{"), "codec", "is not valid JSON"),
-    "a codec with a key twice": (says(codec='{"k":{},"k":{},"v":{}}'), "codec", "a key twice"),
+    "a codec with a key twice": (says(codec='{"k":{},"k":{},"v":{}}'), "codec", "a duplicate key"),
     "an unknown codec": (says(codec={"k": {"bits": 7}, "v": {}}), "codec.k.bits", "must be one of"),
     "an unknown option": (says(codec={"k": {"bytes": 7}, "v": {}}), "codec.k.bytes", "not known"),
     "a scale that is none": (says(codec={"d512_scale": -1.0}), "codec.d512_scale", "positive"),
@@ -191,7 +195,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "a negative window": (says(window=-5), "window", ">= 1"),
     "a ttl of nothing": (says(ttl_seconds=0), "ttl_seconds", "> 0"),
     "an endless ttl": (says(ttl_seconds=1e300), "ttl_seconds", "<="),
-    "fewer layers than there are": (says(declared_layers=3), "runs", "have 4 layers, there may be at most 3"),
+    "fewer layers than there are": (says(declared_layers=3), "runs", "have 4 layers, the maximum is 3"),
     "more layers than there may be": (says(declared_layers=1025), "declared_layers", "<= 1024"),
     # Runs
     "no runs": (says(runs=None), "runs", "is missing"),
@@ -227,7 +231,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "an unexpected tensor": (
         with_header(lambda header: header.update({"layers.9\n": {}})),
         "header",
-        r"has a tensor 'layers.9\n', for which there is no layer",
+        r"has a tensor 'layers.9\n' of a layer that the session does not have",
     ),
     "a tensor that is a number": (
         with_header(lambda header: header.update({"layers.0.k.packed": 5})),
@@ -271,7 +275,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "offsets the wrong way round": (
         says_of("layers.0.k.packed", data_offsets=[640, 0]),
         "layers.0.k.packed.data_offsets",
-        "640 apart, as its shape says, not -640",
+        "640 bytes apart, not -640",
     ),
     "an offset fewer": (says_of("layers.0.k.packed", data_offsets=[0]), "layers.0.k.packed.data_offsets", "length 2"),
     "an offset more": (
@@ -301,7 +305,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "two tensors in one place": (
         says_of("layers.1.k.packed", data_offsets=[0, 640]),
         "layers.1.k.packed.data_offsets",
-        "must begin at 640, where another ends, not at 0",
+        "must begin at 640, the end of the previous tensor, not at 0",
     ),
     "an offset beyond the end": (
         shifted("layers.3.v.values", 2**40, 2**40),

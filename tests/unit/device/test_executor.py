@@ -1,4 +1,4 @@
-"""The device by itself: order, batches, failures, a full queue, and the end."""
+"""DeviceExecutor: order, batches, failures, full queue, stop."""
 
 import asyncio
 import threading
@@ -13,7 +13,8 @@ from starlette.types import Message
 
 from hadakv_kernels import Codec, Encoded, Stream, reference
 from hadakv_kernels.cpu import CpuBackend
-from hadakv_service.device.executor import MAX_BATCH_JOBS, DeviceExecutor
+from hadakv_service.device.batch import MAX_BATCH_JOBS
+from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.errors import Busy
 from hadakv_service.observability.device_timings import DeviceObserver
 from hadakv_service.observability.request_record import RequestRecord, current, current_id
@@ -22,8 +23,8 @@ SPEC = Codec().at(64)
 T = TypeVar("T")
 
 
-class Recording(CpuBackend):
-    """A backend that notes what it was asked to encode together, and fails where a value is negative."""
+class RecordingBackend(CpuBackend):
+    """A backend that records each call of encode, and fails if a value is negative."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -41,36 +42,36 @@ def stream(number: float) -> Stream:
 
 
 @dataclass(eq=False)
-class Noted:
-    """A job that encodes some streams and notes what became of it."""
+class RecordingJob:
+    """A job that encodes some streams and records its steps."""
 
     name: str
-    notes: list[str]
+    steps: list[str]
     key: Hashable = None
     numbers: Sequence[float] = ()
     fails: str = ""
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
-    holds: bool = False
+    blocks: bool = False
     batch: Collection[Hashable] = ()
 
     def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         self.batch = batch
-        self._step("begin")
+        self._step("prepare")
         self.entered.set()
-        if self.holds:
+        if self.blocks:
             assert self.gate.wait(30)
         return [stream(number) for number in self.numbers]
 
     def complete(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        self._step("finish")
+        self._step("complete")
         return list(encoded)
 
     def roll_back(self) -> None:
-        self.notes.append(f"{self.name} abandon")
+        self.steps.append(f"{self.name} roll back")
 
     def _step(self, step: str) -> None:
-        self.notes.append(f"{self.name} {step}")
+        self.steps.append(f"{self.name} {step}")
         if self.fails == step:
             raise ValueError(f"{self.name} fails to {step}")
 
@@ -78,8 +79,8 @@ class Noted:
 def on_device(
     work: Callable[[DeviceExecutor], Awaitable[T]], limit: int = 100, observer: DeviceObserver | None = None
 ) -> tuple[T, list[list[float]]]:
-    """Run something with a device; its result and the launches."""
-    backend = Recording()
+    """Run a function with a device. Return its result and the recorded launches."""
+    backend = RecordingBackend()
 
     async def run() -> T:
         device = DeviceExecutor(backend, limit, observer)
@@ -92,9 +93,9 @@ def on_device(
     return asyncio.run(run()), backend.launches
 
 
-async def held_back(device: DeviceExecutor, jobs: Sequence[Noted]) -> list[Any]:
-    """Let jobs gather behind one that holds the device, then let all go: their results and errors."""
-    first = Noted("first", [], holds=True)
+async def run_queued(device: DeviceExecutor, jobs: Sequence[RecordingJob]) -> list[Any]:
+    """Queue jobs behind one that blocks the device, then unblock it. Return their results and errors."""
+    first = RecordingJob("first", [], blocks=True)
     tasks = [asyncio.ensure_future(device.run(first))]
     await asyncio.to_thread(first.entered.wait, 30)
     tasks += [asyncio.ensure_future(device.run(job)) for job in jobs]
@@ -103,9 +104,9 @@ async def held_back(device: DeviceExecutor, jobs: Sequence[Noted]) -> list[Any]:
     return (await asyncio.gather(*tasks, return_exceptions=True))[1:]
 
 
-def test_a_job_gets_back_what_it_asked_to_encode() -> None:
+def test_job_gets_its_encoded_streams() -> None:
     async def work(device: DeviceExecutor) -> list[Encoded]:
-        return await device.run(Noted("a", [], numbers=[1.0, 2.0]))
+        return await device.run(RecordingJob("a", [], numbers=[1.0, 2.0]))
 
     encoded, launches = on_device(work)
 
@@ -116,10 +117,10 @@ def test_a_job_gets_back_what_it_asked_to_encode() -> None:
     assert launches == [[1.0, 2.0]]
 
 
-def test_what_waits_together_is_encoded_in_one_launch_and_each_gets_its_own() -> None:
-    jobs = [Noted(f"{n}", [], key=n, numbers=[float(n), n + 0.5][: n % 3]) for n in range(20)]
+def test_waiting_jobs_are_encoded_in_one_launch() -> None:
+    jobs = [RecordingJob(f"{n}", [], key=n, numbers=[float(n), n + 0.5][: n % 3]) for n in range(20)]
 
-    results, launches = on_device(lambda device: held_back(device, jobs))
+    results, launches = on_device(lambda device: run_queued(device, jobs))
 
     assert launches == [[number for job in jobs for number in job.numbers]]
     for job, encoded in zip(jobs, results, strict=True):
@@ -127,59 +128,59 @@ def test_what_waits_together_is_encoded_in_one_launch_and_each_gets_its_own() ->
         assert norms == [float(reference.encode(stream(number).x, SPEC).norms[0, 0]) for number in job.numbers]
 
 
-def test_a_batch_has_a_limit() -> None:
-    jobs = [Noted(f"{n}", [], numbers=[float(n)]) for n in range(MAX_BATCH_JOBS + 5)]
+def test_batch_has_a_limit() -> None:
+    jobs = [RecordingJob(f"{n}", [], numbers=[float(n)]) for n in range(MAX_BATCH_JOBS + 5)]
 
-    _, launches = on_device(lambda device: held_back(device, jobs))
+    _, launches = on_device(lambda device: run_queued(device, jobs))
 
     assert [len(launch) for launch in launches] == [MAX_BATCH_JOBS, 5]
 
 
-def test_jobs_of_one_key_run_one_after_another_in_order() -> None:
-    notes: list[str] = []
-    jobs = [Noted(f"{key}{n}", notes, key=key, numbers=[1.0]) for n in range(4) for key in "ab"]
+def test_jobs_with_one_key_run_in_order() -> None:
+    steps: list[str] = []
+    jobs = [RecordingJob(f"{key}{n}", steps, key=key, numbers=[1.0]) for n in range(4) for key in "ab"]
 
-    on_device(lambda device: held_back(device, jobs))
+    on_device(lambda device: run_queued(device, jobs))
 
     for key in "ab":
-        mine = [note for note in notes if note.startswith(key)]
-        assert mine == [f"{key}{n} {step}" for n in range(4) for step in ("begin", "finish")]
+        mine = [note for note in steps if note.startswith(key)]
+        assert mine == [f"{key}{n} {step}" for n in range(4) for step in ("prepare", "complete")]
 
 
-def test_jobs_of_other_keys_do_not_wait_for_a_crowded_one() -> None:
-    crowd = [Noted(f"crowd{n}", [], key="crowd", numbers=[1.0]) for n in range(10)]
-    other = Noted("other", [], key="other", numbers=[2.0])
+def test_jobs_with_other_keys_do_not_wait_for_a_busy_key() -> None:
+    crowd = [RecordingJob(f"crowd{n}", [], key="crowd", numbers=[1.0]) for n in range(10)]
+    other = RecordingJob("other", [], key="other", numbers=[2.0])
 
-    _, launches = on_device(lambda device: held_back(device, [*crowd, other]))
+    _, launches = on_device(lambda device: run_queued(device, [*crowd, other]))
 
     assert launches == [[1.0, 2.0], *[[1.0]] * 9]
 
 
-def test_every_job_is_told_the_keys_of_its_batch() -> None:
-    jobs = [Noted(f"{key}", [], key=key) for key in ("a", "b", None)]
+def test_prepare_gets_the_keys_of_the_batch() -> None:
+    jobs = [RecordingJob(f"{key}", [], key=key) for key in ("a", "b", None)]
 
-    on_device(lambda device: held_back(device, jobs))
+    on_device(lambda device: run_queued(device, jobs))
 
     assert [job.batch for job in jobs] == [frozenset("ab")] * 3
 
 
-def test_jobs_without_a_key_share_a_batch() -> None:
-    jobs = [Noted(f"{n}", [], numbers=[float(n)]) for n in range(3)]
+def test_jobs_without_key_share_a_batch() -> None:
+    jobs = [RecordingJob(f"{n}", [], numbers=[float(n)]) for n in range(3)]
 
-    _, launches = on_device(lambda device: held_back(device, jobs))
+    _, launches = on_device(lambda device: run_queued(device, jobs))
 
     assert launches == [[0.0, 1.0, 2.0]]
 
 
-def test_a_call_runs_on_the_devices_thread_after_earlier_jobs_of_its_key() -> None:
-    notes: list[str] = []
+def test_call_runs_on_device_thread_after_earlier_jobs() -> None:
+    steps: list[str] = []
 
     def note_call() -> str:
-        notes.append("call")
+        steps.append("call")
         return threading.current_thread().name
 
     async def work(device: DeviceExecutor) -> str:
-        job = asyncio.ensure_future(device.run(Noted("job", notes, key="a", numbers=[1.0])))
+        job = asyncio.ensure_future(device.run(RecordingJob("job", steps, key="a", numbers=[1.0])))
         await asyncio.sleep(0)
         name = await device.call(note_call, "a")
         await job
@@ -188,10 +189,10 @@ def test_a_call_runs_on_the_devices_thread_after_earlier_jobs_of_its_key() -> No
     name, _ = on_device(work)
 
     assert name == "hadakv-device"
-    assert notes == ["job begin", "job finish", "call"]
+    assert steps == ["job prepare", "job complete", "call"]
 
 
-def test_a_call_that_raises_raises_for_its_caller_alone() -> None:
+def test_failing_call_fails_only_its_caller() -> None:
     async def work(device: DeviceExecutor) -> int:
         with pytest.raises(ZeroDivisionError):
             await device.call(lambda: 1 // 0)
@@ -201,64 +202,68 @@ def test_a_call_that_raises_raises_for_its_caller_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"), [("begin", ["bad begin"]), ("finish", ["bad begin", "bad finish", "bad abandon"])]
+    ("step", "expected"), [("prepare", ["bad prepare"]), ("complete", ["bad prepare", "bad complete", "bad roll back"])]
 )
-def test_one_jobs_failure_harms_no_other_of_its_batch(step: str, expected: list[str]) -> None:
-    notes: list[str] = []
-    jobs = [Noted(name, notes, key=name, numbers=[number]) for name, number in (("x", 1.0), ("bad", 2.0), ("y", 3.0))]
+def test_failing_job_fails_alone_in_its_batch(step: str, expected: list[str]) -> None:
+    steps: list[str] = []
+    jobs = [
+        RecordingJob(name, steps, key=name, numbers=[number]) for name, number in (("x", 1.0), ("bad", 2.0), ("y", 3.0))
+    ]
     jobs[1].fails = step
 
-    results, _ = on_device(lambda device: held_back(device, jobs))
+    results, _ = on_device(lambda device: run_queued(device, jobs))
 
-    assert [note for note in notes if note.startswith("bad")] == expected
+    assert [note for note in steps if note.startswith("bad")] == expected
     assert isinstance(results[1], ValueError)
     norms = [float(results[i][0].norms[0, 0]) for i in (0, 2)]
     assert norms == [float(reference.encode(stream(number).x, SPEC).norms[0, 0]) for number in (1.0, 3.0)]
 
 
-def test_a_failed_launch_is_abandoned_by_who_caused_it_and_harms_no_other_of_its_batch() -> None:
-    notes: list[str] = []
+def test_failed_encode_fails_only_its_own_job() -> None:
+    steps: list[str] = []
     numbers = {"x": [1.0], "bad": [2.0, -1.0], "idle": [], "y": [3.0]}
-    jobs = [Noted(name, notes, key=name, numbers=own) for name, own in numbers.items()]
+    jobs = [RecordingJob(name, steps, key=name, numbers=own) for name, own in numbers.items()]
 
-    results, _ = on_device(lambda device: held_back(device, jobs))
+    results, _ = on_device(lambda device: run_queued(device, jobs))
 
     failed = [job.name for job, result in zip(jobs, results, strict=True) if isinstance(result, Exception)]
-    assert [note for note in notes if note.endswith("abandon")] == ["bad abandon"]
+    assert [note for note in steps if note.endswith("roll back")] == ["bad roll back"]
     assert failed == ["bad"]
 
 
-def test_the_device_goes_on_after_a_failed_launch() -> None:
+def test_executor_continues_after_failed_launch() -> None:
     async def work(device: DeviceExecutor) -> list[Encoded]:
         with pytest.raises(RuntimeError, match="the launch failed"):
-            await device.run(Noted("bad", [], numbers=[-1.0]))
-        return await device.run(Noted("good", [], numbers=[1.0]))
+            await device.run(RecordingJob("bad", [], numbers=[-1.0]))
+        return await device.run(RecordingJob("good", [], numbers=[1.0]))
 
     assert len(on_device(work)[0]) == 1
 
 
-def test_a_full_queue_is_busy_until_there_is_room() -> None:
+def test_full_queue_rejects_jobs_until_one_is_done() -> None:
     async def work(device: DeviceExecutor) -> tuple[list[Any], list[Any]]:
-        first = Noted("first", [], holds=True)
+        first = RecordingJob("first", [], blocks=True)
         held = asyncio.ensure_future(device.run(first))
         await asyncio.to_thread(first.entered.wait, 30)
-        waiting = [asyncio.ensure_future(device.run(Noted("waiting", []))) for _ in range(2)]
+        waiting = [asyncio.ensure_future(device.run(RecordingJob("waiting", []))) for _ in range(2)]
         await asyncio.sleep(0)
-        refused = await asyncio.gather(*(device.run(Noted("late", [])) for _ in range(3)), return_exceptions=True)
+        rejected = await asyncio.gather(
+            *(device.run(RecordingJob("late", [])) for _ in range(3)), return_exceptions=True
+        )
         first.gate.set()
         served = await asyncio.gather(held, *waiting, return_exceptions=True)
-        return refused, [*served, await device.run(Noted("afterwards", []))]
+        return rejected, [*served, await device.run(RecordingJob("afterwards", []))]
 
-    (refused, served), _ = on_device(work, limit=3)
+    (rejected, served), _ = on_device(work, limit=3)
 
-    assert [type(error) for error in refused] == [Busy] * 3
-    assert refused[0].headers["Retry-After"] == "1"
+    assert [type(error) for error in rejected] == [Busy] * 3
+    assert rejected[0].headers["Retry-After"] == "1"
     assert served == [[]] * 4
 
 
-def test_who_has_begun_to_answer_is_not_told_that_there_are_too_many() -> None:
+def test_call_unbounded_ignores_the_queue_limit() -> None:
     async def work(device: DeviceExecutor) -> list[str]:
-        first = Noted("first", [], holds=True)
+        first = RecordingJob("first", [], blocks=True)
         held = asyncio.ensure_future(device.run(first))
         await asyncio.to_thread(first.entered.wait, 30)
         goes_on = [
@@ -266,26 +271,26 @@ def test_who_has_begun_to_answer_is_not_told_that_there_are_too_many() -> None:
         ]
         await asyncio.sleep(0)
         with pytest.raises(Busy):
-            await device.run(Noted("late", []))
+            await device.run(RecordingJob("late", []))
         first.gate.set()
         await held
         names = await asyncio.gather(*goes_on)
-        return [*names, *await device.run(Noted("afterwards", []))]
+        return [*names, *await device.run(RecordingJob("afterwards", []))]
 
     names, _ = on_device(work, limit=1)
 
     assert names == ["hadakv-device"] * 3
 
 
-def test_a_caller_who_gave_up_is_no_trouble_to_the_others() -> None:
-    notes: list[str] = []
+def test_cancelled_caller_does_not_affect_others() -> None:
+    steps: list[str] = []
 
     async def work(device: DeviceExecutor) -> list[Encoded]:
-        first = Noted("first", [], holds=True)
+        first = RecordingJob("first", [], blocks=True)
         held = asyncio.ensure_future(device.run(first))
         await asyncio.to_thread(first.entered.wait, 30)
-        gone = asyncio.ensure_future(device.run(Noted("gone", notes, numbers=[1.0])))
-        stays = asyncio.ensure_future(device.run(Noted("stays", [], numbers=[2.0])))
+        gone = asyncio.ensure_future(device.run(RecordingJob("gone", steps, numbers=[1.0])))
+        stays = asyncio.ensure_future(device.run(RecordingJob("stays", [], numbers=[2.0])))
         await asyncio.sleep(0)
         gone.cancel()
         first.gate.set()
@@ -295,20 +300,20 @@ def test_a_caller_who_gave_up_is_no_trouble_to_the_others() -> None:
     encoded, launches = on_device(work, limit=3)
 
     assert len(encoded) == 1
-    assert notes == ["gone begin", "gone finish"], "what was asked for is done, though nobody waits for it"
+    assert steps == ["gone prepare", "gone complete"], "a cancelled job still runs"
     assert launches == [[1.0, 2.0]]
 
 
-def test_stop_finishes_what_waits() -> None:
-    backend = Recording()
+def test_stop_completes_queued_jobs() -> None:
+    backend = RecordingBackend()
 
     async def run() -> list[Any]:
         device = DeviceExecutor(backend, 100)
         device.start(asyncio.get_running_loop())
-        first = Noted("first", [], holds=True)
+        first = RecordingJob("first", [], blocks=True)
         tasks = [asyncio.ensure_future(device.run(first))]
         await asyncio.to_thread(first.entered.wait, 30)
-        jobs = [Noted(f"{n}", [], key=n % 2, numbers=[float(n)]) for n in range(6)]
+        jobs = [RecordingJob(f"{n}", [], key=n % 2, numbers=[float(n)]) for n in range(6)]
         tasks += [asyncio.ensure_future(device.run(job)) for job in jobs]
         await asyncio.sleep(0)
         stopping = asyncio.ensure_future(asyncio.to_thread(device.stop))
@@ -322,27 +327,27 @@ def test_stop_finishes_what_waits() -> None:
     assert sorted(number for launch in backend.launches for number in launch) == [0, 1, 2, 3, 4, 5]
 
 
-class Kept(RequestRecord):
-    """One that may be referred to weakly."""
+class WeakRecord(RequestRecord):
+    """A record that can be referenced weakly."""
 
 
 async def nowhere(_: Message) -> None:
-    """Nothing is sent."""
+    """Send nothing."""
 
 
-def test_the_device_knows_whose_request_it_works_on_and_keeps_none() -> None:
-    async def story(device: DeviceExecutor) -> bool:
-        exchange = Kept({"headers": []}, nowhere)
-        kept, name = ref(exchange), exchange.id.decode()
-        current.set(exchange)
+def test_job_runs_in_its_request_context_and_releases_it() -> None:
+    async def work(device: DeviceExecutor) -> bool:
+        record = WeakRecord({"headers": []}, nowhere)
+        kept, name = ref(record), record.id.decode()
+        current.set(record)
         assert await device.call(current_id) == name
         current.set(None)
-        del exchange
-        # Its turn ends a moment after the answer.
+        del record
+        # The job ends shortly after its result is delivered.
         for _ in range(1000):
             if kept() is None:
                 return True
             await asyncio.sleep(0.001)
         return False
 
-    assert on_device(story)[0]
+    assert on_device(work)[0]

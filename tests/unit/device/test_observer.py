@@ -1,4 +1,4 @@
-"""What an observer is told of the device's work, and how it is counted."""
+"""DeviceObserver and the device counters."""
 
 from collections.abc import Collection, Generator, Hashable, Sequence
 from itertools import count, pairwise
@@ -8,37 +8,37 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Encoded, Stream
-from hadakv_service.device.chunks import run_to_completion
-from hadakv_service.device.executor import CHUNKED_JOB_NBYTES, DeviceExecutor
-from hadakv_service.device.jobs import ChunkedJob
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
+from hadakv_service.device.executor import DeviceExecutor
+from hadakv_service.device.jobs import ChunkedJob, run_to_completion
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.observability.counters import DeviceCounters, Histogram
 from hadakv_service.observability.device_timings import BatchTimings
-from unit.device.test_executor import SPEC, Noted, held_back, on_device
+from unit.device.test_executor import SPEC, RecordingJob, on_device, run_queued
 
 
-class Watching:
-    """An observer that keeps what it is told; jobs are noted by number."""
+class KeepingObserver:
+    """An observer that keeps all timings. Its note of a job is a number."""
 
     def __init__(self) -> None:
-        self.told: list[BatchTimings] = []
+        self.timings: list[BatchTimings] = []
         self._numbers = count()
 
     def on_enqueue(self) -> int:
         return next(self._numbers)
 
     def on_batch_done(self, work: BatchTimings) -> None:
-        self.told.append(work)
+        self.timings.append(work)
 
 
-class Long(ChunkedJob[int]):
-    """A long job of some steps."""
+class ChunksOnly(ChunkedJob[int]):
+    """A chunked job with some chunks."""
 
     key: Hashable = "long"
     nbytes = CHUNKED_JOB_NBYTES + 1
 
-    def __init__(self, steps: int, fails: bool = False) -> None:
-        self._steps = steps
+    def __init__(self, chunks: int, fails: bool = False) -> None:
+        self._steps = chunks
         self._fails = fails
 
     def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002
@@ -55,11 +55,11 @@ class Long(ChunkedJob[int]):
         return len(encoded)
 
     def roll_back(self) -> None:
-        """Nothing to undo."""
+        """Do nothing."""
 
 
-class Crowded(Noted):
-    """Finds no room the first time."""
+class NeedsSpace(RecordingJob):
+    """A job that finds no space the first time."""
 
     def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         if not self.batch:
@@ -69,10 +69,10 @@ class Crowded(Noted):
 
 
 def observed(*jobs: Any) -> list[BatchTimings]:
-    """What is told of jobs that waited together."""
-    watching = Watching()
-    on_device(lambda device: held_back(device, jobs), observer=watching)
-    return watching.told[1:]
+    """Return the observed timings of jobs that were queued together."""
+    observer = KeepingObserver()
+    on_device(lambda device: run_queued(device, jobs), observer=observer)
+    return observer.timings[1:]
 
 
 def assert_in_order(work: BatchTimings) -> None:
@@ -80,8 +80,8 @@ def assert_in_order(work: BatchTimings) -> None:
     assert 0 <= work.encode_seconds <= work.busy_seconds <= work.ended - work.started + 1e-6
 
 
-def test_a_batch_is_told_once_with_all_its_jobs() -> None:
-    (work,) = observed(*(Noted(f"{n}", [], key=n, numbers=[1.0] * n) for n in range(4)))
+def test_batch_is_observed_once_with_all_jobs() -> None:
+    (work,) = observed(*(RecordingJob(f"{n}", [], key=n, numbers=[1.0] * n) for n in range(4)))
 
     assert work.notes == [1, 2, 3, 4]
     assert work.streams == 0 + 1 + 2 + 3
@@ -89,62 +89,62 @@ def test_a_batch_is_told_once_with_all_its_jobs() -> None:
     assert_in_order(work)
 
 
-def test_jobs_of_one_key_are_told_one_after_another() -> None:
-    told = observed(*(Noted(f"{n}", [], key="a") for n in range(3)))
+def test_jobs_with_one_key_are_observed_separately() -> None:
+    timings = observed(*(RecordingJob(f"{n}", [], key="a") for n in range(3)))
 
-    assert [work.notes for work in told] == [[1], [2], [3]]
-    assert [before.ended <= after.started for before, after in pairwise(told)] == [True] * 2
+    assert [work.notes for work in timings] == [[1], [2], [3]]
+    assert [before.ended <= after.started for before, after in pairwise(timings)] == [True] * 2
 
 
-def test_a_job_that_fails_is_told_all_the_same() -> None:
-    (work,) = observed(Noted("x", [], fails="begin"), Noted("y", [], numbers=[1.0], fails="finish"))
+def test_failing_job_is_observed() -> None:
+    (work,) = observed(RecordingJob("x", [], fails="prepare"), RecordingJob("y", [], numbers=[1.0], fails="complete"))
 
     assert (work.notes, work.streams) == ([1, 2], 1)
 
 
-def test_a_job_that_is_tried_once_more_is_told_once() -> None:
-    told = observed(Crowded("x", [], key="x", numbers=[1.0, 2.0]), Noted("y", [], numbers=[3.0]))
+def test_retried_job_is_observed_once() -> None:
+    timings = observed(NeedsSpace("x", [], key="x", numbers=[1.0, 2.0]), RecordingJob("y", [], numbers=[3.0]))
 
-    assert [work.notes for work in told] == [[2], [1]]
-    for work in told:
+    assert [work.notes for work in timings] == [[2], [1]]
+    for work in timings:
         assert_in_order(work)
 
 
-@pytest.mark.parametrize("steps", [0, 5])
-def test_a_long_job_is_told_once_by_itself(steps: int) -> None:
-    told = observed(Long(steps), Noted("x", []), Noted("y", []))
+@pytest.mark.parametrize("chunks", [0, 5])
+def test_chunked_job_is_observed_alone(chunks: int) -> None:
+    timings = observed(ChunksOnly(chunks), RecordingJob("x", []), RecordingJob("y", []))
 
-    assert sorted(work.notes for work in told) == [[1], [2, 3]]
-    (long,) = (work for work in told if work.notes == [1])
+    assert sorted(work.notes for work in timings) == [[1], [2, 3]]
+    (long,) = (work for work in timings if work.notes == [1])
     assert long.streams == 2
     assert_in_order(long)
 
 
-def test_a_long_job_that_is_refused_is_told_without_encoding() -> None:
-    (work,) = observed(Long(3, fails=True))
+def test_rejected_chunked_job_has_no_encoding() -> None:
+    (work,) = observed(ChunksOnly(3, fails=True))
 
     assert (work.notes, work.streams, work.encode_ended) == ([1], 0, 0)
     assert work.started < work.ended
 
 
-def test_batches_are_counted_by_their_size() -> None:
-    tally = DeviceCounters()
+def test_batches_are_counted_by_size() -> None:
+    counters = DeviceCounters()
 
     async def work(device: DeviceExecutor) -> None:
-        await held_back(device, [Noted(f"{n}", [], numbers=[1.0]) for n in range(5)])
-        await held_back(device, [Noted(f"{n}", [], key=n % 2) for n in range(4)])
+        await run_queued(device, [RecordingJob(f"{n}", [], numbers=[1.0]) for n in range(5)])
+        await run_queued(device, [RecordingJob(f"{n}", [], key=n % 2) for n in range(4)])
 
-    on_device(work, observer=tally)
+    on_device(work, observer=counters)
 
-    # Those that hold the device by themselves, two; five; and two of each key, one after the other.
-    assert dict(tally.batches.buckets()) == {"1.0": 2, "2.0": 4, "4.0": 4, "8.0": 5, "16.0": 5, "32.0": 5, "+Inf": 5}
-    assert tally.batches.sum == 1 + 5 + 1 + 2 + 2
-    assert sum(tally.wait.counts) == sum(tally.job.counts) == 11
-    assert sum(tally.encode.counts) == 1
-    assert 0 < tally.encode.sum < tally.busy
+    # Two jobs that block the device, a batch of five, and two batches of two keys.
+    assert dict(counters.batches.buckets()) == {"1.0": 2, "2.0": 4, "4.0": 4, "8.0": 5, "16.0": 5, "32.0": 5, "+Inf": 5}
+    assert counters.batches.sum == 1 + 5 + 1 + 2 + 2
+    assert sum(counters.wait.counts) == sum(counters.job.counts) == 11
+    assert sum(counters.encode.counts) == 1
+    assert 0 < counters.encode.sum < counters.busy
 
 
-def test_a_value_is_in_the_first_bucket_whose_bound_it_does_not_exceed() -> None:
+def test_histogram_buckets_have_inclusive_bounds() -> None:
     histogram = Histogram((1, 2, 4))
 
     for value in (0, 1, 1.5, 2, 4, 4.5, 100):

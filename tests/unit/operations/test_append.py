@@ -1,4 +1,4 @@
-"""Appends as jobs of the device: what waits together and how it shares the memory budget."""
+"""AppendOperation on the device: batches, and how they share the memory budget."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ from hadakv_service.wire import messages
 BACKEND = CpuBackend(1)
 SPEC = Codec().at(64)
 TOKEN = 2 * SPEC.nbytes
-# What a session is counted as beside its tokens after one small append, and what a further one adds.
+# Overhead counted for a session after one small append, and for each further append.
 FIRST, FURTHER = SESSION_OVERHEAD_NBYTES + RUN_OVERHEAD_NBYTES + PAGE_OVERHEAD_NBYTES, PAGE_OVERHEAD_NBYTES
 ANN, BOB, CID = (("", name) for name in ("ann", "bob", "cid"))
 
@@ -31,7 +31,7 @@ def job(store: SessionStore, key: Key, tokens: int, value: float = 1.0) -> Appen
 
 
 def together(*jobs: AppendOperation) -> list[Any]:
-    """Run jobs that wait for the device at the same time: their answers and errors."""
+    """Run jobs in one batch. Return their results and errors."""
 
     async def run() -> list[Any]:
         device = DeviceExecutor(BACKEND, 100)
@@ -42,36 +42,36 @@ def together(*jobs: AppendOperation) -> list[Any]:
         await asyncio.sleep(0)
         gate.set()
         await held
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         device.stop()
-        return answers
+        return results
 
     return asyncio.run(run())
 
 
-def test_appends_to_several_sessions_and_to_one_are_all_stored() -> None:
+def test_concurrent_appends_are_all_stored() -> None:
     store = SessionStore(1 << 20)
 
-    answers = together(*[job(store, key, tokens) for tokens in (3, 4) for key in (ANN, BOB, CID)])
+    results = together(*[job(store, key, tokens) for tokens in (3, 4) for key in (ANN, BOB, CID)])
 
-    assert [answer.position for answer in answers] == [0, 0, 0, 3, 3, 3]
-    assert [answer.created for answer in answers] == [True] * 3 + [False] * 3
+    assert [result.position for result in results] == [0, 0, 0, 3, 3, 3]
+    assert [result.created for result in results] == [True] * 3 + [False] * 3
     assert [store.get(key).session.nbytes for key in (ANN, BOB, CID)] == [7 * TOKEN] * 3
     assert store.memory.used == 21 * TOKEN + 3 * (FIRST + FURTHER)
 
 
-def test_a_refused_append_gives_back_what_it_reserved_and_harms_no_other() -> None:
+def test_rejected_append_releases_memory_and_fails_alone() -> None:
     store = SessionStore(1 << 20)
 
     good, bad, also_good = together(job(store, ANN, 3), job(store, BOB, 400, np.nan), job(store, CID, 4))
 
     assert isinstance(bad, NonFinite)
-    assert [type(answer) for answer in (good, also_good)] == [AppendOutcome] * 2
+    assert [type(result) for result in (good, also_good)] == [AppendOutcome] * 2
     assert store.find(BOB) is None
     assert store.memory.used == 7 * TOKEN + 2 * FIRST
 
 
-def test_an_append_after_a_refused_one_to_the_same_session_goes_where_that_would_have() -> None:
+def test_append_after_rejected_one_takes_its_position() -> None:
     store = SessionStore(1 << 20)
 
     _, _, after = together(job(store, ANN, 3), job(store, ANN, 2, np.inf), job(store, ANN, 4))
@@ -79,18 +79,18 @@ def test_an_append_after_a_refused_one_to_the_same_session_goes_where_that_would
     assert (after.position, after.tokens) == (3, 4)
 
 
-def test_sessions_appended_to_at_the_same_time_make_room_for_each_other_as_if_one_after_another() -> None:
+def test_concurrent_appends_evict_as_if_sequential() -> None:
     store = SessionStore(100 * TOKEN + 2 * FIRST + FURTHER)
     together(job(store, ANN, 40))
     together(job(store, BOB, 40))
 
-    answers = together(job(store, ANN, 30), job(store, BOB, 30))
+    results = together(job(store, ANN, 30), job(store, BOB, 30))
 
-    assert [type(answer) for answer in answers] == [AppendOutcome] * 2
+    assert [type(result) for result in results] == [AppendOutcome] * 2
     assert store.memory.used <= store.memory.limit
 
 
-def test_an_append_that_is_refused_evicts_nobody() -> None:
+def test_rejected_append_evicts_nothing() -> None:
     store = SessionStore(100 * TOKEN + FIRST)
     together(job(store, ANN, 60))
 
@@ -101,7 +101,7 @@ def test_an_append_that_is_refused_evicts_nobody() -> None:
     assert (store.evictions, store.memory.used) == (0, 60 * TOKEN + FIRST)
 
 
-def test_an_append_evicts_for_itself_and_not_for_a_refused_one_of_its_batch() -> None:
+def test_append_evicts_only_for_its_own_bytes() -> None:
     store = SessionStore(100 * TOKEN + 2 * FIRST)
     together(job(store, ANN, 30))
     together(job(store, BOB, 30))

@@ -1,4 +1,4 @@
-"""Sessions as values: pages, runs and windows against plain lists of tokens."""
+"""Session values: pages, runs and windows against plain lists of tokens."""
 
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ TOKEN_NBYTES = 2 * HEADS * SPEC.nbytes
 
 
 def page(tokens: list[list[int]]) -> Page:
-    """A page whose bytes are the numbers of its tokens: one list a layer, all of one length."""
+    """Return a page whose bytes are the numbers of its tokens: one list for each layer, all of equal length."""
     numbers = np.array(tokens, np.uint32).reshape(len(tokens), 1, -1, 1)
     shape = (len(tokens), HEADS, numbers.shape[2])
     packed = np.broadcast_to(numbers, (*shape, SPEC.row_bytes // 4)).copy().view(np.uint8)
@@ -31,8 +31,8 @@ def page(tokens: list[list[int]]) -> Page:
 
 
 def numbers(held: Page) -> list[list[int]]:
-    """The tokens in a page, which must be whole."""
-    found = np.ascontiguousarray(held.k.packed).view(np.uint32)
+    """Return the tokens in a page, after checking all of its bytes."""
+    found = np.ascontiguousarray(held.load()[0].packed).view(np.uint32)
     assert same_bytes(held, page(found[:, 0, :, 0].tolist()) if held.tokens else held, BACKEND)
     listed: list[list[int]] = found[:, 0, :, 0].tolist()
     return listed
@@ -44,7 +44,7 @@ def opened(window: int | None = None) -> Session:
 
 @dataclass
 class Model:
-    """What a session must be: a list of tokens for each layer."""
+    """Expected content of a session: a list of tokens for each layer."""
 
     window: int | None
     layers: list[list[int]] = field(default_factory=list)
@@ -64,16 +64,16 @@ APPENDS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3), COUNTS), max_
 
 
 def filled(window: int | None, appends: list[tuple[int, int, int]]) -> tuple[Session, Model]:
-    """A session and its model after appends of (layer, layers, tokens); those at odd lengths are refused by both."""
+    """Return a session and its model after appends of (layer, layers, tokens). Unequal lengths are rejected."""
     session, model, fresh = opened(window), Model(window), 1
     for layer, layers, count in appends:
         shape = Shape(layer, layers, HEADS, count, 64)
         lengths = {len(own) for own in model.layers[layer : layer + layers]}
         lengths |= {0} if len(model.layers) < layer + layers else set()
         if len(lengths) > 1:
-            with pytest.raises(PositionConflict) as refused:
+            with pytest.raises(PositionConflict) as rejected:
                 session.append_position(shape)
-            assert refused.value.fields["length"] == min(lengths)
+            assert rejected.value.fields["length"] == min(lengths)
             continue
         assert session.append_position(shape) == (lengths.pop(), True)
         tokens = [list(range(fresh + i * count, fresh + (i + 1) * count)) for i in range(layers)]
@@ -89,7 +89,7 @@ def filled(window: int | None, appends: list[tuple[int, int, int]]) -> tuple[Ses
 
 @EXAMPLES
 @given(st.sampled_from([None, None, 1, 10, 300, 5000]), APPENDS)
-def test_a_session_holds_what_lists_would(window: int | None, appends: list[tuple[int, int, int]]) -> None:
+def test_session_holds_what_plain_lists_hold(window: int | None, appends: list[tuple[int, int, int]]) -> None:
     session, model = filled(window, appends)
 
     assert session.stored_layers == len(model.layers)
@@ -125,7 +125,7 @@ def test_any_range_of_layers_and_tokens_can_be_read(appends: list[tuple[int, int
 
 @EXAMPLES
 @given(APPENDS, APPENDS)
-def test_an_append_leaves_the_value_it_came_from_as_it_was(
+def test_append_does_not_change_the_old_value(
     before: list[tuple[int, int, int]], after: list[tuple[int, int, int]]
 ) -> None:
     session, model = filled(None, before)
@@ -141,7 +141,7 @@ def test_an_append_leaves_the_value_it_came_from_as_it_was(
 
 
 @pytest.mark.parametrize("step", [1, 3, 255, 256, 257])
-def test_pages_are_full_but_for_the_last_ones(step: int) -> None:
+def test_all_pages_but_the_last_are_full(step: int) -> None:
     session = opened()
 
     for _ in range(0, 1500, step):
@@ -153,7 +153,7 @@ def test_pages_are_full_but_for_the_last_ones(step: int) -> None:
     assert sum(piece.tokens for piece in run.pages[run.full_pages :]) == run.stop % PAGE_TOKENS
 
 
-def test_a_full_page_is_shared_by_all_later_values() -> None:
+def test_full_page_is_shared_by_later_values() -> None:
     session = opened().append(0, page([[1] * 600]), BACKEND)
 
     grown = session.append(0, page([[2] * 600]), BACKEND)
@@ -161,16 +161,16 @@ def test_a_full_page_is_shared_by_all_later_values() -> None:
     assert [a is b for a, b in zip(session.runs[0].pages[:2], grown.runs[0].pages[:2], strict=True)] == [True] * 2
 
 
-def test_full_pages_do_not_hold_on_to_the_append_they_came_from() -> None:
+def test_full_pages_are_not_views_of_the_append() -> None:
     large = page([[1] * 2 * PAGE_TOKENS] * 3)
 
     session = opened(window=5).append(0, large, BACKEND)
 
     for piece in session.runs[0].pages:
-        assert not np.shares_memory(piece.k.packed, large.k.packed)
+        assert not np.shares_memory(piece.load()[0].packed, large.load()[0].packed)
 
 
-def test_pages_that_left_the_window_are_let_go() -> None:
+def test_pages_outside_the_window_are_dropped() -> None:
     session = opened(window=10)
 
     for _ in range(50):
@@ -180,7 +180,7 @@ def test_pages_that_left_the_window_are_let_go() -> None:
     assert session.runs[0].stop == 5000
 
 
-def test_appends_of_no_tokens_do_not_pile_up() -> None:
+def test_append_without_tokens_adds_no_page() -> None:
     session = opened().append(0, page([[1, 2]]), BACKEND)
 
     grown = session
@@ -199,54 +199,52 @@ def test_layers_appended_together_stay_one_run() -> None:
     assert len(session.runs) == 1
 
 
-def test_layers_below_the_first_append_are_there_and_empty() -> None:
+def test_layers_below_the_first_append_are_empty() -> None:
     session = opened().append(3, page([[1, 2]]), BACKEND)
 
     assert list(session.spans()) == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 2)]
-    assert session.read(0, 3, 0, 0, BACKEND).k.packed.shape == (3, HEADS, 0, 32)
+    assert session.read(0, 3, 0, 0, BACKEND).load()[0].packed.shape == (3, HEADS, 0, 32)
 
 
-# What a session refuses
+# Rejected requests
 
 
 @pytest.mark.parametrize(
     ("position", "count", "place"),
     [(None, 5, (10, True)), (10, 5, (10, True)), (0, 10, (0, False)), (3, 4, (3, False)), (9, 1, (9, False))],
 )
-def test_an_append_goes_to_the_end_or_repeats_what_is_stored(
-    position: int | None, count: int, place: tuple[int, bool]
-) -> None:
+def test_append_is_at_the_end_or_a_repetition(position: int | None, count: int, place: tuple[int, bool]) -> None:
     session = opened().append(0, page([[1] * 10]), BACKEND)
 
     assert session.append_position(Shape(0, 1, HEADS, count, 64, position)) == place
 
 
 @pytest.mark.parametrize(("position", "count"), [(11, 1), (0, 11), (9, 2), (2**63, 1)])
-def test_an_append_that_does_neither_is_a_conflict(position: int, count: int) -> None:
+def test_append_elsewhere_is_a_conflict(position: int, count: int) -> None:
     session = opened().append(0, page([[1] * 10]), BACKEND)
 
-    with pytest.raises(PositionConflict) as refused:
+    with pytest.raises(PositionConflict) as rejected:
         session.append_position(Shape(0, 1, HEADS, count, 64, position))
 
-    assert refused.value.fields == {"length": 10}
+    assert rejected.value.fields == {"length": 10}
 
 
 @pytest.mark.parametrize(("position", "count"), [(0, 10), (0, 7), (5, 2), (5, 3), (6, 3), (6, 0), (9, 1)])
-def test_what_is_partly_in_the_window_can_be_repeated(position: int, count: int) -> None:
+def test_repetition_partly_in_the_window_is_accepted(position: int, count: int) -> None:
     session = opened(window=4).append(0, page([[1] * 10]), BACKEND)
 
     assert session.append_position(Shape(0, 1, HEADS, count, 64, position)) == (position, False)
 
 
 @pytest.mark.parametrize(("position", "count"), [(0, 6), (5, 1), (5, 0), (0, 11), (6, 5)])
-def test_what_wholly_left_the_window_or_goes_beyond_the_end_cannot_be_repeated(position: int, count: int) -> None:
+def test_repetition_outside_window_or_past_end_is_a_conflict(position: int, count: int) -> None:
     session = opened(window=4).append(0, page([[1] * 10]), BACKEND)
 
-    with pytest.raises(PositionConflict) as refused:
+    with pytest.raises(PositionConflict) as rejected:
         session.append_position(Shape(0, 1, HEADS, count, 64, position))
 
-    assert refused.value.fields == {"length": 10}
-    assert ("window" in refused.value.detail) == (position < 6)
+    assert rejected.value.fields == {"length": 10}
+    assert ("window" in rejected.value.detail) == (position < 6)
 
 
 @pytest.mark.parametrize(
@@ -258,16 +256,16 @@ def test_what_wholly_left_the_window_or_goes_beyond_the_end_cannot_be_repeated(p
         (Shape(4, 1, HEADS, 1, 64), {"layers": 4}),
     ],
 )
-def test_a_shape_at_odds_with_the_session_is_refused_with_its_own(shape: Shape, fields: dict[str, int]) -> None:
+def test_shape_mismatch_reports_the_shape_of_the_session(shape: Shape, fields: dict[str, int]) -> None:
     session = Session(kv_heads=HEADS, head_dim=64, layers=4)
 
-    with pytest.raises(ShapeMismatch) as refused:
+    with pytest.raises(ShapeMismatch) as rejected:
         session.with_shape(shape, None)
 
-    assert refused.value.fields == fields
+    assert rejected.value.fields == fields
 
 
-def test_the_first_append_decides_what_was_left_open() -> None:
+def test_first_append_decides_undecided_fields() -> None:
     chosen = (Codec(bits=2), Codec(kind="float16"))
 
     session = Session(layers=4).with_shape(Shape(0, 4, 3, 1, 128), chosen)
@@ -275,13 +273,13 @@ def test_the_first_append_decides_what_was_left_open() -> None:
     assert (session.codecs, session.kv_heads, session.head_dim, session.layers) == (chosen, 3, 128, 4)
 
 
-def test_a_codec_that_is_not_the_sessions_is_refused_with_the_sessions() -> None:
+def test_codec_mismatch_reports_the_codec_of_the_session() -> None:
     session = opened()
 
-    with pytest.raises(CodecMismatch) as refused:
+    with pytest.raises(CodecMismatch) as rejected:
         session.with_shape(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec(bits=8)))
 
-    assert refused.value.fields["codec"]["v"]["bits"] == 4
+    assert rejected.value.fields["codec"]["v"]["bits"] == 4
     assert session.with_shape(Shape(0, 1, HEADS, 1, 64), (Codec(), Codec())) == session
 
 
@@ -295,24 +293,25 @@ def test_a_codec_that_is_not_the_sessions_is_refused_with_the_sessions() -> None
         (3, None, (0, 1), "start"),
     ],
 )
-def test_a_range_the_session_does_not_have_is_refused(
+def test_range_outside_the_session_is_rejected(
     start: int | None, stop: int | None, layers: tuple[int, int] | None, field: str
 ) -> None:
     session = opened(window=6).append(0, page([[1] * 10] * 2), BACKEND)
 
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as rejected:
         session.range(start, stop, layers)
 
-    assert refused.value.fields["errors"][0]["field"] == field
+    assert rejected.value.fields["errors"][0]["field"] == field
 
 
-def test_equal_bytes_are_told_from_unequal_ones() -> None:
+def test_same_bytes_compares_packed_bytes_and_norms() -> None:
     one, other = page([[1, 2, 3]]), page([[1, 2, 3]])
-    minus_zero = Encoded(one.k.packed, -np.zeros_like(one.k.norms))
-    zero = Encoded(one.k.packed, np.zeros_like(one.k.norms))
+    k, v = one.load()
+    minus_zero = Encoded(k.packed, -np.zeros_like(k.norms))
+    zero = Encoded(k.packed, np.zeros_like(k.norms))
 
     assert same_bytes(one, other, BACKEND)
     assert not same_bytes(one, page([[1, 2, 4]]), BACKEND)
     assert not same_bytes(one, page([[1, 2]]), BACKEND)
-    assert not same_bytes(Page(zero, one.v), Page(minus_zero, one.v), BACKEND)
-    assert not same_bytes(one, Page(one.k, Encoded(one.v.packed, one.k.norms)), BACKEND)
+    assert not same_bytes(Page(zero, v), Page(minus_zero, v), BACKEND)
+    assert not same_bytes(one, Page(k, Encoded(v.packed, k.norms)), BACKEND)

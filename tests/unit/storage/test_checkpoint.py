@@ -1,4 +1,4 @@
-"""The store at the end of the process: what goes to disk when not all of it has room there."""
+"""Checkpoint at shutdown: what is written to disk when not all of it fits."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from support.sized_sessions import ANN, BACKEND, BOB, CID, TOKEN, append
 
 
 def disk_cost(tokens: int) -> int:
-    """What a session takes on disk."""
+    """Return the bytes counted for a session on disk."""
     pages = [min(PAGE_TOKENS, tokens - start) for start in range(0, tokens, PAGE_TOKENS)]
     return sum(page_cost(page * TOKEN) for page in pages) + SESSION_NBYTES
 
 
-def opened(directory: Path, budget: int) -> SessionStore:
-    """A store on a disk, where whoever appends may outlive it."""
-    return SessionStore(1 << 30, tier=SqliteStore(directory, budget), backend=BACKEND)
+def open_store(directory: Path, budget: int) -> SessionStore:
+    """Open a store with a disk."""
+    return SessionStore(1 << 30, disk=SqliteStore(directory, budget), backend=BACKEND)
 
 
 def spill(store: SessionStore, key: Key, tokens: int) -> None:
@@ -28,19 +28,19 @@ def spill(store: SessionStore, key: Key, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("further", [1, 256])
-def test_who_has_to_make_room_for_others_at_the_end_is_gone_as_a_whole(tmp_path: Path, further: int) -> None:
+def test_session_evicted_by_checkpoint_leaves_nothing(tmp_path: Path, further: int) -> None:
     budget = disk_cost(600) + disk_cost(further)
-    store = opened(tmp_path, budget)
+    store = open_store(tmp_path, budget)
     spill(store, ANN, 300)
     assert store.close(float("inf")) == 0
-    store = opened(tmp_path, budget)
+    store = open_store(tmp_path, budget)
     spill(store, ANN, further)
     spill(store, BOB, 600)
 
-    left = store.close(float("inf"))
-    store = opened(tmp_path, budget)
+    unwritten = store.close(float("inf"))
+    store = open_store(tmp_path, budget)
 
-    assert left == 0
+    assert unwritten == 0
     assert store.find(ANN) is None
     bob = store.find(BOB)
     assert bob is not None
@@ -50,16 +50,16 @@ def test_who_has_to_make_room_for_others_at_the_end_is_gone_as_a_whole(tmp_path:
     store.close(float("inf"))
 
 
-def test_at_the_end_those_used_last_are_kept(tmp_path: Path) -> None:
+def test_checkpoint_keeps_most_recently_used_sessions(tmp_path: Path) -> None:
     budget = 2 * disk_cost(300)
-    store = opened(tmp_path, budget)
+    store = open_store(tmp_path, budget)
     for key in (ANN, BOB, CID):
         spill(store, key, 300)
     store.touch(ANN)
 
-    left = store.close(float("inf"))
-    store = opened(tmp_path, budget)
+    unwritten = store.close(float("inf"))
+    store = open_store(tmp_path, budget)
 
-    assert left == 1
+    assert unwritten == 1
     assert [key for key in (ANN, BOB, CID) if store.find(key)] == [ANN, CID]
     store.close(float("inf"))

@@ -1,4 +1,4 @@
-"""Sessions with a tier below memory: the store against plain lists of tokens, through spills, restarts and crashes."""
+"""The store with a disk against plain lists of tokens, through spills, restarts and crashes."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.sessions.session import Durability, Session
 from hadakv_service.storage.disk.sqlite_file import page_cost
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.memory_budget import EVICTED_PAGE_NBYTES, PAGE_OVERHEAD_NBYTES, metadata_nbytes
 from hadakv_service.storage.session_store import Key, SessionStore
-from support.sized_sessions import Clock
+from support.sized_sessions import Clock, commit, fork
 from unit.storage.test_page_sharing import CODEC, LAYERS, Model, numbered, numbers_of
 
 BACKEND = CpuBackend(1)
-# Without shrinking, which takes many minutes here: what is printed says all that happened.
+# No shrinking: it takes many minutes here, and the printed steps show everything that happened.
 PHASES = (Phase.explicit, Phase.generate)
 WHICH = st.integers(0, 5)
 PAGE = 256 * LAYERS * 2 * 128
@@ -29,13 +30,13 @@ MEMORY, DISK, LITTLE_DISK = 4 * PAGE, 1000 * PAGE, 9 * PAGE
 
 @dataclass(frozen=True)
 class Known:
-    """What must be true of a session.
+    """Expected state of a session.
 
     Attributes:
-        model: its tokens.
-        durability: what of it outlives the process.
-        ttl: how long it lives unused.
-        used: when it was used last.
+        model: tokens of the session.
+        durability: what is saved to disk.
+        ttl: seconds without use until it expires.
+        used: time of last use, Unix seconds.
     """
 
     model: Model
@@ -44,8 +45,8 @@ class Known:
     used: float
 
 
-class Tiered(RuleBasedStateMachine):
-    """Everything that happens to sessions, in any order, where memory is for a few pages only."""
+class DiskMachine(RuleBasedStateMachine):
+    """All operations on sessions, in any order, with memory for a few pages only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,12 +56,12 @@ class Tiered(RuleBasedStateMachine):
         self.next = 0
 
     def _open(self) -> None:
-        self.tier = SqliteStore(Path(self.directory.name) / "data", self.disk)
-        self.store = SessionStore(MEMORY, self.clock, tier=self.tier, backend=BACKEND)
+        self.sqlite = SqliteStore(Path(self.directory.name) / "data", self.disk)
+        self.store = SessionStore(MEMORY, self.clock, disk=self.sqlite, backend=BACKEND)
 
     def teardown(self) -> None:
-        if hasattr(self, "tier"):
-            self.tier.close()
+        if hasattr(self, "sqlite"):
+            self.sqlite.close()
         self.directory.cleanup()
 
     @initialize(
@@ -81,12 +82,12 @@ class Tiered(RuleBasedStateMachine):
         for name, (window, durability, ttl) in zip("abcd", sessions, strict=False):
             key = ("", name)
             options = {"window": window, "durability": durability, "ttl_seconds": ttl}
-            self.store.commit(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, **options))  # type: ignore[arg-type]  # each of its type
+            commit(self.store, key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, **options))  # type: ignore[arg-type]  # each of its type
             self.known[key] = Known(Model(window=window), durability, ttl, self.clock.now)
             self._append(key, 150, 0)
 
     def _some(self, which: int) -> Key | None:
-        """One of the sessions, after the clock and lack of room have taken theirs."""
+        """Choose a session, after those that have expired or were evicted are gone."""
         for key in list(self.known):
             self._is_there(key)
         return sorted(self.known)[which % len(self.known)] if self.known else None
@@ -117,22 +118,26 @@ class Tiered(RuleBasedStateMachine):
         self.next = (self.next + tokens) % 1000
         numbers = [(self.next + i) % 2048 for i in range(tokens)]
         page = numbered(numbers, LAYERS - first)
-        session = self.store.get(key).session.split_runs(first, LAYERS - first)
+        old = self.store.get(key).session
+        slices_nbytes = old.split_runs_nbytes(first, LAYERS - first)
+        session = old.split_runs(first, LAYERS - first)
         pages = session.new_pages(first, LAYERS - first, tokens)
         try:
-            reserved = self.store.reserve_growth(key, session, {key}, nbytes=page.nbytes, pages=pages)
+            reservation = self.store.reserve(
+                key, session, {key}, nbytes=page.nbytes, pages=pages, slices_nbytes=slices_nbytes
+            )
         except InsufficientStorage:
-            # Of a session that may not leave memory, or where every page is in use, there may be too much.
+            # A session that cannot be spilled, or whose pages are all in use, may not fit in memory.
             assert self.known[key].durability == "memory" or self.disk == LITTLE_DISK
             return
+        # Also write slices to disk where memory would have space for them.
+        reservation.bypasses_memory |= not self.next % 2
         value = session.append(first, page, BACKEND)
         try:
-            for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=bool(self.next % 2)):
-                pass
-            self.store.commit(key, value, reserved)
+            run_to_completion(self.store.commit(reservation, value))
         except InsufficientStorage:
             assert self.disk == LITTLE_DISK
-            self.store.release(reserved)
+            reservation.release()
             return
         if not self.store.group_commit():
             self._used(key, model.grown(first, numbers))
@@ -156,7 +161,7 @@ class Tiered(RuleBasedStateMachine):
         except InvalidRequest:
             return
         try:
-            self.store.commit(key, session)
+            commit(self.store, key, session)
         except InsufficientStorage:
             assert self.disk == LITTLE_DISK
             return
@@ -171,7 +176,7 @@ class Tiered(RuleBasedStateMachine):
         if source is None:
             return
         try:
-            self.store.fork(source, new, self.store.get(source).session)
+            fork(self.store, source, new, self.store.get(source).session)
         except SessionExists:
             assert new in self.known
             return
@@ -197,14 +202,14 @@ class Tiered(RuleBasedStateMachine):
         self.store.run_maintenance()
 
     @rule(nbytes=st.sampled_from([1000, PAGE, 3 * PAGE]))
-    def need_room(self, nbytes: int) -> None:
-        """What is read and has no room leaves memory, whoever needs that."""
-        for _ in self.store.room_in_steps(min(nbytes, MEMORY), {key for key in self.known if key[1] in "ab"}):
-            pass
+    def need_memory(self, nbytes: int) -> None:
+        """Evict for an operation that pins some sessions."""
+        pinned = {key for key in self.known if key[1] in "ab"}
+        run_to_completion(self.store._evictor.ensure(min(nbytes, MEMORY), pinned))
 
     @rule()
     def restart(self) -> None:
-        """All that may outlive the process does."""
+        """Everything that may be on disk is there after a clean shutdown."""
         for key in list(self.known):
             self._is_there(key)
         left = self.store.close(float("inf"))
@@ -219,22 +224,22 @@ class Tiered(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """What is acknowledged is there; of others at most a beginning, which is their own."""
-        self.tier.close()
+        """After a crash acknowledged sessions are complete. Of other sessions at most a prefix is there."""
+        self.sqlite.close()
         self._open()
         for key, known in list(self.known.items()):
-            entry = self.store.find(key)
-            if entry is None:
+            record = self.store.find(key)
+            if record is None:
                 expired = known.ttl is not None and known.used + known.ttl <= self.clock.now
-                # How lately it was used may have been forgotten.
+                # The time of last use may not have been written.
                 assert known.durability != "ack" or expired or known.ttl is not None, f"{key} is gone"
                 del self.known[key]
                 continue
-            lengths = [length for _, _, length in entry.session.spans()] + [0] * LAYERS
+            lengths = [length for _, _, length in record.session.spans()] + [0] * LAYERS
             if known.durability == "ack":
                 assert lengths[:LAYERS] == [len(layer) for layer in known.model.layers]
             cut = tuple(layer[:length] for layer, length in zip(known.model.layers, lengths, strict=False))
-            self.known[key] = replace(known, model=replace(known.model, layers=cut), used=entry.last_used)
+            self.known[key] = replace(known, model=replace(known.model, layers=cut), used=record.last_used)
 
     @precondition(lambda self: self.known)
     @invariant()
@@ -252,22 +257,25 @@ class Tiered(RuleBasedStateMachine):
                 np.testing.assert_array_equal(numbers_of(page)[0], wanted)
 
     @invariant()
-    def the_ledgers_count_what_there_is(self) -> None:
+    def counters_match_contents(self) -> None:
         if not hasattr(self, "store"):
             return
-        entries = list(self.store._entries.items())
-        pages = {page for _, entry in entries for page in entry.session.all_pages()}
-        here = sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages if page.is_resident)
-        away = sum(EVICTED_PAGE_NBYTES for page in pages if not page.is_resident)
-        assert self.store.memory.stored == sum(metadata_nbytes(entry.session) for _, entry in entries) + here + away
+        records = list(self.store._table.items())
+        pages = {page for _, record in records for page in record.session.all_pages()}
+        resident = sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages if page.is_resident)
+        evicted = sum(EVICTED_PAGE_NBYTES for page in pages if not page.is_resident)
+        assert (
+            self.store.memory.stored
+            == sum(metadata_nbytes(record.session) for _, record in records) + resident + evicted
+        )
         assert self.store.memory.stored <= MEMORY
         assert self.store.memory.reserved == 0
-        names = {key for key, _ in entries} | {("", id_) for id_, _ in self.tier.list_manifests("", "", "", 100)}
+        names = {key for key, _ in records} | {("", id_) for id_, _ in self.sqlite.list_manifests("", "", "", 100)}
         assert len(self.store) == len(names)
-        below = sum(page_cost(nbytes) for (nbytes,) in self.tier._sql.execute("SELECT nbytes FROM pages"))
-        assert self.tier.used == below + 512 * self.tier.sessions
-        assert self.tier.used <= self.disk
+        on_disk = sum(page_cost(nbytes) for (nbytes,) in self.sqlite._sql.execute("SELECT nbytes FROM pages"))
+        assert self.sqlite.used == on_disk + 512 * self.sqlite.sessions
+        assert self.sqlite.used <= self.disk
 
 
-TestTiered = Tiered.TestCase
-TestTiered.settings = settings(max_examples=150, stateful_step_count=40, phases=PHASES)
+TestDiskMachine = DiskMachine.TestCase
+TestDiskMachine.settings = settings(max_examples=150, stateful_step_count=40, phases=PHASES)

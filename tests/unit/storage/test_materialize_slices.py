@@ -1,11 +1,10 @@
-"""Layers that came together and now come by themselves: their pages are split, wherever these lie."""
+"""Layers that were appended together and are now appended separately: their pages are split, in memory or on disk."""
 
 import gc
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,22 +18,24 @@ from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Durability, Session
 from hadakv_service.storage.disk.interface import Manifest
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
-from hadakv_service.storage.eviction import SPILL_NBYTES
-from hadakv_service.storage.session_store import Key, SessionStore
+from hadakv_service.storage.disk_writer import WriteBatch
+from hadakv_service.storage.session_store import SessionStore
+from hadakv_service.storage.write_back import WRITE_CHUNK_NBYTES
 from hadakv_service.wire import messages
+from support.sized_sessions import commit
 from unit.storage.test_page_sharing import numbered, numbers_of
 
 BACKEND = CpuBackend(1)
 KEY, OTHER = ("", "a"), ("", "b")
 LAYERS, TOKENS = 8, 40 * 256
-# Of float16, K and V, one head of 64.
+# K and V in float16, one head of 64.
 TOKEN = 2 * 128 * LAYERS
 NBYTES = TOKENS * TOKEN
 BUDGET = 4 << 20
 
 
 @pytest.fixture
-def tier(tmp_path: Path) -> Iterator[SqliteStore]:
+def disk(tmp_path: Path) -> Iterator[SqliteStore]:
     made = SqliteStore(tmp_path / "data", 1 << 30)
     yield made
     made.close()
@@ -46,12 +47,12 @@ def session(durability: Durability = "spill") -> Session:
 
 
 def stored(store: SessionStore, tokens: int = TOKENS, durability: Durability = "spill") -> None:
-    """A session of numbers, all layers at once."""
+    """Store a session of numbers, all layers appended together."""
     new = session(durability)
     for start in range(0, tokens, 256):
         page = numbered([i % 2048 for i in range(start, min(start + 256, tokens))], LAYERS)
         new = new.append(0, page, BACKEND)
-        store.commit(KEY, new)
+        commit(store, KEY, new)
     store.group_commit()
 
 
@@ -62,14 +63,14 @@ def layer_job(store: SessionStore, layer: int, number: float) -> AppendOperation
 
 
 def steps(job: AppendOperation) -> Iterator[None]:
-    """The job as the device does a long one."""
+    """Run the job as the device runs a chunked one."""
     encoded = BACKEND.encode(job.prepare(frozenset([KEY])))
     yield
     yield from job.complete_chunked(encoded)
 
 
-def held(store: SessionStore, layer: int) -> NDArray[np.float16]:
-    """The numbers of a layer's tokens, read a few pages at a time."""
+def numbers_in(store: SessionStore, layer: int) -> NDArray[np.float16]:
+    """Return the numbers of the tokens of a layer, read a few pages at a time."""
     value = store.get(KEY).session
     _, _, stop = value.common_range(layer, 1)
     parts = [
@@ -78,22 +79,22 @@ def held(store: SessionStore, layer: int) -> NDArray[np.float16]:
     return np.concatenate(parts)
 
 
-def reads(tier: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows that are read from now on."""
-    rows: list[int] = []
-    content = tier.read_page
-    monkeypatch.setattr(tier, "read_page", lambda row: (rows.append(row), content(row))[1])
-    return rows
+def reads(disk: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the ids of pages that are read from now on."""
+    page_ids: list[int] = []
+    content = disk.read_page
+    monkeypatch.setattr(disk, "read_page", lambda page_id: (page_ids.append(page_id), content(page_id))[1])
+    return page_ids
 
 
 @pytest.mark.parametrize("durability", ["spill", "ack"])
-def test_a_session_larger_than_memory_is_split_within_the_budget_reading_each_page_once(
-    tier: SqliteStore, durability: Durability, monkeypatch: pytest.MonkeyPatch
+def test_split_larger_than_memory_reads_each_page_once(
+    disk: SqliteStore, durability: Durability, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+    store = SessionStore(BUDGET, disk=disk, backend=BACKEND)
     stored(store, durability=durability)
-    away = [page for page in store.get(KEY).session.all_pages() if not page.is_resident]
-    rows = reads(tier, monkeypatch)
+    evicted = [page for page in store.get(KEY).session.all_pages() if not page.is_resident]
+    page_ids = reads(disk, monkeypatch)
 
     tracemalloc.start()
     pauses = 0
@@ -104,60 +105,60 @@ def test_a_session_larger_than_memory_is_split_within_the_budget_reading_each_pa
     tracemalloc.stop()
 
     assert not store.group_commit()
-    assert len(away) * 256 * TOKEN > NBYTES - BUDGET, "most of it is on disk"
-    assert sorted(rows) == sorted(page.page_id for page in away)
-    assert pauses > NBYTES // SPILL_NBYTES / 2, "others have their turn"
-    assert peak < 2 * SPILL_NBYTES, "nor does it pass through memory at once"
+    assert len(evicted) * 256 * TOKEN > NBYTES - BUDGET, "most of it is on disk"
+    assert sorted(page_ids) == sorted(page.page_id for page in evicted)
+    assert pauses > NBYTES // WRITE_CHUNK_NBYTES / 2, "other jobs can run in between"
+    assert peak < 2 * WRITE_CHUNK_NBYTES, "only a few chunks are in memory at a time"
     for layer in range(LAYERS):
         more = [7.0] if layer == 3 else []
-        np.testing.assert_array_equal(held(store, layer), [*(i % 2048 for i in range(TOKENS)), *more])
+        np.testing.assert_array_equal(numbers_in(store, layer), [*(i % 2048 for i in range(TOKENS)), *more])
 
 
-def test_further_layers_find_theirs_split_already(tier: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+def test_further_layers_need_no_second_split(disk: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SessionStore(BUDGET, disk=disk, backend=BACKEND)
     stored(store)
     for _ in steps(layer_job(store, 0, 7.0)):
         pass
-    written = tier.used
-    rows = reads(tier, monkeypatch)
+    written = disk.used
+    page_ids = reads(disk, monkeypatch)
 
     for layer in range(1, LAYERS):
         for _ in steps(layer_job(store, layer, 7.0)):
             pass
 
-    assert rows == []
-    # As much again was on disk until nobody needed the pages of all layers any longer.
+    assert page_ids == []
+    # The old pages of all layers stayed on disk until they were unreferenced.
     store.run_maintenance()
-    assert tier.used < written
-    assert tier.used < 1.2 * NBYTES
+    assert disk.used < written
+    assert disk.used < 1.2 * NBYTES
 
 
 @pytest.mark.parametrize("budget", [3 * NBYTES, NBYTES + NBYTES // 8])
-def test_what_is_in_memory_is_split_within_the_budget_and_shares_nothing(tier: SqliteStore, budget: int) -> None:
-    """With room for a second copy in memory, and without."""
-    store = SessionStore(budget, tier=tier, backend=BACKEND)
+def test_split_in_memory_stays_within_budget(disk: SqliteStore, budget: int) -> None:
+    """Memory has space for a second copy in one case, and not in the other."""
+    store = SessionStore(budget, disk=disk, backend=BACKEND)
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
     stored(store)
     assert all(page.is_resident for page in store.get(KEY).session.all_pages())
 
     for _ in steps(layer_job(store, 5, 7.0)):
-        assert tracemalloc.get_traced_memory()[0] - empty < budget + SPILL_NBYTES
+        assert tracemalloc.get_traced_memory()[0] - empty < budget + WRITE_CHUNK_NBYTES
 
     assert store.memory.stored <= budget
     assert store.memory.reserved == 0
     held_nbytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert abs(held_nbytes - empty - store.memory.stored) < 0.05 * NBYTES + (1 << 20)
-    np.testing.assert_array_equal(held(store, 5), [*(i % 2048 for i in range(TOKENS)), 7.0])
+    np.testing.assert_array_equal(numbers_in(store, 5), [*(i % 2048 for i in range(TOKENS)), 7.0])
 
 
-def test_layers_that_are_gone_keep_no_memory() -> None:
-    """Of a window's old page, say, that only one layer still has."""
-    store = SessionStore(1 << 30)
+def test_dropped_layers_keep_no_memory() -> None:
+    """An old page whose other layers have moved their windows past it."""
+    store = SessionStore(1 << 30, backend=BACKEND)
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
-    store.commit(KEY, replace(session("memory"), window=1).append(0, numbered(list(range(256)), LAYERS), BACKEND))
+    commit(store, KEY, replace(session("memory"), window=1).append(0, numbered(list(range(256)), LAYERS), BACKEND))
     for layer in range(LAYERS - 1):
         for _ in steps(layer_job(store, layer, 7.0)):
             pass
@@ -171,8 +172,8 @@ def test_layers_that_are_gone_keep_no_memory() -> None:
     assert held_nbytes < gone
 
 
-def test_without_a_disk_there_must_be_room_for_a_second_copy() -> None:
-    store = SessionStore(NBYTES + NBYTES // 2)
+def test_split_without_disk_needs_memory_for_a_copy() -> None:
+    store = SessionStore(NBYTES + NBYTES // 2, backend=BACKEND)
     stored(store, durability="memory")
 
     with pytest.raises(InsufficientStorage):
@@ -181,12 +182,12 @@ def test_without_a_disk_there_must_be_room_for_a_second_copy() -> None:
     assert store.memory.reserved == 0
 
 
-def test_a_disk_that_has_no_room_for_it_leaves_all_as_it_was(tmp_path: Path) -> None:
-    tier = SqliteStore(tmp_path / "little", NBYTES + (1 << 20))
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+def test_split_on_full_disk_changes_nothing(tmp_path: Path) -> None:
+    disk = SqliteStore(tmp_path / "little", NBYTES + (1 << 20))
+    store = SessionStore(BUDGET, disk=disk, backend=BACKEND)
     stored(store)
     job = layer_job(store, 3, 7.0)
-    used = tier.used
+    used = disk.used
 
     with pytest.raises(InsufficientStorage):
         for _ in steps(job):
@@ -194,47 +195,47 @@ def test_a_disk_that_has_no_room_for_it_leaves_all_as_it_was(tmp_path: Path) -> 
     job.roll_back()
 
     store.group_commit()
-    assert tier.used <= used + NBYTES // LAYERS
+    assert disk.used <= used + NBYTES // LAYERS
     assert store.memory.reserved == 0
     for layer in range(LAYERS):
-        np.testing.assert_array_equal(held(store, layer), [i % 2048 for i in range(TOKENS)])
-    tier.close()
+        np.testing.assert_array_equal(numbers_in(store, layer), [i % 2048 for i in range(TOKENS)])
+    disk.close()
 
 
-def test_what_a_session_was_makes_room_on_disk_for_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is not room for both; and if it ends after all, what it was must not come back."""
-    tier = SqliteStore(tmp_path / "data", NBYTES + NBYTES // 2)
-    store = SessionStore(2 * NBYTES + NBYTES // 2, tier=tier, backend=BACKEND)
+def test_old_copy_on_disk_is_deleted_for_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has no space for both. The deletion is synced, so that the old copy does not reappear after a crash."""
+    disk = SqliteStore(tmp_path / "data", NBYTES + NBYTES // 2)
+    store = SessionStore(2 * NBYTES + NBYTES // 2, disk=disk, backend=BACKEND)
     stored(store)
-    assert store._settling.checkpoint(float("inf")) == 0
+    assert store._write_back.checkpoint(float("inf")) == 0
     for _ in steps(layer_job(store, 3, 7.0)):
         pass
-    removals: list[bool] = []
-    write = store.residence.write
+    syncs_of_removals: list[bool] = []
+    write = store._writer.write
 
-    def noting(*args: Any, removed: Sequence[Key] = (), sync: bool = False) -> list[Manifest]:
-        removals.extend([sync] if removed else [])
-        return write(*args, removed=removed, sync=sync)
+    def recording_write(batch: WriteBatch) -> list[Manifest]:
+        syncs_of_removals.extend([batch.sync] if batch.removed else [])
+        return write(batch)
 
-    monkeypatch.setattr(store.residence, "write", noting)
+    monkeypatch.setattr(store._writer, "write", recording_write)
     used_by_others = session("memory").append(0, numbered([0] * (NBYTES * 9 // 4 // TOKEN), LAYERS), BACKEND)
-    store.commit(OTHER, used_by_others)
+    commit(store, OTHER, used_by_others)
     assert not store.group_commit()
 
     assert store.evictions == 0
-    assert removals == [True]
+    assert syncs_of_removals == [True]
     for layer in range(LAYERS):
         more = [7.0] if layer == 3 else []
-        np.testing.assert_array_equal(held(store, layer), [*(i % 2048 for i in range(TOKENS)), *more])
-    tier.close()
+        np.testing.assert_array_equal(numbers_in(store, layer), [*(i % 2048 for i in range(TOKENS)), *more])
+    disk.close()
 
 
-def test_a_damaged_page_is_told_and_nothing_is_stored(tier: SqliteStore) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+def test_split_of_corrupt_page_stores_nothing(disk: SqliteStore) -> None:
+    store = SessionStore(BUDGET, disk=disk, backend=BACKEND)
     stored(store)
     *_, last = (page for page in store.get(KEY).session.all_pages() if not page.is_resident)
-    tier._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (last.page_id,))
-    used = tier.used
+    disk._sql.execute("UPDATE pages SET checksum = x'00' WHERE id = ?", (last.page_id,))
+    used = disk.used
     job = layer_job(store, 3, 7.0)
 
     with pytest.raises(SessionCorrupt):
@@ -242,20 +243,20 @@ def test_a_damaged_page_is_told_and_nothing_is_stored(tier: SqliteStore) -> None
             pass
     job.roll_back()
 
-    assert tier.used > used, "some parts were written before"
-    # As long as anybody has them, an error's traceback say, they stay.
+    assert disk.used > used, "some slices were written before the error"
+    # They stay while anything references them, for example the traceback of the error.
     del job
     gc.collect()
     store.run_maintenance()
-    assert tier.used == used
-    assert store._entries.get(KEY).session.common_range(3, 1) == (0, TOKENS, TOKENS)
+    assert disk.used == used
+    assert store._table.get(KEY).session.common_range(3, 1) == (0, TOKENS, TOKENS)
     with pytest.raises(SessionCorrupt):
         store.get(KEY)
     assert not store.group_commit()
 
 
-def test_parts_of_parts_are_parts_of_the_whole(tier: SqliteStore) -> None:
-    store = SessionStore(BUDGET, tier=tier, backend=BACKEND)
+def test_slice_of_slice_is_slice_of_the_page(disk: SqliteStore) -> None:
+    store = SessionStore(BUDGET, disk=disk, backend=BACKEND)
     stored(store)
     page: Page = next(page for page in store.get(KEY).session.all_pages() if not page.is_resident)
 
@@ -265,11 +266,11 @@ def test_parts_of_parts_are_parts_of_the_whole(tier: SqliteStore) -> None:
     assert (first.layers, rest.layers, last.layers) == (2, 6, 3)
     assert last.parent == (page, slice(5, 8))
     assert last.nbytes == 3 * page.nbytes // LAYERS
-    for stream, whole in zip(last.streams, page.streams, strict=True):
+    for stream, whole in zip(last.load(), page.load(), strict=True):
         np.testing.assert_array_equal(stream.packed, whole.packed[5:])
 
 
-def test_layers_are_split_as_they_come() -> None:
+def test_split_runs_follows_the_appended_layers() -> None:
     whole = session().append(0, numbered([1, 2], LAYERS), BACKEND)
 
     opened = whole.split_runs(5, 2)

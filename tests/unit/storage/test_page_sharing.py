@@ -1,4 +1,4 @@
-"""Sessions that share pages: the store against plain lists of tokens, and its ledger against the pages there are."""
+"""Sessions that share pages: the store against plain lists of tokens, and its counters against the pages."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Encoded
 from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.errors import InsufficientStorage, InvalidRequest, SessionExists
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage import memory_budget
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from hadakv_service.storage.session_store import Key, SessionStore
+from support.sized_sessions import commit, fork
 
 BACKEND = CpuBackend(1)
 CODEC = Codec(kind="float16")
@@ -26,11 +28,11 @@ WHICH = st.integers(0, 3)
 
 @dataclass(frozen=True)
 class Model:
-    """What a session has to hold: the numbers of its tokens, layer by layer.
+    """Expected content of a session: the numbers of its tokens, layer by layer.
 
     Attributes:
-        gone: before which position each layer's tokens have left the window at some time. They may be there still, as
-            pages go as a whole, but nobody can count on it.
+        gone: position of each layer before which tokens have left the window. Some may still be stored, because only
+            whole pages are dropped.
     """
 
     layers: tuple[tuple[int, ...], ...] = ((),) * LAYERS
@@ -38,30 +40,30 @@ class Model:
     gone: tuple[int, ...] = (0,) * LAYERS
 
     def held(self, layer: int) -> range:
-        """Positions that are answered for."""
+        """Return the positions that can be read."""
         return range(self.gone[layer], max(self.gone[layer], len(self.layers[layer])))
 
     def grown(self, first: int, numbers: list[int]) -> "Model":
-        """With tokens at the end of the layers from the first on."""
+        """Return the model with tokens at the end of the layers from `first` on."""
         layers = tuple((*layer, *numbers) if i >= first else layer for i, layer in enumerate(self.layers))
         leaving = [0 if self.window is None else len(layer) - self.window for layer in layers]
         return Model(layers, self.window, tuple(map(max, self.gone, leaving)))
 
     def cut(self, length: int) -> "Model":
-        """Without the tokens from a position on."""
+        """Return the model without the tokens from a position on."""
         return Model(tuple(layer[:length] for layer in self.layers), self.window, self.gone)
 
 
 def numbered(numbers: list[int], layers: int) -> Page:
-    """Tokens whose values are their numbers."""
+    """Return a page of tokens whose values are their numbers."""
     x = np.broadcast_to(np.array(numbers, np.float16)[None, None, :, None], (layers, 1, len(numbers), 64))
     none = np.empty((*x.shape[:3], 0), np.float32)
     return Page(Encoded(np.ascontiguousarray(x).view(np.uint8), none), Encoded((-x).view(np.uint8), none))
 
 
 def numbers_of(page: Page) -> NDArray[np.float16]:
-    """The numbers `[layers, tokens]` again."""
-    k, v = (np.ascontiguousarray(stream.packed).view(np.float16)[:, 0, :, 0] for stream in page.streams)
+    """Return the numbers `[layers, tokens]` of a page."""
+    k, v = (np.ascontiguousarray(stream.packed).view(np.float16)[:, 0, :, 0] for stream in page.load())
     np.testing.assert_array_equal(v, -k)
     return k
 
@@ -71,14 +73,14 @@ class Sharing(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = SessionStore(1 << 40)
+        self.store = SessionStore(1 << 40, backend=BACKEND)
         self.models: dict[Key, Model] = {}
         self.next = 0
 
     @initialize(windows=st.lists(st.sampled_from([None, None, 5, 300]), min_size=1, max_size=2))
     def make(self, windows: list[int | None]) -> None:
         for key, window in zip((("", "a"), ("", "b")), windows, strict=False):
-            self.store.commit(key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, window=window))
+            commit(self.store, key, Session((CODEC, CODEC), kv_heads=1, head_dim=64, window=window))
             self.models[key] = Model(window=window)
             for _ in range(2):
                 self._append(key, 150, 0)
@@ -98,9 +100,9 @@ class Sharing(RuleBasedStateMachine):
         numbers = [(self.next + i) % 2048 for i in range(tokens)]
         session = self.store.get(key).session
         value = session.append(first, numbered(numbers, LAYERS - first), BACKEND)
-        for _ in self.store.separate_in_steps(key, value, BACKEND, in_memory=True):
-            pass
-        self.store.commit(key, value)
+        slices_nbytes = session.split_runs_nbytes(first, LAYERS - first)
+        reservation = self.store.reserve(key, session, {key}, slices_nbytes=slices_nbytes)
+        run_to_completion(self.store.commit(reservation, value))
         self.models[key] = model.grown(first, numbers)
 
     @rule(which=WHICH, back=st.integers(0, 700))
@@ -114,7 +116,7 @@ class Sharing(RuleBasedStateMachine):
         except InvalidRequest:
             assert not allowed
             return
-        self.store.commit(key, session)
+        commit(self.store, key, session)
         self.models[key] = model.cut(length)
 
     @rule(which=WHICH, new=st.sampled_from([("", name) for name in "abcd"]), back=st.none() | st.integers(0, 400))
@@ -129,7 +131,7 @@ class Sharing(RuleBasedStateMachine):
                 return
             model = model.cut(length)
         try:
-            self.store.fork(source, new, session)
+            fork(self.store, source, new, session)
         except SessionExists:
             assert new in self.models
             return
@@ -158,11 +160,11 @@ class Sharing(RuleBasedStateMachine):
                 )
 
     @invariant()
-    def the_ledger_counts_every_page_once(self) -> None:
+    def every_page_is_counted_once(self) -> None:
         sessions = [self.store.get(key).session for key in self.models]
         pages = {id(page): page for session in sessions for page in session.all_pages()}
-        beside = sum(SESSION_OVERHEAD_NBYTES + len(session.runs) * RUN_OVERHEAD_NBYTES for session in sessions)
-        assert self.store.memory.used == beside + sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages.values())
+        metadata = sum(SESSION_OVERHEAD_NBYTES + len(session.runs) * RUN_OVERHEAD_NBYTES for session in sessions)
+        assert self.store.memory.used == metadata + sum(page.nbytes + PAGE_OVERHEAD_NBYTES for page in pages.values())
         assert self.store.memory.reserved == 0
 
 
@@ -171,31 +173,31 @@ TestSharing.settings = settings(max_examples=120, stateful_step_count=30)
 
 
 def filled(*keys: Key) -> tuple[SessionStore, int]:
-    """A store whose budget is what equal sessions of these keys take, and what one of them is counted as."""
+    """Return a store filled with equal sessions of these keys, and the bytes counted for one of them."""
     empty = Session((CODEC, CODEC), kv_heads=1, head_dim=64)
     sessions = [empty.append(0, numbered(list(range(300)), LAYERS), BACKEND) for _ in keys]
     cost = memory_budget.resident_nbytes(sessions[0])
     store = SessionStore(len(keys) * cost)
     for key, session in zip(keys, sessions, strict=True):
-        store.commit(key, session)
+        commit(store, key, session)
     return store, cost
 
 
-def test_a_fork_makes_room_by_evicting_the_least_recently_used() -> None:
+def test_fork_evicts_the_lru_session() -> None:
     store, cost = filled(("", "old"), ("", "new"))
 
-    store.fork(("", "new"), ("", "fork"), store.get(("", "new")).session)
+    fork(store, ("", "new"), ("", "fork"), store.get(("", "new")).session)
 
     assert store.find(("", "old")) is None
     assert len(store) == 2
     assert cost < store.memory.used < 1.1 * cost
 
 
-def test_a_fork_evicts_nobody_who_is_under_way() -> None:
+def test_fork_does_not_evict_pinned_sessions() -> None:
     store, cost = filled(("", "old"), ("", "new"))
 
     with pytest.raises(InsufficientStorage):
-        store.fork(("", "new"), ("", "fork"), store.get(("", "new")).session, {("", "old")})
+        fork(store, ("", "new"), ("", "fork"), store.get(("", "new")).session, {("", "old")})
 
     assert store.find(("", "fork")) is None
     assert store.memory.used == 2 * cost

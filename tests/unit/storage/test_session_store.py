@@ -1,4 +1,4 @@
-"""The store by itself: the ledger, the budget, who makes room for whom, and who expires when."""
+"""SessionStore in memory: counted bytes, eviction, expiry."""
 
 import gc
 import tracemalloc
@@ -9,23 +9,23 @@ import pytest
 from hadakv_service.errors import InsufficientStorage, SessionNotFound
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
-from support.sized_sessions import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, cost, create, opened
+from support.sized_sessions import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, commit, cost, create, opened
 
-# Getting, listing, removing
+# Find, list, delete
 
 
-def test_a_session_is_found_by_owner_and_id() -> None:
+def test_session_is_found_by_owner_and_id() -> None:
     store = SessionStore(1000)
 
-    entry = store.commit(("tenant", "id"), opened())
+    record = commit(store, ("tenant", "id"), opened())
 
-    assert store.get(("tenant", "id")) is entry
+    assert store.get(("tenant", "id")) is record
     assert store.find(("other", "id")) is None
     with pytest.raises(SessionNotFound):
         store.get(("tenant", "other"))
 
 
-def test_a_removed_session_gives_its_bytes_back() -> None:
+def test_delete_frees_the_bytes() -> None:
     store = SessionStore(100_000)
     append(store, ANN, 30)
     append(store, BOB, 20)
@@ -38,11 +38,11 @@ def test_a_removed_session_gives_its_bytes_back() -> None:
     assert len(store) == 1
 
 
-def test_a_page_lists_one_owners_sessions_in_order_of_id() -> None:
+def test_list_has_sessions_of_one_owner_in_order_of_id() -> None:
     store = SessionStore(100_000)
     for id_ in ("b2", "a1", "b1", "b3"):
-        store.commit(("mine", id_), opened())
-    store.commit(("theirs", "b0"), opened())
+        commit(store, ("mine", id_), opened())
+    commit(store, ("theirs", "b0"), opened())
 
     first, after = store.list_sessions("mine", "b", "", 2)
     rest, end = store.list_sessions("mine", "b", after or "", 2)
@@ -51,10 +51,10 @@ def test_a_page_lists_one_owners_sessions_in_order_of_id() -> None:
     assert ([id_ for id_, _ in rest], end) == (["b3"], None)
 
 
-# Room
+# Eviction
 
 
-def test_the_least_recently_used_make_room_and_no_more_of_them_than_needed() -> None:
+def test_eviction_deletes_no_more_lru_sessions_than_needed() -> None:
     clock = Clock()
     store = SessionStore(3 * cost(30) + 6 * TOKEN, clock)
     for key in (ANN, BOB, CID):
@@ -68,21 +68,21 @@ def test_the_least_recently_used_make_room_and_no_more_of_them_than_needed() -> 
     assert store.memory.used == 2 * cost(30) + cost(35)
 
 
-def test_nothing_is_evicted_where_that_would_not_help() -> None:
+def test_nothing_is_evicted_if_that_would_not_help() -> None:
     budget = cost(30) + cost(100)
     store = SessionStore(budget)
     append(store, ANN, 30)
     append(store, BOB, 40)
     needed = budget - cost(40) + 1
 
-    with pytest.raises(InsufficientStorage) as refused:
-        store.reserve(needed, {BOB})
+    with pytest.raises(InsufficientStorage) as rejected:
+        store.reserve(BOB, store.get(BOB).session, {BOB}, nbytes=needed)
 
-    assert refused.value.fields == {"needed": needed, "budget": budget}
+    assert rejected.value.fields == {"needed": needed, "budget": budget}
     assert (len(store), store.evictions, store.memory.used) == (2, 0, cost(30) + cost(40))
 
 
-def test_a_session_without_tokens_is_evicted_like_any_other() -> None:
+def test_session_without_tokens_can_be_evicted() -> None:
     store = SessionStore(EMPTY + cost(90) + cost(50) - 1)
     create(store, ANN)
     append(store, BOB, 90)
@@ -92,7 +92,7 @@ def test_a_session_without_tokens_is_evicted_like_any_other() -> None:
     assert [store.find(key) is not None for key in (ANN, BOB, CID)] == [False, True, True]
 
 
-def test_sessions_without_tokens_stay_within_the_budget_however_many_there_are() -> None:
+def test_many_sessions_without_tokens_stay_within_budget() -> None:
     store = SessionStore(100 * EMPTY)
 
     for i in range(1000):
@@ -102,7 +102,7 @@ def test_sessions_without_tokens_stay_within_the_budget_however_many_there_are()
     assert (store.evictions, store.memory.used) == (900, store.memory.limit)
 
 
-def test_a_session_that_is_more_than_the_budget_is_not_made() -> None:
+def test_session_larger_than_budget_is_rejected() -> None:
     store = SessionStore(EMPTY - 1)
 
     with pytest.raises(InsufficientStorage):
@@ -111,7 +111,7 @@ def test_a_session_that_is_more_than_the_budget_is_not_made() -> None:
     assert (len(store), store.memory.used) == (0, 0)
 
 
-def test_every_small_append_counts_its_page_until_they_become_one() -> None:
+def test_small_pages_are_counted_until_they_are_merged() -> None:
     store = SessionStore(1 << 30)
     append(store, ANN, 1)
 
@@ -132,9 +132,9 @@ def test_every_small_append_counts_its_page_until_they_become_one() -> None:
         lambda store, key: append(store, key, 1),
         lambda store, key: [append(store, key, 1) for _ in range(50)],
     ],
-    ids=["no token", "with a time to live", "one token", "tokens one by one"],
+    ids=["no token", "with a TTL", "one token", "tokens one by one"],
 )
-def test_no_less_is_counted_than_python_takes_and_not_much_more(make: Callable[[SessionStore, Key], object]) -> None:
+def test_counted_bytes_cover_what_python_allocates(make: Callable[[SessionStore, Key], object]) -> None:
     store = SessionStore(1 << 30)
     make(store, ANN)
 
@@ -150,9 +150,9 @@ def test_no_less_is_counted_than_python_takes_and_not_much_more(make: Callable[[
     assert taken <= store.memory.used - before <= 3 * taken
 
 
-def test_a_window_gives_back_what_an_append_pushed_out() -> None:
+def test_tokens_outside_the_window_are_freed() -> None:
     store = SessionStore(100_000)
-    store.commit(ANN, opened(window=1))
+    commit(store, ANN, opened(window=1))
     for _ in range(4):
         append(store, ANN, 300)
 
@@ -162,47 +162,47 @@ def test_a_window_gives_back_what_an_append_pushed_out() -> None:
 # Expiry
 
 
-def test_a_session_expires_when_it_was_not_used_for_its_ttl() -> None:
+def test_session_expires_when_unused_for_its_ttl() -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
-    entry = store.commit(ANN, opened(ttl_seconds=10))
+    record = commit(store, ANN, opened(ttl_seconds=10))
 
     clock.now += 9.5
     before = store.find(ANN)
     clock.now += 0.5
 
-    assert entry.expires == clock.now
-    assert before is entry
+    assert record.expires == clock.now
+    assert before is record
     assert store.find(ANN) is None
     assert store.list_sessions("", "", "", 10) == ([], None)
 
 
 @pytest.mark.parametrize("use", [lambda store: store.touch(ANN), lambda store: append(store, ANN, 1)])
-def test_use_puts_expiry_off(use: Callable[[SessionStore], None]) -> None:
+def test_use_resets_the_ttl(use: Callable[[SessionStore], None]) -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
-    store.commit(ANN, opened(ttl_seconds=10))
+    commit(store, ANN, opened(ttl_seconds=10))
 
     clock.now += 9
     use(store)
     clock.now += 9
 
-    entry = store.get(ANN)
-    assert (entry.last_used, entry.expires) == (clock.now - 9, clock.now + 1)
-    assert entry.created == clock.now - 18
+    record = store.get(ANN)
+    assert (record.last_used, record.expires) == (clock.now - 9, clock.now + 1)
+    assert record.created == clock.now - 18
 
 
-def test_a_session_without_a_ttl_lives_on() -> None:
+def test_session_without_ttl_does_not_expire() -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
-    store.commit(ANN, opened())
+    commit(store, ANN, opened())
 
     clock.now += 1e9
 
     assert store.get(ANN).expires is None
 
 
-def test_a_sweep_frees_the_bytes_of_the_expired() -> None:
+def test_expire_frees_the_bytes() -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
     append(store, ANN, 10, ttl_seconds=5)
@@ -214,7 +214,7 @@ def test_a_sweep_frees_the_bytes_of_the_expired() -> None:
     assert (len(store), store.memory.used) == (1, cost(20))
 
 
-def test_a_sweep_finds_the_expired_whatever_their_times_and_uses() -> None:
+def test_expire_finds_sessions_with_different_ttls_and_uses() -> None:
     clock = Clock()
     store = SessionStore(1 << 30, clock)
     for i in range(40):
@@ -231,26 +231,26 @@ def test_a_sweep_finds_the_expired_whatever_their_times_and_uses() -> None:
     assert store.memory.used == len(listed) * cost(1)
 
 
-def test_a_sweep_looks_only_at_whom_it_may_find(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at all of thousands of sessions, each with a time to live of its own."""
+def test_expire_checks_only_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of thousands of sessions, each with a different TTL."""
     clock = Clock()
     store = SessionStore(1 << 30, clock)
     for i in range(2000):
         create(store, ("", f"{i:04}"), ttl_seconds=10 + i)
     store.touch(("", "0000"))
-    asked: list[SessionRecord] = []
+    checked: list[SessionRecord] = []
     expires = SessionRecord.expires.fget
-    monkeypatch.setattr(SessionRecord, "expires", property(lambda entry: (asked.append(entry), expires(entry))[1]))
+    monkeypatch.setattr(SessionRecord, "expires", property(lambda record: (checked.append(record), expires(record))[1]))
 
     store.expire()
     clock.now += 10.5
     store.expire()
 
     assert len(store) == 1999
-    assert len(asked) < 10
+    assert len(checked) < 10
 
 
-def test_sessions_that_come_and_go_leave_nothing_to_look_at() -> None:
+def test_deleted_sessions_leave_no_expiry_queue() -> None:
     store = SessionStore(1 << 30, Clock())
     tracemalloc.start()
     for i in range(20_000):
@@ -264,7 +264,7 @@ def test_sessions_that_come_and_go_leave_nothing_to_look_at() -> None:
     assert after - before < 100_000
 
 
-def test_an_expired_session_begins_anew() -> None:
+def test_append_to_expired_session_creates_a_new_one() -> None:
     clock = Clock()
     store = SessionStore(100_000, clock)
     append(store, ANN, 10, ttl_seconds=5)
@@ -272,12 +272,12 @@ def test_an_expired_session_begins_anew() -> None:
     clock.now += 6
     append(store, ANN, 3)
 
-    entry = store.get(ANN)
-    assert (entry.created, entry.expires) == (clock.now, None)
-    assert store.memory.used == entry.cost == cost(3)
+    record = store.get(ANN)
+    assert (record.created, record.expires) == (clock.now, None)
+    assert store.memory.used == record.cost == cost(3)
 
 
-def test_an_expired_session_makes_room_for_the_one_that_takes_its_name() -> None:
+def test_expired_session_frees_memory_for_same_id() -> None:
     clock = Clock()
     store = SessionStore(cost(100), clock)
     append(store, ANN, 90, ttl_seconds=0.5)
@@ -288,7 +288,7 @@ def test_an_expired_session_makes_room_for_the_one_that_takes_its_name() -> None
     assert store.memory.used == cost(90)
 
 
-def test_the_expired_go_before_anybody_is_evicted() -> None:
+def test_expired_sessions_are_deleted_before_any_eviction() -> None:
     clock = Clock()
     store = SessionStore(2 * cost(50), clock)
     append(store, ANN, 40)

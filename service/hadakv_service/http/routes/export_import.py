@@ -4,15 +4,15 @@ from datetime import UTC, datetime
 from functools import partial
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
-from hadakv_service.http.routes.sessions import describe
 from hadakv_service.operations import session_file_reader
-from hadakv_service.operations.export_session import Export
+from hadakv_service.operations.describe import describe
+from hadakv_service.operations.export_session import Export, ExportAborted
 from hadakv_service.operations.import_session import ImportOperation
 
 router = APIRouter()
@@ -30,7 +30,10 @@ async def export(request: Request) -> Response:
         return Export.from_session(record.session, key[1], datetime.fromtimestamp(record.created, UTC))
 
     file = await service.device.call(prepare, key)
-    await file.verify(service.device, partial(is_disconnected, request.scope))
+    try:
+        await file.verify(service.device, partial(is_disconnected, request.scope))
+    except ExportAborted as error:
+        raise ClientDisconnect from error
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',

@@ -1,21 +1,19 @@
 """Create, show, list and delete sessions."""
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hadakv_kernels import HEAD_DIMS, Encoded, Stream
-from hadakv_service.errors import InvalidRequest, SessionExists, SessionNotFound
+from hadakv_kernels import HEAD_DIMS
+from hadakv_service.errors import InvalidRequest, SessionNotFound
 from hadakv_service.http.app_state import app_state, session_key, tenant
 from hadakv_service.http.content import check_uncompressed, is_json, metadata_response
-from hadakv_service.sessions.session import MAX_LAYERS, Session
-from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
+from hadakv_service.operations.create import CreateOperation
+from hadakv_service.operations.describe import describe
+from hadakv_service.sessions.session import MAX_LAYERS
 from hadakv_service.wire import messages, responses, serialization
 
 router = APIRouter()
@@ -29,43 +27,6 @@ async def create(request: Request) -> Response:
     operation = CreateOperation(key, await _requested_fields(request), service.store, service.new_session)
     info = await service.device.run(operation)
     return metadata_response(request, info, 201 if operation.created else 200)
-
-
-class CreateOperation:
-    """Makes a session as a job of the device, or takes on what was left open.
-
-    Attributes:
-        created: whether there was none, once it began.
-    """
-
-    def __init__(self, key: Key, asked: dict[str, Any], store: SessionStore, new: Session) -> None:
-        self.key: Hashable = key
-        self._key = key
-        self._asked = asked
-        self._store = store
-        self._new = new
-        self._reserved = 0
-
-    def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
-        """Check against what there is, and reserve the bytes; there is nothing to encode."""
-        entry = self._store.find(self._key)
-        self.created = entry is None
-        old = entry.session if entry else self._new
-        self._session = _agreed(old, self._asked, new=self.created)
-        self._reserved = self._store.reserve_growth(self._key, self._session, batch)
-        self._batch = batch
-        return ()
-
-    def complete(self, encoded: Sequence[Encoded]) -> responses.SessionInfo:  # noqa: ARG002 - nothing was encoded
-        """Store the session and describe it."""
-        entry = self._store.commit(self._key, self._session, self._reserved, self._batch)
-        self._reserved = 0
-        return describe(self._key[1], entry)
-
-    def roll_back(self) -> None:
-        """Give the reserved bytes back."""
-        self._store.release(self._reserved)
-        self._reserved = 0
 
 
 async def _requested_fields(request: Request) -> dict[str, Any]:
@@ -83,22 +44,6 @@ async def _requested_fields(request: Request) -> dict[str, Any]:
     fields = {name: getattr(body, name) for name in body.__struct_fields__ if name != "codec"}
     fields["codecs"] = body.codec.codecs() if body.codec else None
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _agreed(old: Session, asked: dict[str, Any], *, new: bool) -> Session:
-    """The session with what is asked for taken on, where that is still open.
-
-    Raises:
-        SessionExists: something asked for is decided otherwise.
-    """
-    open_fields = {name for name in ("codecs", "layers", "kv_heads", "head_dim") if getattr(old, name) is None}
-    for name, value in asked.items():
-        if not (new or name in open_fields or getattr(old, name) == value):
-            field = "codec" if name == "codecs" else name
-            raise SessionExists(f"The session exists with another value of {field}.", field=field)
-    if asked.get("layers", MAX_LAYERS) < old.stored_layers:
-        raise SessionExists(f"The session has {old.stored_layers} layers already.", field="layers")
-    return replace(old, **asked)
 
 
 @router.get("/sessions/{id}", response_model=None)
@@ -144,41 +89,3 @@ async def delete(request: Request) -> Response:
 async def _on_device(request: Request, work: Callable[[], Any]) -> Any:
     key = session_key(request) if "id" in request.path_params else None
     return await app_state(request).device.call(work, key)
-
-
-def describe(session_id: str, record: SessionRecord) -> responses.SessionInfo:
-    """Return the description of a session that clients get."""
-    session = record.session
-    spans = list(session.spans())
-    codecs = session.codecs
-    return {
-        "session": session_id,
-        "codec": {"k": codecs[0].to_mapping(), "v": codecs[1].to_mapping()} if codecs else None,
-        "kv_heads": session.kv_heads,
-        "head_dim": session.head_dim,
-        "declared_layers": session.layers,
-        "layers": [{"layer": layer, "start": start, "length": length} for layer, start, length in spans],
-        "length": min((length for _, _, length in spans), default=0),
-        "nbytes": session.nbytes,
-        "raw_nbytes": session.raw_nbytes,
-        "tier": _tier(record),
-        "durability": session.durability,
-        "window": session.window,
-        "ttl_seconds": session.ttl_seconds,
-        "created": _rfc3339(record.created),
-        "last_used": _rfc3339(record.last_used),
-        "expires": None if record.expires is None else _rfc3339(record.expires),
-    }
-
-
-def _tier(record: SessionRecord) -> Literal["memory", "mixed", "disk"]:
-    """Return the tiers that hold the session's tokens."""
-    pages = list(record.session.all_pages())
-    resident = sum(page.is_resident for page in pages)
-    if resident == len(pages) and (pages or not record.session.rows):
-        return "memory"
-    return "mixed" if resident else "disk"
-
-
-def _rfc3339(unix_seconds: float) -> str:
-    return str(msgspec.to_builtins(datetime.fromtimestamp(unix_seconds, UTC)))

@@ -1,12 +1,12 @@
-"""What lies below memory: pages that had no room, and of each session how they go together.
+"""DiskStore, DiskTransaction, Manifest, PageInfo, DiskStoreError.
 
-A tier knows rows and bytes, and nothing of codecs or of who is used when. The embedded one is SQLite; one that several
-machines share would stand behind the same interface.
+A disk store has pages, and a manifest for each session. It knows nothing of codecs or of LRU order in memory. The
+embedded one is SQLite. A store that several machines share could implement the same interface.
 
-TierError
-├── TierFailed    a full disk, a lost file: nothing of what was under way happened, and it may go better the next time
-├── Damaged       what is stored is not what was written
-└── TierRefused   there is something at that place which this version must not touch
+DiskStoreError
+├── DiskUnavailable      a full disk, a lost file: nothing of the operation happened, and a retry may succeed
+├── CorruptData          stored bytes do not match their checksum
+└── DataDirectoryError   the data directory has something that this version must not touch
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,28 +21,28 @@ Key = tuple[str, str]
 
 
 def display_key(key: Key) -> str:
-    """A session's name in the log, where somebody has to do something about it."""
+    """Return the name of a session for the log, as 'tenant/id'."""
     return repr("/".join(filter(None, key)))
 
 
 class DiskStoreError(Exception):
-    """Base of what can go wrong below memory."""
+    """Base of the errors of a disk store."""
 
 
 class DiskUnavailable(DiskStoreError):
-    """It could not be done, and nothing of it was."""
+    """The disk cannot be read or written. Nothing of the operation was done."""
 
 
 class CorruptData(DiskStoreError):
-    """Stored bytes are not those that were written."""
+    """Stored bytes do not match their checksum."""
 
 
 class DataDirectoryError(DiskStoreError):
-    """The place is another version's, another program's, or in use."""
+    """The data directory belongs to another version or program, is in use, or cannot be used."""
 
 
 class PageContent(NamedTuple):
-    """A page's streams in host memory: uint8 `[layers, kv_heads, tokens, row_bytes]` with float32 norms, C order."""
+    """K and V of a page in host memory: uint8 `[layers, kv_heads, tokens, row_bytes]` with float32 norms, C order."""
 
     k: Encoded
     v: Encoded
@@ -50,37 +50,37 @@ class PageContent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunManifest:
-    """A run of layers.
+    """A run of layers in a manifest.
 
     Attributes:
-        layers: how many.
-        base: position of the first stored token.
-        length: position after the last.
-        full: how many of its pages are full.
-        place: number of the first page; counts on over pages that left a window.
-        pages: rows of its pages, in order.
+        layers: number of layers.
+        start: position of the first stored token.
+        stop: position after the last stored token.
+        full_pages: number of full pages.
+        first_page: index of the first page. Pages that have left the window are counted too.
+        pages: ids of the pages, in order.
     """
 
     layers: int
-    base: int
-    length: int
-    full: int
-    place: int
+    start: int
+    stop: int
+    full_pages: int
+    first_page: int
     pages: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All of a session but the bytes.
+    """A session without the bytes of its pages.
 
     Attributes:
-        options: its codecs, axes and rules, as JSON knows them.
-        runs: its layers, in order.
-        nbytes: what its tokens take packed.
-        created: in unix seconds.
-        last_used: likewise.
-        expires: likewise; None is never.
-        permanent: whether only its owner, or its age, may end it.
+        options: codecs, axes, window, TTL and durability, as JSON values.
+        runs: runs of layers, in order.
+        nbytes: packed bytes of the tokens.
+        created: creation time, Unix seconds.
+        last_used: time of last use, Unix seconds.
+        expires: time at which the session expires, Unix seconds; None for never.
+        protected: whether the session may be deleted only by its owner or when it expires.
     """
 
     options: Mapping[str, Any]
@@ -93,7 +93,13 @@ class Manifest:
 
 
 class PageInfo(NamedTuple):
-    """What is known of a page without reading it."""
+    """Properties of a page that are known without reading it.
+
+    Attributes:
+        layers: number of layers.
+        tokens: number of tokens in each layer.
+        nbytes: bytes of packed vectors and norms.
+    """
 
     layers: int
     tokens: int
@@ -101,38 +107,38 @@ class PageInfo(NamedTuple):
 
 
 class DiskTransaction(Protocol):
-    """Changes that happen together or not at all."""
+    """Changes that are made together or not at all."""
 
     def add_page(self, content: PageContent) -> int:
-        """Write a page; its row."""
+        """Write a page. Return its id."""
         ...
 
     def put(self, key: Key, manifest: Manifest, old: Manifest | None) -> list[int]:
-        """Write a session's manifest over its old one, if any; rows of the pages that it no longer holds."""
+        """Write the manifest of a session over the old one, if any. Return the ids of pages that it no longer has."""
         ...
 
     def remove(self, key: Key) -> list[int]:
-        """Remove a session's manifest if there is one; rows of the pages that it held."""
+        """Delete the manifest of a session, if there is one. Return the ids of its pages."""
         ...
 
     def touch(self, key: Key, last_used: float, expires: float | None) -> None:
-        """Note when a session was used."""
+        """Set the time of last use of a session."""
         ...
 
-    def remove_pages(self, rows: Collection[int]) -> None:
-        """Remove those of the pages that no manifest holds."""
+    def remove_pages(self, page_ids: Collection[int]) -> None:
+        """Delete those of the pages that no manifest has."""
         ...
 
 
 class DiskStore(Protocol):
-    """A place for pages and manifests. One thread uses it.
+    """A store of pages and manifests. One thread uses it.
 
     Attributes:
-        name: what people call it.
-        budget: bytes it may take; 0 for a tier that takes nothing.
-        used: bytes counted against that.
-        sessions: how many manifests there are.
-        failures: how often something could not be done.
+        name: name in metrics.
+        budget: bytes that the store may take; 0 if it stores nothing.
+        used: bytes counted against the budget.
+        sessions: number of manifests.
+        failures: number of failed operations.
     """
 
     name: str
@@ -146,101 +152,109 @@ class DiskStore(Protocol):
         """Bytes that may be added now.
 
         Raises:
-            TierFailed: nobody knows.
+            DiskUnavailable: the free space cannot be determined.
         """
         ...
 
     @property
     def is_short_of_disk(self) -> bool:
-        """Whether less may be added than the budget allows, for want of room on the disk it lies on.
+        """Whether the file system has less free space than the budget allows to add.
 
         Raises:
-            TierFailed: nobody knows.
+            DiskUnavailable: the free space cannot be determined.
         """
         ...
 
     def page_nbytes(self, nbytes: int) -> int:
-        """What a page of so many bytes is counted as."""
+        """Return the bytes counted for a page of `nbytes` bytes."""
         ...
 
     def transaction(self, *, sync: bool = False) -> AbstractContextManager[DiskTransaction]:
-        """Changes, made at the end of the block; with `sync` they outlive a loss of power from then on.
+        """Open a transaction. It commits at the end of the block.
+
+        Args:
+            sync: whether the changes must survive a power loss once they are committed.
 
         Raises:
-            TierFailed: they could not be made.
+            DiskUnavailable: the transaction failed. Nothing was changed.
         """
         ...
 
     def sync(self) -> None:
-        """Let all that was changed outlive a loss of power.
+        """Make all committed changes survive a power loss.
 
         Raises:
-            TierFailed: it may not.
+            DiskUnavailable: the disk cannot be synced.
         """
         ...
 
-    def read_page(self, row: int) -> PageContent:
+    def read_page(self, page_id: int) -> PageContent:
         """Read a page.
 
         Raises:
-            Damaged: it is not what was written.
-            TierFailed: it cannot be read.
+            CorruptData: the checksum does not match.
+            DiskUnavailable: the disk cannot be read.
         """
         ...
 
-    def sessions_with_page(self, row: int) -> Sequence[Key]:
-        """Whose manifests hold a page.
+    def sessions_with_page(self, page_id: int) -> Sequence[Key]:
+        """Return the keys of sessions whose manifests have a page.
 
         Raises:
-            Damaged, TierFailed: they cannot be read.
+            CorruptData, DiskUnavailable: the manifests cannot be read.
         """
         ...
 
     def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageInfo]] | None:
-        """A session's manifest, and what is known of its pages.
+        """Read the manifest of a session. Return it and the properties of its pages, or None if there is none.
 
         Raises:
-            Damaged: it is not what was written.
-            TierFailed: it cannot be read.
+            CorruptData: the checksum does not match.
+            DiskUnavailable: the disk cannot be read.
         """
         ...
 
     def list_manifests(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
-        """Up to `limit` manifests of an owner in order of id, without their pages; damaged ones are left out."""
+        """List up to `limit` manifests of an owner in order of id, without pages. Corrupt ones are left out."""
         ...
 
     def nbytes(self, key: Key) -> int | None:
-        """What a session's manifest says that its tokens take packed, damaged or not; None if there is none."""
+        """Return the packed bytes of a session, even of a corrupt one; None if there is none."""
         ...
 
     def check(self) -> None:
-        """See whether it can be written.
+        """Check that the store can be written.
 
         Raises:
-            TierFailed: it cannot.
+            DiskUnavailable: it cannot.
         """
         ...
 
-    def lru_session(self, skip: Collection[Key], before: float = inf) -> Key | None:
-        """Who was used least recently among those that are not permanent, if that was before a moment."""
+    def lru_session(self, pinned: Collection[Key], used_before: float = inf) -> Key | None:
+        """Return the least recently used session that is neither protected nor pinned.
+
+        Args:
+            pinned: keys of sessions to leave out.
+            used_before: return only a session last used before this time, Unix seconds.
+        """
         ...
 
-    def retained_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
-        """Bytes counted for pages of permanent sessions, of these, and of those that were used since a moment."""
+    def retained_nbytes(self, pinned: Collection[Key], used_since: float = inf) -> int:
+        """Return the bytes counted for pages of sessions that are protected, pinned, or were used since a time."""
         ...
 
     def expired(self, now: float) -> Sequence[Key]:
-        """Some of those who have expired; nobody if there is none."""
+        """Return the keys of some expired sessions."""
         ...
 
     def owners(self) -> Mapping[str, tuple[int, int]]:
-        """Of each owner the packed bytes and the number of sessions."""
+        """Return the packed bytes and the number of sessions of each owner."""
         ...
 
     def vacuum(self) -> None:
-        """Give back room that is no longer needed."""
+        """Give free space back to the file system."""
         ...
 
     def close(self) -> None:
-        """Bring everything to where it stays, and let go of it."""
+        """Complete all writes and close the store."""
         ...

@@ -1,4 +1,4 @@
-"""No tier: nothing lies below memory."""
+"""NullStore: no disk."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ from hadakv_service.storage.disk.interface import (
 
 
 class NullStore:
-    """Takes nothing and has nothing."""
+    """A disk store that stores nothing."""
 
     name = "none"
     budget = 0
@@ -27,57 +27,57 @@ class NullStore:
     is_short_of_disk = False
 
     def page_nbytes(self, nbytes: int) -> int:
-        """Pages are counted as what they are."""
+        """Return the bytes of the page."""
         return nbytes
 
     def transaction(self, *, sync: bool = False) -> AbstractContextManager[DiskTransaction]:
-        """There can be none."""
-        raise DiskUnavailable("there is nothing below memory" + (" to keep this in" if sync else ""))
+        """Fail: there is no disk."""
+        raise DiskUnavailable("there is no disk store" + (" for a synced write" if sync else ""))
 
     def sync(self) -> None:
-        """There is nothing to be lost."""
+        """Do nothing."""
 
-    def read_page(self, row: int) -> PageContent:
-        """There is no page."""
-        raise CorruptData(f"there is no page {row}")
+    def read_page(self, page_id: int) -> PageContent:
+        """Fail: there are no pages."""
+        raise CorruptData(f"page {page_id} is missing")
 
-    def sessions_with_page(self, row: int) -> Sequence[Key]:  # noqa: ARG002 - nobody has any
-        """Nobody."""
+    def sessions_with_page(self, page_id: int) -> Sequence[Key]:  # noqa: ARG002 - there are none
+        """Return no keys."""
         return ()
 
-    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageInfo]] | None:  # noqa: ARG002 - of nobody
-        """Nothing."""
+    def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageInfo]] | None:  # noqa: ARG002 - there are none
+        """Return None."""
         return None
 
-    def list_manifests(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:  # noqa: ARG002 - likewise
-        """Nobody."""
+    def list_manifests(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:  # noqa: ARG002 - there are none
+        """Return no manifests."""
         return []
 
-    def nbytes(self, key: Key) -> int | None:  # noqa: ARG002 - likewise
-        """Nothing."""
+    def nbytes(self, key: Key) -> int | None:  # noqa: ARG002 - there are none
+        """Return None."""
         return None
 
     def check(self) -> None:
-        """There is nothing that could fail."""
+        """Do nothing."""
 
-    def lru_session(self, skip: Collection[Key], before: float = inf) -> Key | None:  # noqa: ARG002 - likewise
-        """Nobody."""
+    def lru_session(self, pinned: Collection[Key], used_before: float = inf) -> Key | None:  # noqa: ARG002 - there are none
+        """Return None."""
         return None
 
-    def retained_nbytes(self, keep: Collection[Key], since: float = inf) -> int:  # noqa: ARG002 - likewise
-        """Nothing."""
+    def retained_nbytes(self, pinned: Collection[Key], used_since: float = inf) -> int:  # noqa: ARG002 - there are none
+        """Return 0."""
         return 0
 
-    def expired(self, now: float) -> Sequence[Key]:  # noqa: ARG002 - likewise
-        """Nobody."""
+    def expired(self, now: float) -> Sequence[Key]:  # noqa: ARG002 - there are none
+        """Return no keys."""
         return ()
 
     def owners(self) -> Mapping[str, tuple[int, int]]:
-        """Nobody."""
+        """Return no owners."""
         return {}
 
     def vacuum(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Pages and manifests as the columns of a row, and back; each has a checksum."""
+"""Pages and manifests as columns with checksums."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,80 +14,88 @@ from hadakv_service.storage.disk.interface import CorruptData, Manifest, PageCon
 
 
 def digest(*parts: bytes) -> bytes:
-    """Eight bytes of XXH3 over all parts."""
+    """Return the 8-byte XXH3 hash of all parts."""
     state = xxhash.xxh3_64()
     for part in parts:
         state.update(part)
     return state.digest()
 
 
-def is_sound(checksum: object, *parts: object) -> bool:
-    """Whether columns are what was written; SQLite itself lets them be of any type."""
-    return all(isinstance(part, bytes) for part in parts) and digest(*parts) == checksum  # type: ignore[arg-type]  # just seen to be
+def is_valid(checksum: object, *parts: object) -> bool:
+    """Whether columns match their checksum. SQLite itself allows columns of any type."""
+    return all(isinstance(part, bytes) for part in parts) and digest(*parts) == checksum  # type: ignore[arg-type]  # checked to be bytes
 
 
-def fixed_columns(nbytes: object, created: object, permanent: object) -> bytes:
-    """The columns beside the header that a checksum is for."""
-    return f"{nbytes!r} {created!r} {permanent!r}".encode()
+def fixed_columns(nbytes: object, created: object, protected: object) -> bytes:
+    """Return the columns besides the header that the checksum covers."""
+    return f"{nbytes!r} {created!r} {protected!r}".encode()
 
 
-def numbers_of(run: RunManifest) -> list[int]:
-    """A run of layers as its header has it, without its pages."""
-    return [run.layers, run.base, run.length, run.full, run.place]
+def run_to_numbers(run: RunManifest) -> list[int]:
+    """Return a run of layers as the header stores it, without its pages."""
+    return [run.layers, run.start, run.stop, run.full_pages, run.first_page]
 
 
-def _run(numbers: Sequence[int], pages: Iterable[int]) -> RunManifest:
-    layers, base, length, full, place = numbers
-    return RunManifest(layers, base, length, full, place, tuple(pages))
+def _run_from_numbers(numbers: Sequence[int], pages: Iterable[int]) -> RunManifest:
+    layers, start, stop, full_pages, first_page = numbers
+    return RunManifest(layers, start, stop, full_pages, first_page, tuple(pages))
 
 
-def places_of(manifest: Manifest, same: Collection[int]) -> dict[tuple[int, int], int]:
-    """Where each page belongs, but for those of runs that are the same."""
-    runs = [(i, run) for i, run in enumerate(manifest.runs) if i not in same]
-    return {(i, place): page for i, run in runs for place, page in enumerate(run.pages, run.place)}
+def page_places(manifest: Manifest, unchanged: Collection[int]) -> dict[tuple[int, int], int]:
+    """Return the page id at each place, a run and an index within it. Unchanged runs are left out."""
+    runs = [(i, run) for i, run in enumerate(manifest.runs) if i not in unchanged]
+    return {(i, place): page for i, run in runs for place, page in enumerate(run.pages, run.first_page)}
 
 
-def manifest_of(row: Sequence[Any], pages: Mapping[int, list[int]]) -> Manifest:
-    """What a row says, checked against its checksum."""
-    _, _, nbytes, created, last_used, expires, permanent, checksum, header = row[:9]
-    sound = is_sound(checksum, header, fixed_columns(nbytes, created, bool(permanent)))
-    # When it was used last changes more often than the rest, and has no checksum.
-    if not (sound and isinstance(last_used, float) and isinstance(expires, float | None)):
-        raise CorruptData("its manifest has another checksum than when it was written")
+def manifest_from_row(row: Sequence[Any], pages: Mapping[int, list[int]]) -> Manifest:
+    """Return the manifest in a row.
+
+    Args:
+        row: columns of the table `sessions`.
+        pages: ids of the pages of each run.
+
+    Raises:
+        CorruptData: the checksum does not match.
+    """
+    _, _, nbytes, created, last_used, expires, protected, checksum, header = row[:9]
+    matches = is_valid(checksum, header, fixed_columns(nbytes, created, bool(protected)))
+    # The checksum does not cover the time of last use, which changes more often than the rest.
+    if not (matches and isinstance(last_used, float) and isinstance(expires, float | None)):
+        raise CorruptData("manifest: checksum mismatch")
     content = json.loads(header)
-    runs = tuple(_run(numbers, pages.get(i, ())) for i, numbers in enumerate(content["runs"]))
-    return Manifest(content["options"], runs, nbytes, created, last_used, expires, bool(permanent))
+    runs = tuple(_run_from_numbers(numbers, pages.get(i, ())) for i, numbers in enumerate(content["runs"]))
+    return Manifest(content["options"], runs, nbytes, created, last_used, expires, bool(protected))
 
 
 def check_pages(manifest: Manifest, known: Mapping[int, PageInfo]) -> None:
-    """Whether the pages are those of the manifest.
+    """Check that the pages on disk are those of the manifest.
 
     Raises:
-        Damaged: one is missing, or together they are not its tokens.
+        CorruptData: a page is missing, or the pages have another number of tokens.
     """
     for run in manifest.runs:
-        rows = [known.get(page) for page in run.pages]
-        if not all(row and all(isinstance(part, int) and part > 0 for part in row) for row in rows):
-            raise CorruptData("it lacks pages that its manifest names")
-        if sum(row.tokens for row in rows if row) != run.length - run.base:
-            raise CorruptData("its pages have other tokens than its manifest says")
+        infos = [known.get(page) for page in run.pages]
+        if not all(info and all(isinstance(value, int) and value > 0 for value in info) for info in infos):
+            raise CorruptData("pages of the manifest are missing")
+        if sum(info.tokens for info in infos if info) != run.stop - run.start:
+            raise CorruptData("pages and manifest have different numbers of tokens")
 
 
-def packed(content: PageContent) -> tuple[bytes, bytes]:
-    """A page's header and bytes."""
+def pack_page(content: PageContent) -> tuple[bytes, bytes]:
+    """Return the header and the bytes of a page."""
     arrays = [array for stream in content for array in (stream.packed, stream.norms)]
     header = json.dumps([array.shape for array in arrays]).encode()
     return header, b"".join(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
 
 
-def unpacked(header: bytes, blob: bytes) -> PageContent:
-    """A page of its header and bytes, which it shares."""
+def unpack_page(header: bytes, blob: bytes) -> PageContent:
+    """Return the page with a header and bytes, as views of the bytes."""
     shapes = json.loads(header)
     dtypes: tuple[np.dtype[Any], ...] = (np.dtype(np.uint8), np.dtype(np.float32)) * 2
     sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
     starts = accumulate(sizes, initial=0)
-    parts = [
+    arrays = [
         np.frombuffer(blob, dtype, prod(shape), start).reshape(shape)
         for shape, dtype, start in zip(shapes, dtypes, starts, strict=False)
     ]
-    return PageContent(Encoded(parts[0], parts[1]), Encoded(parts[2], parts[3]))
+    return PageContent(Encoded(arrays[0], arrays[1]), Encoded(arrays[2], arrays[3]))

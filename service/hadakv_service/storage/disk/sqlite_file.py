@@ -1,4 +1,4 @@
-"""The file of the embedded tier: opened, checked, made. SQLite in WAL mode, used by one process at a time."""
+"""Open, lock, check and create the SQLite file; size estimates. The file is in WAL mode, for one process at a time."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from hadakv_service.storage.disk.interface import DataDirectoryError
 FILE = "sessions.hadakv"
 # "hdkv"
 APPLICATION_ID = 0x68646B76
-# Of the tables below and of what is in their columns.
+# Version of the schema below and of the contents of its columns.
 FORMAT = 1
 _SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -33,42 +33,42 @@ CREATE TABLE holds (
     PRIMARY KEY (session, run, place)) WITHOUT ROWID;
 CREATE INDEX by_page ON holds (page);
 """
-# In blocks of 4 KiB large blobs are read and written at half the speed; in blocks of 64 KiB small ones cost more. The
-# log is brought into the file every 64 MiB, and the fsync that takes is shared by as much; on a small disk sooner.
+# With blocks of 4 KiB, large blobs are read and written at half the speed. With 64 KiB, small blobs take more space.
+# The log is checkpointed every 64 MiB, so that one fsync is shared by as much data; on a small disk more often.
 BLOCK_NBYTES = 32 << 10
 _LOG_NBYTES = 64 << 20
-# What a block of the tree has beside rows, and a page's row beside its bytes: other columns, the session's hold on it.
+# Overhead of a block of the tree; overhead of a page row: its other columns, and its row in `holds`.
 _LEAF_NBYTES, _ROW_NBYTES = 8, 160
-# What says where a row goes on, and how long it is.
+# Pointer to the overflow blocks of a row, and its length.
 _LINK_NBYTES = 16
 _LOG_SHARE = 16
 _BUSY_SECONDS = 2.0
-_ELSEWHERE = "choose another --data-dir, or keep nothing on disk with --disk-budget 0"
-_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_OTHER_DIRECTORY = "choose another --data-dir, or keep nothing on disk with --disk-budget 0."
+_PERMISSION_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
-# Writes something. Always something else, as SQLite does not write what is there already.
+# Write something. The value is random because SQLite does not write a row that does not change.
 TOUCH = "REPLACE INTO about VALUES ('touched', hex(randomblob(8)))"
 
 
 def open_database(directory: Path) -> sqlite3.Connection:
-    """The database in a directory, which is made if it is missing; nobody else can open it until it is closed.
+    """Open the database in a directory, and lock it for this process. Create both if they are missing.
 
     Raises:
-        TierRefused: it is in use, another version's, no database, a link, or cannot be written; or the directory is
-            open to others, or cannot be made.
+        DataDirectoryError: the file is in use, belongs to another version, is no database, is a link, or cannot be
+            written; or other users may write to the directory, or it cannot be created.
     """
-    path = _place(directory)
+    path = _prepare_file(directory)
     new = path.stat().st_size == 0
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         _configure(connection, log_nbytes(directory), new=new)
-        # Whoever made the file may have been stopped before anything was in it.
+        # A process that created the file may have been stopped before it created the tables.
         if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
             _create(connection)
         _check(connection, path)
     except sqlite3.Error as error:
         connection.close()
-        raise _refusal(path, error) from error
+        raise _open_error(path, error) from error
     except DataDirectoryError:
         connection.close()
         raise
@@ -76,30 +76,32 @@ def open_database(directory: Path) -> sqlite3.Connection:
 
 
 def make_directory(directory: Path) -> None:
-    """See to it that there is a directory, which nobody else may look into if it is made here.
+    """Create a directory that only this user can read, unless it exists.
 
     Raises:
-        TierRefused: it cannot be made, or something else is in its place.
+        DataDirectoryError: the directory cannot be created, or the path is not a directory.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise DataDirectoryError(f"{directory}: no directory, nor can it be made one; {_ELSEWHERE}") from error
+        raise DataDirectoryError(f"{directory} is not a directory. {_OTHER_DIRECTORY.capitalize()}") from error
     except OSError as error:
-        raise DataDirectoryError(f"{directory}: cannot be made ({error.strerror}); {_ELSEWHERE}") from error
+        raise DataDirectoryError(
+            f"{directory} cannot be created ({error.strerror}). {_OTHER_DIRECTORY.capitalize()}"
+        ) from error
 
 
 def log_nbytes(directory: Path) -> int:
-    """How large the log may become before it is brought into the file."""
+    """Return the size in bytes at which the log is checkpointed."""
     disk = os.statvfs(directory)
     return min(_LOG_NBYTES, max(disk.f_blocks * disk.f_frsize // _LOG_SHARE, 32 * BLOCK_NBYTES))
 
 
 def free_nbytes(directory: Path) -> int:
-    """Bytes that the disk has for more pages.
+    """Return the bytes that the file system has for more pages.
 
-    What is left besides is for the log to grow, and for what is in it to be brought into the file: without that
-    nobody could be deleted any longer, as that is written, too.
+    Some space is kept for the log to grow, and for checkpoints of the log. Without it no session could be deleted any
+    more, because deletions are written too.
     """
     disk = os.statvfs(directory)
     return max(0, disk.f_bavail * disk.f_frsize - 2 * log_nbytes(directory) - (1 << 20))
@@ -107,10 +109,10 @@ def free_nbytes(directory: Path) -> int:
 
 @lru_cache(4096)
 def page_cost(nbytes: int) -> int:
-    """Bytes of the file that a page of so many bytes comes to, with what ties it to its session.
+    """Return the bytes of the file that a page of `nbytes` bytes takes, with its row in `holds`.
 
-    A block has rows side by side as long as they fit. Of a row that is larger than a block, whole blocks are filled
-    first, and what is left stands in the tree if it fits there
+    Small rows share a block. A row that is larger than a block fills overflow blocks first. The remaining bytes stay in
+    the tree if they fit there
     (https://www.sqlite.org/fileformat2.html#b_tree_pages, "Cell Payload Overflow Pages").
     """
     usable = BLOCK_NBYTES - _LEAF_NBYTES
@@ -126,82 +128,80 @@ def page_cost(nbytes: int) -> int:
 
 
 def discard_failed_commit(connection: sqlite3.Connection) -> bool:
-    """See to it that a transaction whose commit failed never comes back.
+    """Make sure that a transaction whose commit failed does not reappear after a restart.
 
-    The log may have all of it, if only the sync has failed, and who opens the file next would take it for made.
+    If only the sync has failed, the log may have the whole transaction. The next process would take it as committed.
 
     Returns:
-        whether it is certain that what comes after will outlive a loss of power.
+        whether later synced transactions are certain to survive a power loss.
     """
     with suppress(sqlite3.Error):
-        # What was made before goes into the file, and the log is empty.
+        # Write earlier transactions into the file, and empty the log.
         ((busy, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return not busy
     with suppress(sqlite3.Error):
-        # Where that is not possible now, something else is written in its place, so that the log ends there.
+        # That failed. Overwrite the failed transaction with another one, so that the log ends there.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(TOUCH)
     return False
 
 
-def _refusal(path: Path, error: sqlite3.Error) -> DataDirectoryError:
-    # The lowest byte is what went wrong, those above tell where.
+def _open_error(path: Path, error: sqlite3.Error) -> DataDirectoryError:
+    # The lowest byte is the kind of error, the upper bytes are details.
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return DataDirectoryError(f"{path}: in use by another process; stop that, or choose another --data-dir")
+        return DataDirectoryError(
+            f"{path} is in use by another process. Stop that process, or choose another --data-dir."
+        )
     if code == sqlite3.SQLITE_NOTADB:
-        return DataDirectoryError(f"{path}: not a file of this service; move it away, or choose another --data-dir")
+        return DataDirectoryError(f"{path} is not a hadakv file. Move it away, or choose another --data-dir.")
     if code in _CANNOT_WRITE:
         return _unwritable(path.parent, str(error))
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return DataDirectoryError(f"{path}: {error}; see to the disk, {_ELSEWHERE}")
-    return DataDirectoryError(f"{path}: {error}; move it away, or choose another --data-dir")
+        return DataDirectoryError(f"{path}: {error}. Check the disk, {_OTHER_DIRECTORY}")
+    return DataDirectoryError(f"{path}: {error}. Move it away, or choose another --data-dir.")
 
 
 def _unwritable(place: Path, reason: str | None) -> DataDirectoryError:
-    return DataDirectoryError(f"{place}: cannot be written ({reason}); let this user write there, {_ELSEWHERE}")
+    return DataDirectoryError(f"{place} cannot be written ({reason}). Let this user write there, {_OTHER_DIRECTORY}")
 
 
-def _place(directory: Path) -> Path:
-    """The file, which exists from then on, readable by this user alone."""
+def _prepare_file(directory: Path) -> Path:
+    """Check the directory, and create the file unless it exists. Only this user can read it."""
     make_directory(directory)
-    found = directory.stat()
-    if found.st_uid not in (0, os.geteuid()):
-        raise DataDirectoryError(
-            f"{directory}: another user's, who may put in what they like; choose another --data-dir"
-        )
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise DataDirectoryError(f"{directory}: others may write there, and put in what they like; chmod it to 700")
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise DataDirectoryError(f"{directory} is owned by another user. Choose another --data-dir.")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DataDirectoryError(f"{directory} can be written by other users. Run chmod 700 on it.")
     path = directory / FILE
     try:
         for each in (path, *(path.with_name(FILE + suffix) for suffix in ("-wal", "-shm", "-journal"))):
             if each.is_symlink():
                 raise DataDirectoryError(
-                    f"{each}: a symbolic link; what it points to is none of this service's business"
+                    f"{each} is a symbolic link. Choose another --data-dir, or move the link away."
                 )
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise _unopened(path, error) from error
+        raise _os_error(path, error) from error
     try:
-        # A copy that was brought back, say, may be open to others; SQLite gives its log the same mode.
+        # A restored backup may be readable by others. SQLite gives its log the same mode.
         os.fchmod(file, 0o600)
     except PermissionError as error:
-        raise DataDirectoryError(f"{path}: another user's; choose another --data-dir") from error
+        raise DataDirectoryError(f"{path} is owned by another user. Choose another --data-dir.") from error
     except OSError as error:
-        raise _unopened(path, error) from error
+        raise _os_error(path, error) from error
     finally:
         os.close(file)
     return path
 
 
-def _unopened(path: Path, error: OSError) -> DataDirectoryError:
+def _os_error(path: Path, error: OSError) -> DataDirectoryError:
     if error.errno == errno.EISDIR:
-        return DataDirectoryError(
-            f"{path}: a directory, where a file should be; move it away, or choose another --data-dir"
-        )
-    if error.errno in _MAY_NOT:
+        return DataDirectoryError(f"{path} is a directory, not a file. Move it away, or choose another --data-dir.")
+    if error.errno in _PERMISSION_ERRORS:
         return _unwritable(path if os.path.lexists(path) else path.parent, error.strerror)
-    return DataDirectoryError(f"{path}: cannot be opened ({error.strerror}); {_ELSEWHERE}")
+    return DataDirectoryError(f"{path} cannot be opened ({error.strerror}). {_OTHER_DIRECTORY.capitalize()}")
 
 
 def _configure(connection: sqlite3.Connection, log: int, *, new: bool) -> None:
@@ -214,18 +214,18 @@ def _configure(connection: sqlite3.Connection, log: int, *, new: bool) -> None:
         "synchronous = NORMAL",
         f"wal_autocheckpoint = {log // BLOCK_NBYTES}",
         f"journal_size_limit = {log}",
-        # Some builds of SQLite write zeros over all that is deleted, which takes as much of the log.
+        # Some builds of SQLite overwrite deleted data with zeros, which takes as much space in the log.
         "secure_delete = FAST",
         "cache_size = -8192",
         "temp_store = MEMORY",
         "cell_size_check = ON",
         "trusted_schema = OFF",
-        # On a Mac fsync alone does not reach the disk.
+        # On macOS, fsync alone does not reach the disk.
         "fullfsync = ON",
         "checkpoint_fullfsync = ON",
     ):
         connection.execute(f"PRAGMA {setting}")
-    # Takes the lock, which is kept.
+    # Take the lock. It is held until the connection is closed.
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("COMMIT")
 
@@ -246,13 +246,13 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
     if number("application_id") != APPLICATION_ID:
-        raise DataDirectoryError(f"{path}: not a file of this service; move it away, or choose another --data-dir")
-    other = "use that version, move the file away, or choose another --data-dir"
+        raise DataDirectoryError(f"{path} is not a hadakv file. Move it away, or choose another --data-dir.")
+    advice = "Use that version, move the file away, or choose another --data-dir."
     if (found := number("user_version")) != FORMAT:
         raise DataDirectoryError(
-            f"{path}: written by another version, in format {found} where this one has {FORMAT}; {other}"
+            f"{path} was written by another version: its format is {found}, this version has {FORMAT}. {advice}"
         )
     about = dict(connection.execute("SELECT name, value FROM about"))
     if about.get("tables") != tables.fingerprint():
         made_by = f"hadakv {about['made by']}" if "made by" in about else "another version of hadakv"
-        raise DataDirectoryError(f"{path}: packed with other tables of the codec, by {made_by}; {other}")
+        raise DataDirectoryError(f"{path} was written with other codec tables, by {made_by}. {advice}")

@@ -1,4 +1,4 @@
-"""The embedded tier: one SQLite file, pages as blobs with a checksum each, a manifest for each session."""
+"""SqliteStore: one SQLite file with a blob for each page and a manifest for each session, both with checksums."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from hadakv_service.storage.disk.interface import (
     PageInfo,
     display_key,
 )
-from hadakv_service.storage.disk.row_format import check_pages, is_sound, manifest_of, unpacked
+from hadakv_service.storage.disk.row_format import check_pages, is_valid, manifest_from_row, unpack_page
 from hadakv_service.storage.disk.sqlite_file import (
     BLOCK_NBYTES,
     FILE,
@@ -29,23 +29,23 @@ from hadakv_service.storage.disk.sqlite_file import (
     open_database,
     page_cost,
 )
-from hadakv_service.storage.disk.sqlite_transaction import COLUMNS, SESSION_NBYTES, SqliteTransaction, counted
+from hadakv_service.storage.disk.sqlite_transaction import COLUMNS, SESSION_NBYTES, SqliteTransaction, counted_nbytes
 
 log = logging.getLogger(__name__)
 
-# Enough at a time that none of it holds up others for long.
-_SOME = 256
+# Maximum number of expired sessions, or of blocks to vacuum, at a time, so that no request waits long.
+_BATCH = 256
 
 
 class SqliteStore:
-    """Sessions in a file.
+    """Sessions in a SQLite file. See `DiskStore` for the methods.
 
     Args:
-        directory: where that lies; made if it is missing.
-        budget: bytes that pages and manifests may take. The file has its log of 64 MiB besides.
+        directory: data directory. It is created if it is missing.
+        budget: bytes that pages and manifests may take. The write-ahead log of up to 64 MiB is not counted.
 
     Raises:
-        TierRefused: what is there is not for this version, damaged all over, or in use.
+        DataDirectoryError: the file belongs to another version, is corrupt, or is in use.
         OSError: the directory cannot be used.
     """
 
@@ -57,7 +57,7 @@ class SqliteStore:
         self._directory = directory
         self._sql = open_database(directory)
         self._file = os.stat(directory / FILE)
-        # Whether the log is known to have nothing that failed.
+        # Whether the write-ahead log is known to have no failed transaction.
         self._wal_is_trusted = True
         try:
             self._delete_orphaned_pages()
@@ -66,45 +66,45 @@ class SqliteStore:
         except sqlite3.Error as error:
             self._sql.close()
             raise DataDirectoryError(
-                f"{directory / FILE}: {error}; move it away, or choose another --data-dir"
+                f"{directory / FILE}: {error}. Move it away, or choose another --data-dir."
             ) from error
         self.used: int = pages + self.sessions * SESSION_NBYTES
 
     def _delete_orphaned_pages(self) -> None:
-        """Remove pages of sessions that were never written as a whole, which nobody has once the process has ended."""
+        """Delete pages of sessions that were not written completely before the last process ended."""
         try:
             self._sql.execute("DELETE FROM pages WHERE id NOT IN (SELECT page FROM holds)")
         except sqlite3.OperationalError as error:
-            log.error("pages that nobody needs stay, as they cannot be removed: %s", error)
+            log.error("garbage pages not deleted: %s", error)
 
     @property
     def available(self) -> int:
-        """Bytes that may be added now: of what the budget allows as much as the disk has."""
-        return min(self.budget - self.used, self._disk_room())
+        """Bytes that may be added now, limited by the budget and by the file system."""
+        return min(self.budget - self.used, self._disk_free_nbytes())
 
     @property
     def is_short_of_disk(self) -> bool:
-        """Whether the disk has less than the budget allows."""
-        return self._disk_room() < self.budget - self.used
+        """Whether the file system has less free space than the budget allows to add."""
+        return self._disk_free_nbytes() < self.budget - self.used
 
-    def _disk_room(self) -> int:
+    def _disk_free_nbytes(self) -> int:
         with self._reading():
-            (idle,) = self._one("PRAGMA freelist_count")
-        # What is added to the file is in its log before.
+            (free_blocks,) = self._one("PRAGMA freelist_count")
+        # Data is written to the log before the file, so it takes twice its size for a while.
         try:
             free = free_nbytes(self._directory)
         except OSError as error:
-            # Whoever took the directory away has the files, too, though they can still be written.
+            # The directory was removed or replaced. Open files can still be written, but would be lost.
             raise DiskUnavailable(str(error)) from error
-        return int(idle) * BLOCK_NBYTES + free // 2
+        return int(free_blocks) * BLOCK_NBYTES + free // 2
 
     def page_nbytes(self, nbytes: int) -> int:
-        """What a page of so many bytes is counted as."""
+        """Return the bytes counted for a page of `nbytes` bytes."""
         return page_cost(nbytes)
 
     def _cost(self, query: str, values: Sequence[Any] = ()) -> int:
-        """What pages are counted as; the query says how many there are of each size."""
-        return sum(counted(nbytes) * count for nbytes, count in self._sql.execute(query, values))
+        """Return the bytes counted for pages. The query returns each page size and the number of such pages."""
+        return sum(counted_nbytes(nbytes) * count for nbytes, count in self._sql.execute(query, values))
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
         row: tuple[Any, ...] = self._sql.execute(query, values).fetchone()
@@ -112,19 +112,19 @@ class SqliteStore:
 
     @contextmanager
     def transaction(self, *, sync: bool = False) -> Iterator[SqliteTransaction]:
-        """Changes, made at the end of the block."""
-        change = SqliteTransaction(self._sql)
+        """Open a transaction. It commits at the end of the block."""
+        transaction = SqliteTransaction(self._sql)
         if sync:
-            self._check_place()
+            self._check_same_file()
         if sync and not self._wal_is_trusted:
             self._wal_is_trusted = discard_failed_commit(self._sql)
             if not self._wal_is_trusted:
-                raise DiskUnavailable("the disk has failed to sync, and still does")
+                raise DiskUnavailable("the disk failed to sync, and still fails")
         committing = False
         try:
             self._sql.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
             self._sql.execute("BEGIN IMMEDIATE")
-            yield change
+            yield transaction
             committing = True
             self._sql.execute("COMMIT")
         except sqlite3.Error as error:
@@ -132,17 +132,17 @@ class SqliteStore:
             self._roll_back()
             if committing and getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
                 self._wal_is_trusted = discard_failed_commit(self._sql)
-            log.error("the disk tier could not be written: %s; make room or mend the disk, the service goes on", error)
+            log.error("disk store cannot be written: %s; free space or repair the disk", error)
             raise DiskUnavailable(str(error)) from error
         except BaseException:
             self._roll_back()
             raise
-        self.used += change.used
-        self.sessions += change.sessions
+        self.used += transaction.used
+        self.sessions += transaction.sessions
 
     def sync(self) -> None:
-        """Let all that was changed outlive a loss of power."""
-        # What has nothing to write would not sync either.
+        """Make all committed changes survive a power loss."""
+        # An empty transaction would not sync. Write something.
         with self.transaction(sync=True):
             self._sql.execute(TOUCH)
 
@@ -151,7 +151,7 @@ class SqliteStore:
             try:
                 self._sql.execute("ROLLBACK")
             except sqlite3.Error as error:
-                log.warning("rolling back: %s", error)
+                log.warning("rollback failed: %s", error)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -164,26 +164,26 @@ class SqliteStore:
             self.failures += 1
             raise CorruptData(str(error)) from error
 
-    def read_page(self, row: int) -> PageContent:
+    def read_page(self, page_id: int) -> PageContent:
         """Read a page."""
         with self._reading():
-            found = self._sql.execute("SELECT header, checksum, content FROM pages WHERE id = ?", (row,)).fetchone()
+            found = self._sql.execute("SELECT header, checksum, content FROM pages WHERE id = ?", (page_id,)).fetchone()
         if found is None:
-            raise CorruptData(f"page {row} is missing")
+            raise CorruptData(f"page {page_id} is missing")
         header, checksum, blob = found
-        if not is_sound(checksum, header, blob):
+        if not is_valid(checksum, header, blob):
             self.failures += 1
-            raise CorruptData(f"page {row} has another checksum than when it was written")
-        return unpacked(header, blob)
+            raise CorruptData(f"page {page_id}: checksum mismatch")
+        return unpack_page(header, blob)
 
-    def sessions_with_page(self, row: int) -> list[Key]:
-        """Whose manifests hold a page."""
+    def sessions_with_page(self, page_id: int) -> list[Key]:
+        """Return the keys of sessions whose manifests have a page."""
         query = "SELECT DISTINCT owner, name FROM holds JOIN sessions ON id = session WHERE page = ?"
         with self._reading():
-            return self._sql.execute(query, (row,)).fetchall()
+            return self._sql.execute(query, (page_id,)).fetchall()
 
     def find(self, key: Key) -> tuple[Manifest, Mapping[int, PageInfo]] | None:
-        """A session's manifest, and what is known of its pages."""
+        """Read the manifest of a session and the properties of its pages."""
         with self._reading():
             query = f"SELECT {COLUMNS}, id FROM sessions WHERE owner = ? AND name = ?"
             found = self._sql.execute(query, key).fetchone()
@@ -193,23 +193,23 @@ class SqliteStore:
                 "SELECT run, page, layers, tokens, pages.nbytes FROM holds LEFT JOIN pages ON pages.id = page "
                 "WHERE session = ? ORDER BY run, place"
             )
-            held = self._sql.execute(query, found[-1:]).fetchall()
+            page_rows = self._sql.execute(query, found[-1:]).fetchall()
         pages: dict[int, list[int]] = {}
-        for run, page, *_ in held:
+        for run, page, *_ in page_rows:
             pages.setdefault(run, []).append(page)
-        known = {page: PageInfo(*known) for _, page, *known in held if known[0] is not None}
-        manifest = manifest_of(found, pages)
-        check_pages(manifest, known)
-        return manifest, known
+        infos = {page: PageInfo(*info) for _, page, *info in page_rows if info[0] is not None}
+        manifest = manifest_from_row(found, pages)
+        check_pages(manifest, infos)
+        return manifest, infos
 
     def list_manifests(self, owner: str, prefix: str, after: str, limit: int) -> list[tuple[str, Manifest]]:
-        """Up to `limit` manifests of an owner in order of id, without their pages."""
+        """List up to `limit` manifests of an owner in order of id, without pages."""
         query = f"SELECT {COLUMNS} FROM sessions WHERE owner = ? AND name > ? AND name >= ? AND name < ? ORDER BY name"
         with self._reading():
             found: list[tuple[str, Manifest]] = []
             for row in self._sql.execute(query, (owner, after, prefix, prefix + "\x7f")):
                 try:
-                    found.append((row[1], manifest_of(row, {})))
+                    found.append((row[1], manifest_from_row(row, {})))
                 except CorruptData as error:
                     log.error("session %s: %s; delete it", display_key((owner, row[1])), str(error))
                 if len(found) == limit:
@@ -217,62 +217,62 @@ class SqliteStore:
             return found
 
     def nbytes(self, key: Key) -> int | None:
-        """What a session's manifest says that its tokens take packed."""
+        """Return the packed bytes of a session; None if there is none."""
         with self._reading():
             found = self._sql.execute("SELECT nbytes FROM sessions WHERE owner = ? AND name = ?", key).fetchone()
         return None if found is None else int(found[0])
 
     def check(self) -> None:
-        """See whether it can be written, and is where the next process will look for it."""
-        self._check_place()
+        """Check that the file can be written, and that the next process will find it."""
+        self._check_same_file()
         with self.transaction():
             self._sql.execute(TOUCH)
 
-    def _check_place(self) -> None:
-        """What is to outlive the process has to be where the next one looks for it."""
+    def _check_same_file(self) -> None:
+        """Check that the path still names the open file. Otherwise the next process would not find the data."""
         try:
-            there = os.path.samestat(self._file, os.stat(self._directory / FILE))
+            is_same = os.path.samestat(self._file, os.stat(self._directory / FILE))
         except OSError as error:
             raise DiskUnavailable(str(error)) from error
-        if not there:
-            raise DiskUnavailable(f"{self._directory / FILE} is another file than the one that was opened")
+        if not is_same:
+            raise DiskUnavailable(f"{self._directory / FILE} was replaced by another file")
 
-    def lru_session(self, skip: Collection[Key], before: float = inf) -> Key | None:
-        """Who was used least recently among those that are not permanent, if that was before a moment."""
+    def lru_session(self, pinned: Collection[Key], used_before: float = inf) -> Key | None:
+        """Return the least recently used session that is neither protected nor pinned."""
         query = "SELECT owner, name FROM sessions WHERE NOT permanent AND last_used < ? ORDER BY last_used LIMIT ?"
         with self._reading():
-            found = self._sql.execute(query, (before, len(skip) + 1)).fetchall()
-        return next((key for key in found if key not in skip), None)
+            found = self._sql.execute(query, (used_before, len(pinned) + 1)).fetchall()
+        return next((key for key in found if key not in pinned), None)
 
-    def retained_nbytes(self, keep: Collection[Key], since: float = inf) -> int:
-        """Bytes counted for pages of permanent sessions, of these, and of those that were used since a moment."""
-        which = " OR ".join(["permanent", "last_used >= ?", *["(owner = ? AND name = ?)"] * len(keep)])
+    def retained_nbytes(self, pinned: Collection[Key], used_since: float = inf) -> int:
+        """Return the bytes counted for pages of sessions that are protected, pinned, or were used since a time."""
+        condition = " OR ".join(["permanent", "last_used >= ?", *["(owner = ? AND name = ?)"] * len(pinned)])
         query = (
             f"SELECT nbytes, COUNT(*) FROM pages WHERE id IN (SELECT page FROM holds "
-            f"WHERE session IN (SELECT id FROM sessions WHERE {which})) GROUP BY nbytes"
+            f"WHERE session IN (SELECT id FROM sessions WHERE {condition})) GROUP BY nbytes"
         )
         with self._reading():
-            return self._cost(query, [since, *(part for key in keep for part in key)])
+            return self._cost(query, [used_since, *(part for key in pinned for part in key)])
 
     def expired(self, now: float) -> list[Key]:
-        """Some of those who have expired."""
+        """Return the keys of some expired sessions."""
         query = "SELECT owner, name FROM sessions WHERE expires <= ? LIMIT ?"
         with self._reading():
-            return self._sql.execute(query, (now, _SOME)).fetchall()
+            return self._sql.execute(query, (now, _BATCH)).fetchall()
 
     def owners(self) -> dict[str, tuple[int, int]]:
-        """Of each owner the packed bytes and the number of sessions."""
+        """Return the packed bytes and the number of sessions of each owner."""
         with self._reading():
             found = self._sql.execute("SELECT owner, SUM(nbytes), COUNT(*) FROM sessions GROUP BY owner")
             return {owner: (nbytes, count) for owner, nbytes, count in found}
 
     def vacuum(self) -> None:
-        """Let the file shrink, a part at a time, once much of it lies idle."""
+        """Shrink the file by a part if more than a quarter of it is free."""
         with self._reading():
-            (idle,), (blocks,) = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
-            if idle > 4096 and idle * 4 > blocks:
-                self._sql.execute(f"PRAGMA incremental_vacuum({_SOME})").fetchall()
+            (free,), (blocks,) = self._one("PRAGMA freelist_count"), self._one("PRAGMA page_count")
+            if free > 4096 and free * 4 > blocks:
+                self._sql.execute(f"PRAGMA incremental_vacuum({_BATCH})").fetchall()
 
     def close(self) -> None:
-        """Bring the log into the file, and give up the lock."""
+        """Write the log into the file, and release the lock."""
         self._sql.close()

@@ -1,27 +1,27 @@
-"""Changes to the embedded tier's file, within one transaction."""
+"""SqliteTransaction: changes within one transaction."""
 
 import json
 import sqlite3
 from collections.abc import Collection
 
 from hadakv_service.storage.disk.interface import Key, Manifest, PageContent
-from hadakv_service.storage.disk.row_format import digest, fixed_columns, numbers_of, packed, places_of
+from hadakv_service.storage.disk.row_format import digest, fixed_columns, pack_page, page_places, run_to_numbers
 from hadakv_service.storage.disk.sqlite_file import page_cost
 
-# What a manifest takes, about: columns, indices, what is left over of a block.
+# Approximate bytes of a manifest: columns, indices, unused part of a block.
 SESSION_NBYTES = 512
 COLUMNS = "owner, name, nbytes, created, last_used, expires, permanent, checksum, header"
 
 
 class SqliteTransaction:
-    """Changes to the file, and what they come to.
+    """Changes to the file, and their effect on the counters.
 
     Args:
-        sql: of the file; within a transaction.
+        sql: connection with an open transaction.
 
     Attributes:
-        used: bytes by which more, or fewer, are counted against the budget.
-        sessions: by how many there are more, or fewer.
+        used: change of the bytes counted against the budget.
+        sessions: change of the number of sessions.
     """
 
     def __init__(self, sql: sqlite3.Connection) -> None:
@@ -30,46 +30,47 @@ class SqliteTransaction:
         self.sessions = 0
 
     def add_page(self, content: PageContent) -> int:
-        """Write a page."""
-        header, blob = packed(content)
+        """Write a page. Return its id."""
+        header, blob = pack_page(content)
         layers, _, tokens, _ = content.k.packed.shape
         values = (layers, tokens, len(blob), digest(header, blob), header, blob)
-        done = self._sql.execute(
+        cursor = self._sql.execute(
             "INSERT INTO pages (layers, tokens, nbytes, checksum, header, content) VALUES (?, ?, ?, ?, ?, ?)", values
         )
         self.used += page_cost(len(blob))
-        assert done.lastrowid is not None
-        return done.lastrowid
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
 
     def put(self, key: Key, manifest: Manifest, old: Manifest | None) -> list[int]:
-        """Write a session's manifest."""
-        header = json.dumps({"options": dict(manifest.options), "runs": [numbers_of(run) for run in manifest.runs]})
+        """Write the manifest of a session over the old one, if any. Return the ids of pages that it no longer has."""
+        header = json.dumps({"options": dict(manifest.options), "runs": [run_to_numbers(run) for run in manifest.runs]})
         blob = header.encode()
         times = (manifest.created, manifest.last_used, manifest.expires)
         fixed = (manifest.nbytes, manifest.created, manifest.protected)
         values = (*key, manifest.nbytes, *times, manifest.protected, digest(blob, fixed_columns(*fixed)), blob)
-        places = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS.split(", ")[2:])
+        assignments = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS.split(", ")[2:])
         ((session,),) = self._sql.execute(
             f"INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
-            f"ON CONFLICT (owner, name) DO UPDATE SET {places} RETURNING id",
+            f"ON CONFLICT (owner, name) DO UPDATE SET {assignments} RETURNING id",
             values,
         ).fetchall()
         if old is None:
             self.sessions += 1
             self.used += SESSION_NBYTES
-        same = {i for i, (a, b) in enumerate(zip(old.runs, manifest.runs, strict=False)) if a == b} if old else set()
-        before, after = places_of(old, same) if old else {}, places_of(manifest, same)
-        gone, come = before.items() - after.items(), after.items() - before.items()
+        old_runs = old.runs if old else ()
+        unchanged = {i for i, (a, b) in enumerate(zip(old_runs, manifest.runs, strict=False)) if a == b}
+        before, after = page_places(old, unchanged) if old else {}, page_places(manifest, unchanged)
+        removed, added = before.items() - after.items(), after.items() - before.items()
         self._sql.executemany(
-            "DELETE FROM holds WHERE session = ? AND run = ? AND place = ?", [(session, *place) for place, _ in gone]
+            "DELETE FROM holds WHERE session = ? AND run = ? AND place = ?", [(session, *place) for place, _ in removed]
         )
         self._sql.executemany(
-            "INSERT INTO holds VALUES (?, ?, ?, ?)", [(session, *place, page) for place, page in come]
+            "INSERT INTO holds VALUES (?, ?, ?, ?)", [(session, *place, page) for place, page in added]
         )
-        return [page for _, page in gone]
+        return [page for _, page in removed]
 
     def remove(self, key: Key) -> list[int]:
-        """Remove a session's manifest."""
+        """Delete the manifest of a session, if there is one. Return the ids of its pages."""
         found = self._sql.execute("DELETE FROM sessions WHERE owner = ? AND name = ? RETURNING id", key).fetchall()
         if not found:
             return []
@@ -79,18 +80,18 @@ class SqliteTransaction:
         return [page for (page,) in pages]
 
     def touch(self, key: Key, last_used: float, expires: float | None) -> None:
-        """Note when a session was used."""
+        """Set the time of last use of a session."""
         query = "UPDATE sessions SET last_used = ?, expires = ? WHERE owner = ? AND name = ?"
         self._sql.execute(query, (last_used, expires, *key))
 
-    def remove_pages(self, rows: Collection[int]) -> None:
-        """Remove those of the pages that no manifest holds."""
+    def remove_pages(self, page_ids: Collection[int]) -> None:
+        """Delete those of the pages that no manifest has."""
         query = "DELETE FROM pages WHERE id = ? AND NOT EXISTS (SELECT 1 FROM holds WHERE page = id) RETURNING nbytes"
-        for row in rows:
-            for (nbytes,) in self._sql.execute(query, (row,)).fetchall():
-                self.used -= counted(nbytes)
+        for page_id in page_ids:
+            for (nbytes,) in self._sql.execute(query, (page_id,)).fetchall():
+                self.used -= counted_nbytes(nbytes)
 
 
-def counted(nbytes: object) -> int:
-    """What a page's column comes to, whatever a damaged file has there."""
+def counted_nbytes(nbytes: object) -> int:
+    """Return the bytes counted for a page whose size is in a column. The column of a corrupt file may be anything."""
     return page_cost(nbytes) if isinstance(nbytes, int) and nbytes > 0 else 0

@@ -1,0 +1,67 @@
+"""Session value <-> manifest."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hadakv_kernels import Codec
+from hadakv_service.sessions.layer_run import PAGE_TOKENS, LayerRun
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.session import Session
+from hadakv_service.storage.disk.interface import Manifest, RunManifest
+
+_OPTIONS = ("layers", "kv_heads", "head_dim", "window", "ttl_seconds", "durability")
+
+
+def manifest_from_session(session: Session, created: float, last_used: float, page_ids: Mapping[Page, int]) -> Manifest:
+    """Return the manifest of a session.
+
+    Args:
+        session: the session.
+        created: creation time, Unix seconds.
+        last_used: time of last use, Unix seconds.
+        page_ids: ids of the pages that the same transaction writes. The other pages are on disk already.
+    """
+    options: dict[str, Any] = {name: getattr(session, name) for name in _OPTIONS}
+    options["codecs"] = None if session.codecs is None else [codec.to_mapping() for codec in session.codecs]
+
+    def page_id(page: Page) -> int:
+        return page.page_id if page.page_id is not None else page_ids[page]
+
+    runs = tuple(
+        RunManifest(
+            layers=run.layers,
+            start=run.start,
+            stop=run.stop,
+            full_pages=run.full_pages,
+            first_page=run.start // PAGE_TOKENS,
+            pages=tuple(map(page_id, run.pages)),
+        )
+        for run in session.runs
+    )
+    expires = None if session.ttl_seconds is None else last_used + session.ttl_seconds
+    return Manifest(options, runs, session.nbytes, created, last_used, expires, protected=session.durability == "ack")
+
+
+def session_from_manifest(manifest: Manifest) -> Session:
+    """Return the session of a manifest, without pages."""
+    options = dict(manifest.options)
+    codecs = options.pop("codecs")
+    both = None if codecs is None else (Codec.from_mapping(codecs[0]), Codec.from_mapping(codecs[1]))
+    runs = tuple(LayerRun(run.layers, run.start, run.stop, (), run.full_pages) for run in manifest.runs)
+    return Session(codecs=both, runs=runs, **options)
+
+
+def session_with_pages(manifest: Manifest, page: Callable[[int], Page]) -> Session:
+    """Return the session of a manifest, with the page that `page` returns for each id."""
+    session = session_from_manifest(manifest)
+    pages = [tuple(map(page, run.pages)) for run in manifest.runs]
+    runs = tuple(replace(run, pages=held) for run, held in zip(session.runs, pages, strict=True))
+    return replace(session, runs=runs)
+
+
+def is_prefix(manifest: Manifest, session: Session) -> bool:
+    """Whether a manifest on disk still is a prefix of a session: no layer of it is longer than that of the session."""
+    lengths = [length for _, _, length in session.spans()]
+    stored = [run.stop for run in manifest.runs for _ in range(run.layers)]
+    return len(stored) <= len(lengths) and all(a <= b for a, b in zip(stored, lengths, strict=False))
