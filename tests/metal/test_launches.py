@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_kernels.gpu import GpuBackend
+from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
+from hadakv_service.device.jobs import encode_chunked, run_to_completion
 from metal_emulator.executor import Executor, executing
 from metal_emulator.launch import Pass
 from support.backends import assert_same_encoded, on_host
