@@ -1,6 +1,7 @@
-# Targets: demo serve test check bench bench-gpu gpu-matrix mutants attacks faults faults-mutants fuzz soak load
+# Targets: demo serve test test-all check bench bench-gpu gpu-matrix mutants attacks faults faults-mutants fuzz soak load
 # install-launchd clean. Each makes what it needs and skips what is there.
-#   make test ARGS="-k append"      passes arguments on, as demo, serve, bench, gpu-matrix, faults, fuzz, soak and load do
+#   make test ARGS="-k append"      passes arguments on, as test-all, demo, serve, bench, gpu-matrix, faults, fuzz, soak
+#                                   and load do
 #   make test WHEEL=1               tests the built wheel instead of the sources in place; CI always does
 # Written for GNU make 3.81, the one on a Mac.
 
@@ -20,7 +21,7 @@ else
 INSTALLED := $(VENV)/editable
 endif
 
-.PHONY: demo serve test check bench bench-gpu gpu-matrix mutants attacks faults faults-mutants fuzz soak load \
+.PHONY: demo serve test test-all check bench bench-gpu gpu-matrix mutants attacks faults faults-mutants fuzz soak load \
 	install-launchd clean
 
 demo: $(INSTALLED)
@@ -31,6 +32,10 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(RUN) -m pytest --numprocesses auto $(ARGS)
+
+# Also the tests marked exhaustive.
+test-all: $(INSTALLED)
+	@HADAKV_TEST_FORK=0 $(RUN) -m pytest --numprocesses auto -m "" $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hadakv_service.testing import RunningService, running_service
+from support import fork_server
 from support.backends import SERVED
 
 # The same examples on every machine, however slow it is: nothing here may fail for the time it took.
@@ -24,6 +25,16 @@ settings.load_profile("hadakv")
 
 # Only a test that names a directory has anything written to disk.
 os.environ["HADAKV_DISK_BUDGET"] = "0"
+
+
+def pytest_configure() -> None:
+    """Have services forked instead of started from nothing."""
+    fork_server.install()
+
+
+def pytest_unconfigure() -> None:
+    """Stop the process that forks services."""
+    fork_server.uninstall()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

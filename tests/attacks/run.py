@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from attacks.attack import ATTACKS, Attack, Outcome, Target, target
 
-MODULES = ("callers", "ids", "claims", "pace", "pages", "framing", "files")
+MODULES = ("credentials", "ids", "oversized_lengths", "slow_clients", "browser_requests", "framing", "files")
 FILES = 2048
 
 
