@@ -33,9 +33,8 @@ serve: $(INSTALLED)
 test: $(INSTALLED)
 	@$(RUN) -m pytest --numprocesses auto $(ARGS)
 
-# Also the tests marked exhaustive.
 test-all: $(INSTALLED)
-	@HADAKV_TEST_FORK=0 $(RUN) -m pytest --numprocesses auto -m "" $(ARGS)
+	@$(RUN) -m pytest --numprocesses auto -m "" $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hadakv_service.testing import RunningService, running_service
-from support import fork_server
+from support import fork_server, thoroughness
 from support.backends import SERVED
 
 # The same examples on every machine, however slow it is: nothing here may fail for the time it took.
@@ -27,9 +27,11 @@ settings.load_profile("hadakv")
 os.environ["HADAKV_DISK_BUDGET"] = "0"
 
 
-def pytest_configure() -> None:
-    """Have services forked instead of started from nothing."""
-    fork_server.install()
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose between a usual run and an exhaustive one, which `-m ""` asks for."""
+    thoroughness.is_exhaustive = config.option.markexpr == ""
+    if not thoroughness.is_exhaustive:
+        fork_server.install()
 
 
 def pytest_unconfigure() -> None:
@@ -38,9 +40,16 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test marked so against the service on each backend."""
-    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_backend"):
-        metafunc.parametrize("server", list(SERVED), indirect=True, scope="session")
+    """Run a test marked `every_backend` against the service on each backend.
+
+    With `every_backend(exhaustive=True)` the backends after the first have their turn in `make test-all` only.
+    """
+    marker = metafunc.definition.get_closest_marker("every_backend")
+    if marker and "server" in metafunc.fixturenames:
+        first, *others = SERVED
+        marks = [pytest.mark.exhaustive] if marker.kwargs.get("exhaustive") else []
+        backends = [first, *(pytest.param(name, marks=marks) for name in others)]
+        metafunc.parametrize("server", backends, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ Importing costs two thirds of the processor time of a start. `install` replaces 
 that the server does not know, is started by the ordinary `Popen`. The forked service runs the same `__main__` with the
 same arguments, environment and exit code, and is a child of the test process, so that waiting and signals are as usual.
 
-Linux only: it needs a subreaper, and Metal does not survive a fork. `HADAKV_TEST_FORK=0` turns it off.
+Linux only: it needs a subreaper, and Metal does not survive a fork. `make test-all` starts services without it.
 """
 
 import ctypes
@@ -97,7 +97,7 @@ class ForkingPopen(OrdinaryPopen):  # type: ignore[type-arg]  # the base is gene
 
 def install() -> None:
     """Have `subprocess.Popen` fork services, where that works."""
-    if sys.platform != "linux" or os.environ.get("HADAKV_TEST_FORK") == "0":
+    if sys.platform != "linux":
         return
     # What the server forks is handed to this process when its own parent ends.
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0:

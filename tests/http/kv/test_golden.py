@@ -9,7 +9,7 @@ from support import golden
 from support.contract import Answer, Caller, Json, array, encoded_stream, tensor
 from support.golden import GoldenCase, GoldenStream
 
-pytestmark = pytest.mark.every_backend
+pytestmark = pytest.mark.every_backend(exhaustive=True)
 
 
 def content(case: GoldenCase) -> tuple[object, ...]:
@@ -77,6 +77,7 @@ def test_encode_gives_what_the_kernel_gives(caller: Caller, kernel: str) -> None
     assert wrong == []
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("kernel", SINGLES)
 def test_a_batch_of_vectors_gives_what_the_kernel_gives_for_each(caller: Caller, kernel: str) -> None:
     streams = [case.streams[0] for case in distinct(kernel)]

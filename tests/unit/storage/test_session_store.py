@@ -130,7 +130,7 @@ def test_every_small_append_counts_its_page_until_they_become_one() -> None:
         create,
         lambda store, key: create(store, key, ttl_seconds=1e6),
         lambda store, key: append(store, key, 1),
-        lambda store, key: [append(store, key, 1) for _ in range(50)],
+        lambda store, key: [append(store, key, 1) for _ in range(12)],
     ],
     ids=["no token", "with a time to live", "one token", "tokens one by one"],
 )
