@@ -9,6 +9,7 @@ from hadakv_service.testing import RunningService, running_service
 from support.arrays import TTL_SECONDS
 from support.assertions import K, V
 from support.contract import Caller
+from support.program import WITHOUT_MAINTENANCE
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def alone() -> Iterator[Caller]:
 @pytest.fixture(scope="session")
 def watched() -> Iterator[RunningService]:
     """A service whose metrics nobody else moves."""
-    with running_service("--memory-budget", "1GiB", "--max-body", "256MiB") as service:
+    with running_service("--memory-budget", "1GiB", "--max-body", "256MiB", program=WITHOUT_MAINTENANCE) as service:
         yield service
 
 

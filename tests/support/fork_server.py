@@ -8,6 +8,7 @@ same arguments, environment and exit code, and is a child of the test process, s
 Linux only: it needs a subreaper, and Metal does not survive a fork. `make test-all` starts services without it.
 """
 
+import atexit
 import ctypes
 import gc
 import inspect
@@ -17,6 +18,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any
 
 MODULE = "hadakv_service"
@@ -57,7 +59,7 @@ class ForkServer:
         Returns:
             The process id.
         """
-        request = {"flags": flags, "environment": dict(options["env"] or os.environ)}
+        request: dict[str, Any] = {"flags": flags, "environment": dict(options["env"] or os.environ)}
         request |= {"directory": os.fspath(options["cwd"] or os.getcwd()), "session": options["start_new_session"]}
         # Without a redirection the service writes where this process writes at the moment.
         outputs = [options["c2pwrite"], options["errwrite"]]
@@ -153,6 +155,18 @@ def prepare(request: dict[str, Any], outputs: list[int]) -> list[str]:
     return flags
 
 
+def leave(code: object) -> None:
+    """End the process as SystemExit does, except that Python does not take apart what it has imported."""
+    if code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     import hadakv_service.__main__
 
@@ -164,4 +178,7 @@ if __name__ == "__main__":
     if arguments is not None:
         sys.argv[1:] = arguments
         # Outside every function, so that an exception ends the process as it ends a started one.
-        runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            leave(end.code)
