@@ -1,4 +1,4 @@
-"""What tests of the service may ask for: callers, a session id nobody else uses, and a session that holds something."""
+"""Fixtures for tests over HTTP: clients, a new session id, and a session with tokens."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -14,40 +14,40 @@ from support.program import WITHOUT_MAINTENANCE
 
 @pytest.fixture(scope="session")
 def caller(server: RunningService) -> Iterator[Caller]:
-    """A client of the shared service."""
+    """Return a client of the shared service."""
     with Caller(server.url) as caller:
         yield caller
 
 
 @pytest.fixture(scope="session")
 def alone() -> Iterator[Caller]:
-    """A client of a service whose bytes nobody else counts, where sessions live for an hour."""
+    """Return a client of a service that only tests with this fixture use, where sessions have a TTL of an hour."""
     with running_service("--ttl-seconds", str(TTL_SECONDS)) as service, Caller(service.url) as caller:
         yield caller
 
 
 @pytest.fixture(scope="session")
 def watched() -> Iterator[RunningService]:
-    """A service whose metrics nobody else moves."""
+    """Start a service for tests of metrics. No other test changes its metrics."""
     with running_service("--memory-budget", "1GiB", "--max-body", "256MiB", program=WITHOUT_MAINTENANCE) as service:
         yield service
 
 
 @pytest.fixture
 def asking(watched: RunningService) -> Iterator[Caller]:
-    """A client of that service."""
+    """Return a client of the service for tests of metrics."""
     with Caller(watched.url) as caller:
         yield caller
 
 
 @pytest.fixture
 def session() -> str:
-    """A session id of this test's own."""
+    """Return a new session id."""
     return uuid4().hex
 
 
 @pytest.fixture
 def kept(caller: Caller, session: str) -> str:
-    """A session that holds something."""
+    """Return the id of a session with tokens."""
     assert caller.append(session, K, V).status == 201
     return session

@@ -1,6 +1,6 @@
-"""A service whose device can be held: it encodes when the test says so, by writing into a pipe."""
+"""Service whose device blocks in encode until the test writes to a pipe."""
 
-# The first argument names the pipe: each call to encode waits until something has been written and the pipe closed.
+# The first argument is the path of the pipe. Each call of encode waits until the pipe was written to and closed.
 HELD = """
 import sys
 from hadakv_kernels.cpu import CpuBackend

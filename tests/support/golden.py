@@ -1,4 +1,4 @@
-"""Inputs and outputs of the reference Metal kernels, as they were executed: the files in `data/golden`.
+"""Recorded inputs and outputs of the reference Metal kernels: the files in `data/golden`.
 
 The kernels are those of `mlx-native` 0.9.0. A file is a kernel at a head_dim, a case one dispatch of it, which
 writes one row of a cache: a stream for K, or one for K and one for V.

@@ -1,4 +1,4 @@
-"""Sessions whose bytes are easily counted, for the tests of the store."""
+"""Sessions of known size, for tests of the store."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ TOKEN = 2 * SPEC.nbytes
 
 
 def cost(tokens: int, pages: int = 1, runs: int = 1) -> int:
-    """What a session is counted as."""
+    """Return the memory that the store counts for a session, bytes."""
     return SESSION_OVERHEAD_NBYTES + runs * RUN_OVERHEAD_NBYTES + pages * PAGE_OVERHEAD_NBYTES + tokens * TOKEN
 
 
@@ -23,7 +23,7 @@ EMPTY = cost(0, 0, 0)
 
 
 class Clock:
-    """Time that moves when told."""
+    """Clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -33,7 +33,7 @@ class Clock:
 
 
 def grown(session: Session, tokens: int) -> Session:
-    """The session with so many tokens more, each of TOKEN bytes."""
+    """Return the session with more tokens, each of TOKEN bytes."""
     stream = Stream(np.ones((1, 1, tokens, 64), np.float16), SPEC)
     return session.append(0, Page(*BACKEND.encode([stream, stream])), BACKEND)
 
@@ -47,7 +47,7 @@ def opened(ttl_seconds: float | None = None, window: int | None = None, durabili
 def append(
     store: SessionStore, key: Key, tokens: int, ttl_seconds: float | None = None, durability: Durability = "memory"
 ) -> None:
-    """What an append does to the store."""
+    """Append tokens to a session of the store, as an append does."""
     entry = store.find(key)
     session = (entry.session if entry else opened(ttl_seconds, durability=durability)).split_runs(0, 1)
     pages = session.new_pages(0, 1, tokens)
@@ -56,7 +56,7 @@ def append(
 
 
 def create(store: SessionStore, key: Key, ttl_seconds: float | None = None) -> None:
-    """What making a session does to the store."""
+    """Create a session in the store, as a PUT does."""
     session = opened(ttl_seconds)
     store.commit(key, session, store.reserve_growth(key, session, {key}))
 
