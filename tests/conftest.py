@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis looks for examples, and the service, the real one in a process of its own."""
+"""Shared by all tests: the hypothesis profile, and a service in a process of its own."""
 
 import os
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hadakv_service.testing import RunningService, running_service
+from support import fork_server, thoroughness
 from support.backends import SERVED
 
-# The same examples on every machine, however slow it is: nothing here may fail for the time it took.
+# The same examples on every machine, and no failures because a machine is slow.
 settings.register_profile(
     "hadakv",
     derandomize=True,
@@ -17,24 +18,43 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[
         HealthCheck.too_slow,
-        HealthCheck.function_scoped_fixture,  # what fixtures give keeps nothing between examples
+        HealthCheck.function_scoped_fixture,  # fixtures keep no state between examples
     ],
 )
 settings.load_profile("hadakv")
 
-# Only a test that names a directory has anything written to disk.
+# Nothing is written to disk unless a test sets a data directory.
 os.environ["HADAKV_DISK_BUDGET"] = "0"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose between a usual run and an exhaustive one, which `-m ""` asks for."""
+    thoroughness.is_exhaustive = config.option.markexpr == ""
+    if not thoroughness.is_exhaustive:
+        fork_server.install()
+
+
+def pytest_unconfigure() -> None:
+    """Stop the process that forks services."""
+    fork_server.uninstall()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test marked so against the service on each backend."""
-    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_backend"):
-        metafunc.parametrize("server", list(SERVED), indirect=True, scope="session")
+    """Run a test marked `every_backend` against the service on each backend.
+
+    With `every_backend(exhaustive=True)` the backends after the first have their turn in `make test-all` only.
+    """
+    marker = metafunc.definition.get_closest_marker("every_backend")
+    if marker and "server" in metafunc.fixturenames:
+        first, *others = SERVED
+        marks = [pytest.mark.exhaustive] if marker.kwargs.get("exhaustive") else []
+        backends = [first, *(pytest.param(name, marks=marks) for name in others)]
+        metafunc.parametrize("server", backends, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[RunningService]:
-    """A service with ordinary settings; each test uses session ids of its own."""
+    """Start a service with default settings. Each test uses session ids of its own."""
     program, backend = SERVED[getattr(request, "param", next(iter(SERVED)))]
     flags = ("--backend", backend, "--memory-budget", "1GiB", "--max-body", "256MiB")
     with running_service(*flags, program=program) as service:

@@ -1,4 +1,4 @@
-"""What every attack is made of: a service to attack, an outcome, and the list it joins."""
+"""Parts of every attack: the service to attack, the outcome, and the table of attacks."""
 
 import hashlib
 import re
@@ -22,22 +22,22 @@ from support.contract import MSGPACK, Answer, Caller, append_body, connect
 RNG = np.random.default_rng(4)
 K, V = (RNG.standard_normal((2, 2, 40, 64)).astype(np.float16) for _ in "kv")
 BODY: bytes = msgpack.packb(append_body(K, V))
-# What Alice keeps, and nobody else may see or change.
+# Id of Alice's session. Other tenants must not be able to see or change it.
 SECRET = "secret"
 TOKENS = {"alice": "token-of-alice", "mallory": "token-of-mallory"}
-# Short times, so that an attack on them is soon over; few connections, so that 1,000 are too many.
+# Short timeouts, so that attacks on them end soon. Few connections, so that 1,000 are too many.
 FLAGS = ("--header-seconds", "1", "--body-seconds", "1", "--max-connections", "300", "--memory-budget", "256MiB")
 PATIENCE_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attack went.
+    """Outcome of an attack.
 
     Attributes:
-        sent: what, in words.
-        came_back: likewise.
-        held: whether the service withstood it.
+        sent: description of what was sent.
+        came_back: description of the responses.
+        held: whether the service withstood the attack.
     """
 
     sent: str
@@ -46,11 +46,11 @@ class Outcome:
 
 
 class Target:
-    """A service where Alice keeps a session and Mallory is another tenant. The attacks are Mallory's, or a stranger's.
+    """Service to attack. Alice has a session there. The attacker is Mallory, another tenant, or has no token.
 
     Args:
-        service: in a process of its own.
-        log: what it logs.
+        service: service in a process of its own.
+        log: log file of the service.
     """
 
     def __init__(self, service: RunningService, log: Path) -> None:
@@ -61,17 +61,17 @@ class Target:
             self._before = alice.snapshot(SECRET)
 
     def caller(self, tenant: str | None) -> Caller:
-        """A client with a tenant's token, or without any."""
+        """Return a client with the token of a tenant, or without a token."""
         return Caller(self.service.url, TOKENS[tenant] if tenant else None)
 
     def connect(self) -> socket.socket:
-        """A bare connection, on which nothing is waited for longer than an attack may take."""
+        """Open a TCP connection with the timeout of an attack."""
         connection = connect(self.service.url)
         connection.settimeout(PATIENCE_SECONDS)
         return connection
 
     def exchange(self, request: bytes, *, seconds: float = 1) -> bytes:
-        """All that comes back until the service closes the connection, or says nothing for so long."""
+        """Send a request; return all bytes received until the connection closes or is silent for `seconds`."""
         with self.connect() as connection:
             connection.settimeout(seconds)
             received = bytearray()
@@ -84,7 +84,7 @@ class Target:
             return bytes(received)
 
     def works(self) -> bool:
-        """Whether the service still does for Alice what it should, and her session is as it was."""
+        """Return whether Alice can still append, and her session is unchanged."""
         with self.caller("alice") as alice:
             try:
                 made = alice.append("work", K, V, position=0)
@@ -93,11 +93,11 @@ class Target:
                 return False
 
     def failed(self) -> bool:
-        """Whether the service has logged an error that nobody foresaw."""
+        """Return whether the service has logged an unexpected error."""
         return "Traceback" in self._log.read_text("utf-8", "replace")
 
     def nbytes(self) -> int:
-        """Memory the service's process has asked for, used or not; 0 where the system does not tell."""
+        """Return the virtual memory of the service, bytes; 0 if the system does not report it."""
         status = Path(f"/proc/{self.service.process.pid}/status")
         lines = status.read_text("utf-8").splitlines() if status.exists() else []
         return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmSize:"))
@@ -105,7 +105,7 @@ class Target:
 
 @contextmanager
 def target(*flags: str) -> Iterator[Target]:
-    """A service to attack, which knows two tenants."""
+    """Start a service with two tenants."""
     with TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens"
         lines = [f"{tenant}:{hashlib.sha256(token.encode()).hexdigest()}\n" for tenant, token in TOKENS.items()]
@@ -121,7 +121,7 @@ ATTACKS: dict[str, Attack] = {}
 
 
 def attack(name: str) -> Callable[[Attack], Attack]:
-    """Add a function to the attacks that are tried, as a row of the table."""
+    """Register a function as an attack, with the name of its row in the table."""
 
     def add(tried: Attack) -> Attack:
         assert name not in ATTACKS, name
@@ -134,35 +134,35 @@ def attack(name: str) -> Callable[[Attack], Attack]:
 def head(
     method: str, path: str, *lines: str, tenant: str | None = "mallory", host: str = "localhost", end: str = "close"
 ) -> bytes:
-    """A request's line and headers, by hand; `end` is what becomes of the connection."""
+    """Return the request line and headers; `end` is the value of Connection."""
     token = [f"Authorization: Bearer {TOKENS[tenant]}"] if tenant else []
     lines = (f"{method} {path} HTTP/1.1", f"Host: {host}", f"Connection: {end}", *token, *lines, "", "")
     return "\r\n".join(lines).encode("latin-1")
 
 
 def append_head(session: str, nbytes: int, *lines: str, tenant: str | None = "mallory", end: str = "close") -> bytes:
-    """The head of an append."""
+    """Return the request line and headers of an append."""
     lines = (f"Content-Type: {MSGPACK}", f"Content-Length: {nbytes}", *lines)
     return head("POST", f"/sessions/{session}/kv", *lines, tenant=tenant, end=end)
 
 
 def statuses(*received: bytes) -> list[int]:
-    """The status of each answer, on one connection after the other."""
+    """Return the status of each response, in the order of the connections."""
     return [int(code) for each in received for code in re.findall(rb"^HTTP/1\.1 (\d{3})", each, re.MULTILINE)]
 
 
-def told(*received: bytes) -> str:
-    """What came back on each connection, in words."""
+def described(*received: bytes) -> str:
+    """Describe the responses received on each connection."""
     return _counted([_words(each) for each in received])
 
 
 def _words(received: bytes) -> str:
     kinds = [kind.decode() for kind in re.findall(rb"urn:hadakv:problem:([a-z-]+)", received)]
-    return " ".join([*map(str, statuses(received)), *kinds]) or "closed without an answer"
+    return " ".join([*map(str, statuses(received)), *kinds]) or "closed without a response"
 
 
 def summary(answers: Sequence[Answer]) -> str:
-    """What several answers said."""
+    """Describe several responses."""
     return _counted(
         [f"{a.status} {a.body['type'].rpartition(':')[2]}" if a.status >= 400 else str(a.status) for a in answers]
     )
@@ -174,6 +174,6 @@ def _counted(words: Sequence[str]) -> str:
 
 @cache
 def large() -> bytes:
-    """The body of an append of 16 MiB."""
+    """Return the body of an append of 16 MiB."""
     x = np.zeros((4, 4, 4096, 64), np.float16)
     return bytes(msgpack.packb(append_body(x, x)))

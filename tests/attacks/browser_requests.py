@@ -1,6 +1,6 @@
-"""Web pages that the owner of this machine happens to look at, and what their browser sends for them."""
+"""Requests that a browser sends for a web page of an attacker."""
 
-from attacks.attack import BODY, SECRET, Outcome, Target, append_head, attack, head, statuses, told
+from attacks.attack import BODY, SECRET, Outcome, Target, append_head, attack, described, head, statuses
 
 EVIL = "http://evil.example"
 
@@ -10,14 +10,14 @@ def rebinding(target: Target) -> Outcome:
     hosts = ["evil.example", "evil.example:8765", "localhost.evil.example", "127.0.0.1.evil.example", "x@localhost", ""]
     received = [target.exchange(head("GET", f"/sessions/{SECRET}/kv", tenant="alice", host=host)) for host in hosts]
 
-    return Outcome("evil.example, localhost.evil.example, ...", told(*received), set(statuses(*received)) == {421})
+    return Outcome("evil.example, localhost.evil.example, ...", described(*received), set(statuses(*received)) == {421})
 
 
 @attack("two Hosts")
 def two_hosts(target: Target) -> Outcome:
     received = target.exchange(head("GET", f"/sessions/{SECRET}", "Host: evil.example", tenant="alice"))
 
-    return Outcome("localhost and evil.example", told(received), statuses(received) == [400])
+    return Outcome("localhost and evil.example", described(received), statuses(received) == [400])
 
 
 @attack("cross-origin Origin")
@@ -28,7 +28,7 @@ def cross_origin(target: Target) -> Outcome:
         for origin in origins
     ]
 
-    return Outcome("evil.example, null, another port, ...", told(*received), set(statuses(*received)) == {403})
+    return Outcome("evil.example, null, another port, ...", described(*received), set(statuses(*received)) == {403})
 
 
 @attack("cross-site request without Origin")
@@ -38,7 +38,7 @@ def cross_site(target: Target) -> Outcome:
         for site in ("cross-site", "same-site")
     ]
 
-    return Outcome("Sec-Fetch-Site: cross-site, same-site", told(*received), set(statuses(*received)) == {403})
+    return Outcome("Sec-Fetch-Site: cross-site, same-site", described(*received), set(statuses(*received)) == {403})
 
 
 @attack("preflight of another site")
@@ -47,7 +47,7 @@ def preflight(target: Target) -> Outcome:
     received = target.exchange(head("OPTIONS", f"/sessions/{SECRET}", f"Origin: {EVIL}", *asked, tenant=None))
     held = statuses(received) == [403] and b"access-control-allow" not in received.lower()
 
-    return Outcome("OPTIONS for a DELETE", told(received), held)
+    return Outcome("OPTIONS for a DELETE", described(received), held)
 
 
 @attack("form of another site")
@@ -56,4 +56,4 @@ def form(target: Target) -> Outcome:
     lines = (f"Origin: {EVIL}", "Content-Type: text/plain", f"Content-Length: {len(body)}")
     received = target.exchange(head("POST", f"/sessions/{SECRET}/truncate", *lines, tenant="alice") + body)
 
-    return Outcome("POST that needs no preflight", told(received), statuses(received) == [403])
+    return Outcome("POST that needs no preflight", described(received), statuses(received) == [403])

@@ -1,4 +1,4 @@
-"""Who calls: without a token, or with one that opens another tenant's door."""
+"""Requests without a valid token, or with the token of another tenant."""
 
 from attacks.attack import (
     BODY,
@@ -10,10 +10,10 @@ from attacks.attack import (
     V,
     append_head,
     attack,
+    described,
     head,
     statuses,
     summary,
-    told,
 )
 from support.contract import Answer
 
@@ -77,7 +77,7 @@ def two_tokens(target: Target) -> Outcome:
         )
     )
 
-    return Outcome("two Authorization headers", told(received), statuses(received) == statuses(turned) == [401])
+    return Outcome("two Authorization headers", described(received), statuses(received) == statuses(turned) == [401])
 
 
 @attack("a token in the address")
@@ -85,7 +85,7 @@ def token_in_address(target: Target) -> Outcome:
     token = TOKENS["alice"]
     received = target.exchange(head("GET", f"/sessions/{SECRET}?token={token}&access_token={token}", tenant=None))
 
-    return Outcome("token as a query parameter", told(received), statuses(received) == [401])
+    return Outcome("token as a query parameter", described(received), statuses(received) == [401])
 
 
 # Mallory has a token; the session is Alice's.
@@ -101,7 +101,7 @@ def read_others(target: Target) -> Outcome:
 
 @attack("another tenant's session: append")
 def append_to_others(target: Target) -> Outcome:
-    # To Mallory the name is free: a session of her own begins, and Alice's is not touched.
+    # The id is free in Mallory's namespace. A session of her own is created, and Alice's is not changed.
     with target.caller("mallory") as mallory:
         at_end = mallory.append(SECRET, V, K, position=K.shape[2])
         own = mallory.append(SECRET, V, K)
@@ -141,7 +141,7 @@ def delete_others(target: Target) -> Outcome:
 
 @attack("another tenant's session: PUT")
 def put_others(target: Target) -> Outcome:
-    # As with an append: a session of her own, which says nothing about Alice's.
+    # As with an append, a session of her own is created. It reveals nothing about Alice's.
     with target.caller("mallory") as mallory:
         answer = mallory.put(f"/sessions/{SECRET}", {"layers": 7, "window": 1})
         layers = answer.body.get("declared_layers")
@@ -165,4 +165,4 @@ def tenant_as_id(target: Target) -> Outcome:
     ids = (f"alice/{SECRET}", f"alice%2f{SECRET}", f"../alice/{SECRET}", f"alice%00{SECRET}")
     received = [target.exchange(append_head(each, len(BODY)) + BODY) for each in ids]
 
-    return Outcome("alice/secret, alice%2fsecret, ...", told(*received), set(statuses(*received)) <= {404, 422})
+    return Outcome("alice/secret, alice%2fsecret, ...", described(*received), set(statuses(*received)) <= {404, 422})

@@ -1,4 +1,4 @@
-"""Files that are not what they seem: in the data directory, and sent to be imported."""
+"""Manipulated files: in the data directory, and as imports."""
 
 import json
 import sqlite3
@@ -26,7 +26,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _start(directory: Path) -> tuple[int, str]:
-    """Start a service on a directory that it must refuse: its exit code, and what it said."""
+    """Start a service on a data directory that it must reject; return its exit code and stderr."""
     flags = ["--port", "0", "--data-dir", str(directory), "--disk-budget", "1GiB"]
     command = [sys.executable, "-m", "hadakv_service", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -46,7 +46,7 @@ def linked_file(_: Target) -> Outcome:
             results.append((code == 1 and "symbolic link" in said and victim.read_bytes() == b"mine", said))
 
     held = all(held for held, _ in results)
-    return Outcome("the file, its log or its journal a link", "does not start; what is linked is as it was", held)
+    return Outcome("the file, its log or its journal a link", "does not start; the linked file is unchanged", held)
 
 
 @attack("data directory open to others")
@@ -88,11 +88,11 @@ def lying_file(target: Target) -> Outcome:
         absent = mallory.get("/sessions/liar").status == 404
     held = absent and {answer.status for answer in answers} <= {400, 413, 422}
 
-    return Outcome("shapes, offsets, lengths that are not so; 2^60 tokens; a header of 2^63", summary(answers), held)
+    return Outcome("wrong shapes, offsets, lengths; 2^60 tokens; a header of 2^63 bytes", summary(answers), held)
 
 
 def _lies(header: dict[str, object], data: bytes) -> Iterator[bytes]:
-    """Files that say of themselves what is not so."""
+    """Return files with wrong headers."""
     name = next(name for name in header if name != "__metadata__")
     tensor = header[name]
     assert isinstance(tensor, dict)
@@ -106,11 +106,11 @@ def _lies(header: dict[str, object], data: bytes) -> Iterator[bytes]:
     )
     for lie in others:
         yield _file(json.dumps({**header, name: {**tensor, **lie}}).encode(), data)
-    told = json.dumps(header).encode()
-    yield _file(told, data[:-1])
-    yield _file(told, data + b"\0")
-    for length in (len(told) + 1, len(told) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1):
-        yield struct.pack("<Q", length) + told + data
+    described = json.dumps(header).encode()
+    yield _file(described, data[:-1])
+    yield _file(described, data + b"\0")
+    for length in (len(described) + 1, len(described) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1):
+        yield struct.pack("<Q", length) + described + data
 
 
 def _file(header: bytes, data: bytes) -> bytes:

@@ -1,13 +1,13 @@
-"""Requests that two readers may take for different ones, and offers to speak something else."""
+"""Requests that two parsers may read differently, and offers of other protocols."""
 
-from attacks.attack import BODY, Outcome, Target, attack, head, statuses, told
+from attacks.attack import BODY, Outcome, Target, attack, described, head, statuses
 from support.contract import MSGPACK
 
 CANARY = "canary"
 
 
 def smuggled(target: Target, sent: str, *requests: bytes) -> Outcome:
-    """Send each with a DELETE hidden where a body would be; none may be carried out, and none be answered twice."""
+    """Send requests with a DELETE hidden in the body. It must not be executed, and each request gets one response."""
     with target.caller("mallory") as mallory:
         mallory.send("POST", f"/sessions/{CANARY}/kv", BODY)
         received = [target.exchange(request) for request in requests]
@@ -15,7 +15,7 @@ def smuggled(target: Target, sent: str, *requests: bytes) -> Outcome:
         mallory.delete(f"/sessions/{CANARY}")
     refused = all(statuses(each) in ([400], [431]) for each in received)
 
-    return Outcome(sent, told(*received), alive and refused)
+    return Outcome(sent, described(*received), alive and refused)
 
 
 HIDDEN = head("DELETE", f"/sessions/{CANARY}")
@@ -90,11 +90,11 @@ def chunk_sizes(target: Target) -> Outcome:
 
 @attack("smuggling: headers as trailers")
 def trailers(target: Target) -> Outcome:
-    """A token that comes after the body must not count."""
+    """Send a token after the body. It must not count."""
     late = post_without_token("Transfer-Encoding: chunked", body=b"0\r\n" + head("X", "/").split(b"\r\n", 2)[2])
     received = target.exchange(late)
 
-    return Outcome("a token after the body", told(received), statuses(received) == [401])
+    return Outcome("a token after the body", described(received), statuses(received) == [401])
 
 
 def post_without_token(*lines: str, body: bytes) -> bytes:
@@ -117,13 +117,13 @@ def no_http(target: Target) -> Outcome:
 
     return Outcome(
         "HTTP/2, CONNECT, TLS, Redis, HTTP/0.9, ...",
-        told(*received),
+        described(*received),
         all(statuses(each) in ([400], [421]) for each in received),
     )
 
 
 def offered(target: Target, end: str, *offer: str) -> Outcome:
-    """An offer is passed over; what follows is read as HTTP/1.1, and nothing hides in it."""
+    """Send an upgrade offer. It must be ignored, and the rest read as HTTP/1.1."""
     with target.caller("mallory") as mallory:
         mallory.send("POST", f"/sessions/{CANARY}/kv", BODY)
         body = HIDDEN + b"x"
@@ -132,7 +132,7 @@ def offered(target: Target, end: str, *offer: str) -> Outcome:
         alive = mallory.get(f"/sessions/{CANARY}").status == 200
         mallory.delete(f"/sessions/{CANARY}")
 
-    return Outcome(f"{offer[-1]}, a DELETE behind it", told(received), alive and statuses(received) == [400])
+    return Outcome(f"{offer[-1]}, a DELETE behind it", described(received), alive and statuses(received) == [400])
 
 
 @attack("upgrade to h2c")

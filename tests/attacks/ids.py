@@ -1,10 +1,10 @@
-"""Session ids that mean something else to whoever handles a path."""
+"""Session ids with a special meaning in paths."""
 
-from attacks.attack import BODY, SECRET, Outcome, Target, append_head, attack, head, statuses, summary, told
+from attacks.attack import BODY, SECRET, Outcome, Target, append_head, attack, described, head, statuses, summary
 
 
 def tried(target: Target, sent: str, *ids: str) -> Outcome:
-    """Append to, read and delete sessions of those ids; every call must be refused for its path."""
+    """Append to, read and delete sessions of those ids. Every request must be rejected because of its path."""
     requests = [append_head(each, len(BODY)) + BODY for each in ids]
     requests += [head("GET", f"/sessions/{each}/kv") for each in ids] + [
         head("DELETE", f"/sessions/{each}") for each in ids
@@ -13,7 +13,7 @@ def tried(target: Target, sent: str, *ids: str) -> Outcome:
     with target.caller("mallory") as mallory:
         none_made = mallory.get("/sessions").body["sessions"] == []
     refused = all(set(statuses(answer)) <= {400, 404, 405, 422, 431} for answer in answers)
-    return Outcome(sent, told(*answers), refused and none_made)
+    return Outcome(sent, described(*answers), refused and none_made)
 
 
 @attack("id: dots")

@@ -1,15 +1,15 @@
-"""Claims that are larger than what comes: a claim costs nothing to make, and must cost nothing to hear."""
+"""Declared lengths that are larger than the data. Declaring is free, so it must not allocate memory."""
 
 import struct
 from contextlib import ExitStack
 
 import msgpack
 
-from attacks.attack import BODY, Outcome, Target, append_head, attack, head, statuses, summary, told
+from attacks.attack import BODY, Outcome, Target, append_head, attack, described, head, statuses, summary
 from support.contract import MSGPACK
 
 GIB = 1 << 30
-# What may come and go while requests are handled; far less than any of the claims.
+# Memory that requests may use for a moment. It is far less than any declared length.
 SLACK = GIB // 2
 SHAPES = [[1 << 40], [1 << 31, 1 << 31, 2, 64], [-1, 64], [1 << 62, 1 << 62, 64], [0, 1 << 62, 1, 64], [1] * 10_000]
 
@@ -45,7 +45,7 @@ def oversized_length(target: Target) -> Outcome:
     received = [target.exchange(append_head("a", n) + BODY) for n in (10**12, 2**63 - 1, 2**64, 10**30)]
     held = set(statuses(*received)) <= {400, 413} and target.nbytes() - before < SLACK
 
-    return Outcome("10^12, 2^63 - 1, 2^64, 10^30", told(*received), held)
+    return Outcome("10^12, 2^63 - 1, 2^64, 10^30", described(*received), held)
 
 
 @attack("oversized Content-Length, 100 times")
@@ -61,7 +61,7 @@ def many_claims(target: Target) -> Outcome:
     others = len(received) - refused
 
     return Outcome(
-        "100 connections that claim 1 GiB each",
+        "100 connections that declare 1 GiB each",
         f"{refused} x 503 busy, {100 - refused} waited for",
         others == 0 and grown < 2 * GIB + SLACK,
     )
@@ -98,7 +98,7 @@ def endless_chunks(target: Target) -> Outcome:
         received = connection.recv(1 << 16)
     held = statuses(received) == [413] and target.nbytes() - before < 2 * GIB + SLACK
 
-    return Outcome("1,100 MiB", told(received), held)
+    return Outcome("1,100 MiB", described(received), held)
 
 
 @attack("endless head")
@@ -113,7 +113,7 @@ def endless_head(target: Target) -> Outcome:
     received = [target.exchange(request) for request in requests]
     held = set(statuses(*received)) <= {431} and target.nbytes() - before < SLACK
 
-    return Outcome("10 MB of headers, in one header, in the path", told(*received), held)
+    return Outcome("10 MB of headers, in one header, in the path", described(*received), held)
 
 
 @attack("endless trailers")
@@ -123,4 +123,4 @@ def endless_trailers(target: Target) -> Outcome:
     received = [target.exchange(start + b"X: " + b"a" * 30_000_000), target.exchange(start + b"X: y\r\n" * 3_000_000)]
     held = not any(200 in statuses(each) for each in received) and target.nbytes() - before < SLACK
 
-    return Outcome("30 MB after the last chunk", told(*received), held)
+    return Outcome("30 MB after the last chunk", described(*received), held)

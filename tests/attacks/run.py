@@ -1,7 +1,7 @@
-"""Tries attacks on a service of its own, over loopback, and prints what became of each: `python tests/attacks/run.py`.
+"""Run attacks on a service of its own, over loopback, and print a table: `python tests/attacks/run.py`.
 
-A further attack is one more function in one of the modules named here, or in a new one. It is given the `Target` and
-returns an `Outcome`; a service with other settings it starts itself, with `target(...)`.
+To add an attack, add a function to one of the modules named here, or to a new one. It takes the `Target` and returns an
+`Outcome`. If it needs a service with other settings, it starts one with `target(...)`.
 """
 
 import sys
@@ -12,17 +12,17 @@ from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from time import monotonic
 
 if __name__ == "__main__":
-    # As pytest has it: modules are found from the folder above.
+    # As with pytest, modules are imported from the folder above.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from attacks.attack import ATTACKS, Attack, Outcome, Target, target
 
-MODULES = ("callers", "ids", "claims", "pace", "pages", "framing", "files")
+MODULES = ("credentials", "ids", "oversized_lengths", "slow_clients", "browser_requests", "framing", "files")
 FILES = 2048
 
 
 def main() -> int:
-    """Print the table; returns the exit status, 0 if no attack succeeded."""
+    """Print the table; return the exit status, 0 if no attack succeeded."""
     for module in MODULES:
         import_module(f"attacks.{module}")
     _, most = getrlimit(RLIMIT_NOFILE)
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def table(attacked: Target, attacks: Mapping[str, Attack]) -> list[str]:
-    """Try each and print a row about it, as Markdown; the names of those that succeeded."""
+    """Run attacks and print a Markdown row for each; return the names of those that succeeded."""
     print("| attack | sent | came back | |", "|---|---|---|---|", sep="\n")
     succeeded = []
     for name, attack in attacks.items():
@@ -49,9 +49,9 @@ def table(attacked: Target, attacks: Mapping[str, Attack]) -> list[str]:
 
 
 def tried(attacked: Target, attack: Attack) -> Outcome:
-    """One attack's outcome; it has succeeded, too, if the service is not as it was before."""
+    """Run an attack; return its outcome. It has also succeeded if the service is harmed afterwards."""
     outcome = attack(attacked)
-    for harm, done in (("does not work any more", not attacked.works()), ("has failed", attacked.failed())):
+    for harm, done in (("no longer works", not attacked.works()), ("logged an unexpected error", attacked.failed())):
         if done:
             return Outcome(outcome.sent, f"{outcome.came_back}; the service {harm}", held=False)
     return outcome

@@ -1,4 +1,4 @@
-"""Peers that are slow, or say nothing at all, to hold what others need."""
+"""Slow or silent clients that occupy connections and memory."""
 
 import socket
 import time
@@ -11,20 +11,20 @@ from attacks.attack import (
     Target,
     append_head,
     attack,
+    described,
     head,
     large,
     statuses,
-    told,
 )
 from support.contract import MSGPACK
 
 IDLE = 1000
-# Longer than an answer may take, with what the service needs to notice.
+# Longer than the timeout of a response, plus the time to detect it.
 STOPPED_SECONDS = 4
 
 
 def drip(target: Target, start: bytes, rest: bytes) -> tuple[bytes, float]:
-    """Send a byte every tenth of a second until the service has had enough; what it said, and after how long."""
+    """Send ten bytes a second until the service ends the connection; return the response and the seconds taken."""
     began = time.monotonic()
     received = b""
     with target.connect() as connection:
@@ -48,14 +48,14 @@ def drip(target: Target, start: bytes, rest: bytes) -> tuple[bytes, float]:
 def slow_header(target: Target) -> Outcome:
     received, seconds = drip(target, head("GET", "/sessions")[:-2], b"X: " + b"a" * 1000)
 
-    return Outcome("10 bytes a second", f"{told(received)} after {seconds:.1f} s", statuses(received) == [408])
+    return Outcome("10 bytes a second", f"{described(received)} after {seconds:.1f} s", statuses(received) == [408])
 
 
 @attack("slow body")
 def slow_body(target: Target) -> Outcome:
     received, seconds = drip(target, append_head("slow", 1 << 20), BODY)
 
-    return Outcome("10 bytes a second", f"{told(received)} after {seconds:.1f} s", statuses(received) == [408])
+    return Outcome("10 bytes a second", f"{described(received)} after {seconds:.1f} s", statuses(received) == [408])
 
 
 @attack("slow body in chunks")
@@ -63,16 +63,16 @@ def slow_chunks(target: Target) -> Outcome:
     start = head("POST", "/encode", f"Content-Type: {MSGPACK}", "Transfer-Encoding: chunked") + b"FFFF\r\n"
     received, seconds = drip(target, start, BODY)
 
-    return Outcome("10 bytes a second", f"{told(received)} after {seconds:.1f} s", statuses(received) == [408])
+    return Outcome("10 bytes a second", f"{described(received)} after {seconds:.1f} s", statuses(received) == [408])
 
 
-@attack("slow body after a refusal")
+@attack("slow body after a rejection")
 def slow_after_refusal(target: Target) -> Outcome:
     received, seconds = drip(target, append_head("slow", 1 << 20, tenant=None, end="keep-alive"), BODY)
 
     return Outcome(
         "no token, 10 bytes a second",
-        f"{told(received)}, closed after {seconds:.1f} s",
+        f"{described(received)}, closed after {seconds:.1f} s",
         statuses(received) == [401] and seconds < 15,
     )
 
@@ -94,8 +94,8 @@ def slow_reader(target: Target) -> Outcome:
         mallory.delete("/sessions/large")
 
     return Outcome(
-        f"takes nothing of {nbytes >> 20} MiB for {STOPPED_SECONDS} s",
-        f"closed; {received >> 20} MiB were on their way",
+        f"reads nothing of {nbytes >> 20} MiB for {STOPPED_SECONDS} s",
+        f"closed; {received >> 20} MiB had been sent",
         received < nbytes // 2,
     )
 
@@ -111,7 +111,7 @@ def idle_connections(target: Target) -> Outcome:
         open_ = sum(is_open(connection) for connection in idle)
 
     return Outcome(
-        f"{IDLE} connections that say nothing",
+        f"{IDLE} silent connections",
         f"the client was served {worked} times of {IDLE // 100}; {open_} were left open",
         worked == IDLE // 100 and open_ <= 300,
     )
@@ -132,7 +132,7 @@ def unfinished_heads(target: Target) -> Outcome:
 
 
 def is_open(connection: socket.socket) -> bool:
-    """Whether the service has not closed a connection on which it has nothing to say."""
+    """Return whether the service has not closed an idle connection."""
     connection.setblocking(False)
     try:
         return bool(connection.recv(1))

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: figures without it say nothing."""
+"""Description of the machine that a benchmark ran on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ _PACKAGES = ("numpy", "mlx", "msgspec", "httptools", "uvloop", "uvicorn", "starl
 
 
 def describe() -> dict[str, str]:
-    """Date, processor, memory, system, Python and the packages that matter."""
+    """Return date, processor, memory, system, Python, and versions of relevant packages."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = os.getloadavg()[0]
     return {

@@ -1,94 +1,98 @@
-"""After a restart: every session is read back and compared with what it must hold."""
+"""Check after a restart: read every session and compare it with the expected tokens."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from fault_injection.model import Append, Known, State, Unanswered
+from fault_injection.model import Append, KnownSession, PendingCall, State
 from fault_injection.report import Tally, Violation
 from hadakv_client import Client, InsufficientStorage, Range, Session, SessionNotFound, StoredAppend
 from hadakv_kernels import Encoded
 
 
-def appended(known: Known, append: Append, answer: StoredAppend) -> int:
-    """Whether an append's answer is the right one; bytes compared.
+def appended(known: KnownSession, append: Append, answer: StoredAppend) -> int:
+    """Check the response to an append.
+
+    Returns:
+        Number of bytes compared.
 
     Raises:
-        Violation: it is not.
+        Violation: the response has a wrong position, length or content.
     """
-    wanted = (append.position, len(append.numbers), append.position + len(append.numbers))
-    if (answer.position, answer.tokens, answer.length) != wanted:
-        told = (answer.position, answer.tokens, answer.length)
-        raise Violation(f"{known.name}: an append was answered with position, tokens and length {told}, not {wanted}")
+    expected = (append.position, len(append.numbers), append.position + len(append.numbers))
+    if (answer.position, answer.tokens, answer.length) != expected:
+        found = (answer.position, answer.tokens, answer.length)
+        raise Violation(f"{known.name}: append returned position, tokens, length {found}, expected {expected}")
     nbytes, wrong = known.pool.difference(append.layers, append.numbers, answer.k, answer.v)
     if wrong:
-        raise Violation(f"{known.name}: the answer to an append at {append.position}: {wrong}")
+        raise Violation(f"{known.name}: response to the append at {append.position}: {wrong}")
     return nbytes
 
 
-def send(session: Session, known: Known, append: Append) -> StoredAppend:
-    """Make an append."""
+def send(session: Session, known: KnownSession, append: Append) -> StoredAppend:
+    """Send an append."""
     k, v = known.pool.values(append.layers, append.numbers)
     answer = session.append(k, v, layer=append.layers.start, position=append.position)
     assert isinstance(answer, StoredAppend)
     return answer
 
 
-def handle(client: Client, known: Known) -> Session:
-    """A handle that knows nothing of the session but its codecs."""
+def handle(client: Client, known: KnownSession) -> Session:
+    """Return a handle of the session that has its codecs and no cached state."""
     k, v = known.pool.shape.codecs
     return client.session(known.name, {"k": k, "v": v})
 
 
 @dataclass(frozen=True)
 class Part:
-    """What was read of some consecutive layers."""
+    """Tokens read from consecutive layers of one length."""
 
     layers: slice
     content: Range[Encoded]
 
 
 class Check:
-    """Compares what a service has with what it must have.
+    """Comparison of the sessions of a service with the expected ones.
 
     Args:
-        client: asks it.
-        tally: counts.
-        exact: everything that may outlive a process must be there, as after an orderly end; otherwise what is
-            acknowledged must, and of the rest a beginning may.
-        tight: there may be no room for what is sent again, and who is not acknowledged may have to go for it.
-        restarted: it is another process than the one that answered, and what was in memory only must be gone.
+        client: client of the service.
+        tally: counters.
+        exact: every `spill` session must be complete, as after a clean shutdown. Otherwise only `ack` sessions must
+            be complete, and a `spill` session may be shorter or missing.
+        evicting: space is short, so `spill` sessions may have been evicted and repeated appends may be rejected.
+        restarted: the process has been restarted, so `memory` sessions must be gone.
     """
 
     def __init__(
-        self, client: Client, tally: Tally, *, exact: bool, tight: bool = False, restarted: bool = True
+        self, client: Client, tally: Tally, *, exact: bool, evicting: bool = False, restarted: bool = True
     ) -> None:
         self._client = client
         self._tally = tally
         self._exact = exact
-        self._tight = tight
+        self._evicting = evicting
         self._restarted = restarted
 
-    def everything(self, sessions: Iterable[Known]) -> None:
-        """Check each session, and that there are no others.
+    def check_all(self, sessions: Iterable[KnownSession]) -> None:
+        """Check every session, and that no other session is listed.
 
         Raises:
-            Violation: something is not as it must be.
+            Violation: a session is missing, listed though deleted, or has wrong content.
         """
         known = list(sessions)
         for each in known:
-            self.settle(each)
+            self.check_session(each)
         found = {info.session for info in self._client.sessions()}
-        there = {each.name for each in known if each.state is not None}
-        evicted = {each.name for each in known if self._tight and each.durability != "ack"}
-        if found - there or there - found - evicted:
-            raise Violation(f"listed though deleted: {sorted(found - there)}, not listed: {sorted(there - found)}")
+        existing = {each.name for each in known if each.state is not None}
+        evicted = {each.name for each in known if self._evicting and each.durability != "ack"}
+        if found - existing or existing - found - evicted:
+            deleted, missing = sorted(found - existing), sorted(existing - found)
+            raise Violation(f"listed though deleted: {deleted}, not listed: {missing}")
 
-    def settle(self, known: Known) -> None:
-        """Check one session; from then on it is known to hold what was found.
+    def check_session(self, known: KnownSession) -> None:
+        """Check one session, and set its known state to what was found.
 
         Raises:
-            Violation: it is not as it must be.
+            Violation: the session is missing or has wrong content.
         """
         self._tally.add("checked")
         session = handle(self._client, known)
@@ -104,43 +108,43 @@ class Check:
             least = max(0, lengths[layer] - state.window) if state.window else 0
             most = state.first(layer)
             if not (least <= start <= most or (known.durability != "ack" and start <= least)):
-                raise Violation(f"{known.name}: layer {layer} begins at {start}, not within {least} and {most}")
-        unanswered, known.unanswered, known.last = known.unanswered, None, None
+                raise Violation(f"{known.name}: layer {layer} starts at {start}, expected {least} to {most}")
+        pending, known.pending, known.last = known.pending, None, None
         known.state = State(state.cut_each(lengths), tuple(starts), state.window)
-        if unanswered and state is unanswered.state:
+        if pending and state is pending.state:
             self._tally.add("carried out")
-        if unanswered and unanswered.append and tuple(lengths) == state.lengths:
-            self._send_again(session, known, unanswered)
+        if pending and pending.append and tuple(lengths) == state.lengths:
+            self._send_again(session, known, pending)
 
-    def _send_again(self, session: Session, known: Known, unanswered: Unanswered) -> None:
-        """What was not answered is sent once more, and stored then if it was not before."""
-        assert unanswered.append is not None
+    def _send_again(self, session: Session, known: KnownSession, pending: PendingCall) -> None:
+        """Repeat the append whose response never came. It is stored now if it was not stored before."""
+        assert pending.append is not None
         try:
-            answer = send(session, known, unanswered.append)
+            answer = send(session, known, pending.append)
         except InsufficientStorage:
-            if not self._tight:
+            if not self._evicting:
                 raise
-            self._tally.add("refused")
+            self._tally.add("rejected")
             return
-        self._tally.add("bytes", appended(known, unanswered.append, answer))
+        self._tally.add("bytes", appended(known, pending.append, answer))
         self._tally.add("repeated")
-        known.state = unanswered.state
+        known.state = pending.state
 
-    def _absent(self, known: Known) -> None:
-        kept = known.durability == "ack" or (known.durability == "spill" and self._exact and not self._tight)
+    def _absent(self, known: KnownSession) -> None:
+        kept = known.durability == "ack" or (known.durability == "spill" and self._exact and not self._evicting)
         if kept and None not in known.possible:
-            raise Violation(f"{known.name} ({known.durability}) is gone")
-        if known.unanswered and known.unanswered.state is None:
+            raise Violation(f"{known.name} ({known.durability}) is missing")
+        if known.pending and known.pending.state is None:
             self._tally.add("carried out")
         elif known.state is not None:
             self._tally.add("lost")
-        known.state = known.unanswered = known.last = None
+        known.state = known.pending = known.last = None
 
-    def _same(self, known: Known, lengths: Sequence[int], parts: Sequence[Part]) -> State:
-        """Which of the states it may be in it is in.
+    def _same(self, known: KnownSession, lengths: Sequence[int], parts: Sequence[Part]) -> State:
+        """Return the possible state that the session is in.
 
         Raises:
-            Violation: none of them.
+            Violation: the session is in none of its possible states.
         """
         exact = self._exact or known.durability == "ack"
         reasons = []
@@ -148,9 +152,9 @@ class Check:
             if state is None:
                 reasons.append("it was deleted")
             elif known.durability == "memory" and self._restarted:
-                reasons.append("it was to be in memory only")
+                reasons.append("it was in memory only, and the service was restarted")
             elif tuple(lengths) != state.lengths and (exact or any(map(int.__gt__, lengths, state.lengths))):
-                reasons.append(f"its layers have {lengths} tokens and not {state.lengths}")
+                reasons.append(f"its layers have {lengths} tokens, expected {state.lengths}")
             elif wrong := self._difference(known, state, parts):
                 reasons.append(wrong)
             else:
@@ -159,7 +163,7 @@ class Check:
                 return state
         raise Violation(f"{known.name} ({known.durability}): {'; or '.join(reasons)}")
 
-    def _difference(self, known: Known, state: State, parts: Sequence[Part]) -> str:
+    def _difference(self, known: KnownSession, state: State, parts: Sequence[Part]) -> str:
         for part in parts:
             for i, layer in enumerate(range(part.layers.start, part.layers.stop)):
                 numbers = state.layers[layer][part.content.start : part.content.stop]
@@ -167,12 +171,12 @@ class Check:
                 nbytes, wrong = known.pool.difference(slice(layer, layer + 1), numbers, *streams)
                 self._tally.add("bytes", nbytes)
                 if wrong:
-                    return f"layers from {layer} on, read from {part.content.start} on: {wrong}"
+                    return f"layer {layer}, read from position {part.content.start}: {wrong}"
         return ""
 
 
 def _read(session: Session, starts: Sequence[int], lengths: Sequence[int]) -> list[Part]:
-    """All that a session holds, in as few calls as its layers allow."""
+    """Read a whole session. Consecutive layers of one length are read in one request."""
     parts = []
     for (start, stop), group in groupby(range(len(starts)), lambda layer: (starts[layer], lengths[layer])):
         layers = list(group)

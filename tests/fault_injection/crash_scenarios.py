@@ -1,4 +1,4 @@
-"""How rounds go: what befalls the service while calls are made, and how it ends."""
+"""Scenarios of rounds: which fault is injected while requests are sent, and how the service ends."""
 
 import errno
 import signal
@@ -7,81 +7,84 @@ import time
 
 from fault_injection.disk import Disk
 from fault_injection.interpose import Action, Call, Interposed
-from fault_injection.recorded_calls import Weather
+from fault_injection.recorded_calls import Expectations
 from fault_injection.schedule import Plan
 from fault_injection.service import Service
 
 KILLED = -signal.SIGKILL
-# Beyond what it was given.
+# Seconds that a shutdown may take beyond --grace.
 END_SECONDS = 30.0
-FORGOTTEN = 10**9
+ALWAYS = 10**9
 
 
-class Course:
-    """The course of a round; by itself, calls and then kill -9.
+class Scenario:
+    """Scenario of a round. The base class sends requests and then kills the service with SIGKILL.
 
     Attributes:
-        weather: what its calls are to expect.
-        dies_starting: it ends before it was asked anything.
-        orderly: it is told to end, and left alone then.
-        codes: with which exit code it may end.
+        expected: failures that requests may meet.
+        ends_at_start: the service ends before it gets a request.
+        orderly: the service shuts down cleanly.
+        codes: allowed exit codes.
     """
 
-    dies_starting = False
+    ends_at_start = False
     evicting = False
 
-    def __init__(self, plan: Plan, service: Service, interposed: Interposed | None, room: Disk | None) -> None:
+    def __init__(self, plan: Plan, service: Service, interposed: Interposed | None, small_disk: Disk | None) -> None:
         self.plan = plan
         self.service = service
-        self.rng = plan.rng("course")
-        self.weather = Weather(evicting=self.evicting)
+        self.rng = plan.rng("scenario")
+        self.expected = Expectations(evicting=self.evicting)
         self.orderly = False
         self.codes = {KILLED}
         self._interposed = interposed
-        self._room = room
+        self._disk = small_disk
 
     @property
     def interposed(self) -> Interposed:
-        """What stands between the service and its files."""
+        """Library between the service and its files."""
         assert self._interposed is not None
         return self._interposed
 
     def run(self) -> None:
-        """Let it happen."""
+        """Run the scenario until the service ends or is told to end."""
         wait(self.plan.seconds)
         self.kill()
 
     def kill(self) -> None:
-        """End the service with no warning."""
-        self.weather.ending.set()
+        """Kill the service."""
+        self.expected.ending.set()
         self.service.kill()
 
     def terminate(self) -> None:
-        """Tell the service to end."""
+        """Send SIGTERM. The service must shut down cleanly."""
         self.orderly, self.codes = True, {0}
-        self.weather.ending.set()
+        self.expected.ending.set()
         self.service.terminate()
 
-    def end_somehow(self) -> None:
-        """One or the other."""
+    def kill_or_terminate(self) -> None:
+        """Kill or terminate the service, at random."""
         self.rng.choice((self.kill, self.terminate))()
 
     def wait_for_death(self, seconds: float) -> None:
-        """Give it some time to die of what was prepared for it; if it does not, kill it."""
+        """Wait until the armed fault has killed the service. Kill it after the timeout."""
         until = time.monotonic() + seconds
         while self.service.alive and time.monotonic() < until:
             wait(0.01)
         self.kill()
 
 
-class Losing(Course):
-    """It ends, mostly by kill -9, and what was not synced is lost; often after a while in which nothing need be."""
+class PowerLoss(Scenario):
+    """Loss of power: the service ends, mostly by SIGKILL, and data that was not synced is lost.
+
+    Often no request that needs a sync is sent in the second half.
+    """
 
     def run(self) -> None:
         wait(self.plan.seconds / 2)
         if self.rng.random() < 0.8:
-            self.weather.lazy_but = self.rng.choice(("truncate", "delete"))
-            self.weather.lazy.set()
+            self.expected.unsynced_change = self.rng.choice(("truncate", "delete"))
+            self.expected.unsynced_only.set()
         wait(self.plan.seconds / 2)
         if self.rng.random() < 0.2:
             self.terminate()
@@ -89,10 +92,10 @@ class Losing(Course):
             self.kill()
 
 
-class Starting(Course):
-    """It is killed at some moment of its start, or in some call it makes then."""
+class KillAtStart(Scenario):
+    """The service is killed while it starts: at a random time, or in a write, sync or truncate."""
 
-    dies_starting = True
+    ends_at_start = True
 
     def run(self) -> None:
         if self._interposed and self.rng.random() < 0.5:
@@ -104,35 +107,35 @@ class Starting(Course):
             self.kill()
 
 
-class Calling(Course):
-    """It is killed in a call that it makes."""
+class KillInWrite(Scenario):
+    """The service is killed halfway through a write."""
 
     calls = Call.WRITE
     most = 1500
 
     def run(self) -> None:
-        self.weather.ending.set()
+        self.expected.ending.set()
         self.interposed.arm(Action.KILL, {self.calls}, after=self.rng.randrange(self.most))
         self.wait_for_death(3 * self.plan.seconds)
 
 
-class Syncing(Calling):
-    """The same, where the call is one that makes what was written outlive a loss of power."""
+class KillInSync(KillInWrite):
+    """The service is killed before an fsync."""
 
     calls = Call.SYNC
     most = 40
 
 
-class Ending(Course):
-    """It is told to end."""
+class Terminate(Scenario):
+    """The service gets SIGTERM and shuts down cleanly."""
 
     def run(self) -> None:
         wait(self.plan.seconds)
         self.terminate()
 
 
-class Hasty(Course):
-    """It is told to end, and killed before it has."""
+class TerminateThenKill(Scenario):
+    """The service gets SIGTERM, and is killed while it shuts down."""
 
     def run(self) -> None:
         wait(self.plan.seconds)
@@ -142,44 +145,44 @@ class Hasty(Course):
         self.kill()
 
 
-class Full(Course):
-    """There is no room on the disk for a while."""
+class DiskFull(Scenario):
+    """The disk is full for a while."""
 
     def run(self) -> None:
         wait(self.plan.seconds / 3)
-        # Where memory is full too, sessions that are not acknowledged end for others.
-        self.weather.evicting = True
-        self.weather.trouble.set()
-        if self._room:
-            self._room.fill(self.rng.randrange(512 << 10))
+        # When memory is full too, sessions without `ack` are evicted for others.
+        self.expected.evicting = True
+        self.expected.trouble.set()
+        if self._disk:
+            self._disk.fill(self.rng.randrange(512 << 10))
         else:
-            self.interposed.arm(Action.FULL, {Call.WRITE}, after=self.rng.randrange(20), times=FORGOTTEN)
+            self.interposed.arm(Action.FULL, {Call.WRITE}, after=self.rng.randrange(20), times=ALWAYS)
             if self.rng.random() < 0.3:
-                self.interposed.take_all_room()
+                self.interposed.report_full()
         wait(self.plan.seconds / 3)
         if self.rng.random() < 0.3:
             self.kill()
             return
-        if self._room:
-            self._room.make_room()
+        if self._disk:
+            self._disk.free_space()
         else:
             self.interposed.disarm()
-        # From now on every call has to succeed again.
-        self.weather.trouble.clear()
+        # From now on every request must succeed again.
+        self.expected.trouble.clear()
         wait(self.plan.seconds / 3)
-        self.end_somehow()
+        self.kill_or_terminate()
 
 
-class Errors(Course):
-    """Some calls fail, now and then."""
+class FailingCalls(Scenario):
+    """Some writes and syncs fail, a few times in a round."""
 
     def run(self) -> None:
         if self.rng.random() < 0.4:
-            self._end_at_once()
+            self._kill_after_failed_sync()
             return
         for _ in range(3):
             wait(self.plan.seconds / 6)
-            self.weather.trouble.set()
+            self.expected.trouble.set()
             calls = self.rng.choice(({Call.WRITE}, {Call.SYNC}, {Call.WRITE, Call.SYNC}))
             number = self.rng.choice((errno.EIO, errno.ENOSPC))
             times = self.rng.choice((1, 1, 3, 20))
@@ -189,49 +192,49 @@ class Errors(Course):
                 self.kill()
                 return
             self.interposed.disarm()
-            self.weather.trouble.clear()
-        self.end_somehow()
+            self.expected.trouble.clear()
+        self.kill_or_terminate()
 
-    def _end_at_once(self) -> None:
-        """Kill it as soon as anybody was told that something could not be synced."""
+    def _kill_after_failed_sync(self) -> None:
+        """Kill the service as soon as a request was rejected because a sync failed."""
         wait(self.plan.seconds / 2)
-        self.weather.trouble.set()
-        self.interposed.arm(Action.FAIL, {Call.SYNC}, times=FORGOTTEN, error=errno.EIO)
+        self.expected.trouble.set()
+        self.interposed.arm(Action.FAIL, {Call.SYNC}, times=ALWAYS, error=errno.EIO)
         until = time.monotonic() + self.plan.seconds
-        while not self.weather.refused.is_set() and time.monotonic() < until:
+        while not self.expected.rejected.is_set() and time.monotonic() < until:
             wait(0.001)
         self.kill()
 
 
-class Budget(Course):
-    """There is little left of the disk budget."""
+class LittleDiskBudget(Scenario):
+    """The disk budget is nearly used up."""
 
     evicting = True
 
     def run(self) -> None:
-        self.weather.trouble.set()
+        self.expected.trouble.set()
         wait(self.plan.seconds)
-        self.end_somehow()
+        self.kill_or_terminate()
 
 
-_COURSES: dict[str, type[Course]] = {
-    "write": Calling,
-    "sync": Syncing,
-    "power": Losing,
-    "start": Starting,
-    "term": Ending,
-    "hasty": Hasty,
-    "full": Full,
-    "errors": Errors,
-    "budget": Budget,
+_SCENARIOS: dict[str, type[Scenario]] = {
+    "write": KillInWrite,
+    "sync": KillInSync,
+    "power": PowerLoss,
+    "start": KillAtStart,
+    "term": Terminate,
+    "hasty": TerminateThenKill,
+    "full": DiskFull,
+    "errors": FailingCalls,
+    "budget": LittleDiskBudget,
 }
 
 
-def course_of(plan: Plan, service: Service, interposed: Interposed | None, room: Disk | None) -> Course:
-    """The course of a planned round."""
-    return _COURSES.get(plan.kind, Course)(plan, service, interposed, room)
+def scenario_of(plan: Plan, service: Service, interposed: Interposed | None, small_disk: Disk | None) -> Scenario:
+    """Return the scenario of a planned round."""
+    return _SCENARIOS.get(plan.kind, Scenario)(plan, service, interposed, small_disk)
 
 
 def wait(seconds: float) -> None:
-    """Let time pass."""
+    """Sleep."""
     threading.Event().wait(seconds)

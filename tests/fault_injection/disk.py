@@ -1,4 +1,4 @@
-"""A disk of its own for the data directory, which can be full: a file system in memory, where this may mount one."""
+"""Small disk for the data directory: a file system in memory that can be filled. Needs the right to mount."""
 
 import os
 import shutil
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _INSIDE = "HADAKV_FAULTS_NAMESPACE"
-_ROOMY = "4g"
+_LARGE_SIZE = "4g"
 
 
 def enter_namespace() -> None:
-    """Start this program once more where it may mount, if there is such a place; what it mounts nobody else sees."""
+    """Restart this program in a mount namespace of its own, if the system allows one."""
     if sys.platform != "linux" or _INSIDE in os.environ or not shutil.which("unshare"):
         return
     for unshare in (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"]):
@@ -27,15 +27,15 @@ def enter_namespace() -> None:
 
 
 def can_mount() -> bool:
-    """Whether `small_disk` works here."""
+    """Return whether `small_disk` works here."""
     return _INSIDE in os.environ
 
 
 @contextmanager
 def small_disk(folder: Path, data: Path) -> Iterator["Disk"]:
-    """The data directory on a disk of its own; at the end it is back where it was, as it is then."""
+    """Move the data directory to a disk of its own. Move it back at the end of the block."""
     folder.mkdir()
-    _run("mount", "-t", "tmpfs", "-o", f"size={_ROOMY},mode=700", "tmpfs", str(folder))
+    _run("mount", "-t", "tmpfs", "-o", f"size={_LARGE_SIZE},mode=700", "tmpfs", str(folder))
     try:
         shutil.copytree(data, folder / "data")
         yield Disk(folder)
@@ -47,10 +47,10 @@ def small_disk(folder: Path, data: Path) -> Iterator["Disk"]:
 
 
 class Disk:
-    """A file system in memory.
+    """File system in memory.
 
     Attributes:
-        data: the data directory there.
+        data: the data directory on it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,18 +58,18 @@ class Disk:
         self.data = folder / "data"
 
     def fill(self, left: int) -> None:
-        """Leave so many bytes free, about."""
+        """Fill the disk until about `left` bytes are free."""
         for more in range(0, 256 << 20, 1 << 20):
             used = shutil.disk_usage(self._folder).used
             remount = ["mount", "-o", f"remount,size={used + left + more}", str(self._folder)]
-            # What has been written since may be more than that.
+            # The service may have written more since. Then the size is too small, and the next one is tried.
             if subprocess.run(remount, capture_output=True, timeout=60, check=False).returncode == 0:
                 return
-        raise OSError("files grow faster than a disk can be made small")
+        raise OSError("the files grow faster than the disk can be made smaller")
 
-    def make_room(self) -> None:
-        """Be roomy again."""
-        _run("mount", "-o", f"remount,size={_ROOMY}", str(self._folder))
+    def free_space(self) -> None:
+        """Give the disk its full size back."""
+        _run("mount", "-o", f"remount,size={_LARGE_SIZE}", str(self._folder))
 
 
 def _run(*command: str) -> None:

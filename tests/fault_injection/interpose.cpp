@@ -1,5 +1,5 @@
-// Stands between the service and the files of its data directory: lets calls fail, kills the process within them, and
-// notes what was written and what was synced. Loaded before the C library; see interpose.py, which has the same layout.
+// Library between the service and the files of its data directory. It lets system calls fail, kills the process within
+// them, and records writes and syncs. Preloaded before the C library. interpose.py has the same layout of Control.
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -24,19 +24,19 @@ enum Action { NOTHING, FAIL, KILL, FULL };
 
 struct Control {
     volatile int32_t action;
-    volatile int32_t calls;  // a bit for each Call that is meant
+    volatile int32_t calls;  // bit mask of the calls that the action applies to
     volatile int32_t error;
     volatile int32_t acted;
-    volatile int64_t after;  // so many of those calls go through first
-    volatile int64_t times;  // then so many do not
-    volatile int64_t taken;  // whether the disk says that it has nothing free
+    volatile int64_t after;  // number of those calls to let through first
+    volatile int64_t times;  // number of calls that the action applies to after that
+    volatile int64_t taken;  // whether statvfs reports a full disk
 };
 
 struct Record {
     int32_t call;
-    int32_t name;  // bytes of the name that follows, and then
+    int32_t name;  // length of the name that follows, bytes
     int64_t offset;
-    int64_t length;  // of the bytes that follow that; of a truncation the file's new length is the offset
+    int64_t length;  // length of the content that follows the name, bytes; for a truncation, offset is the new length
 };
 
 Control nothing;
@@ -50,7 +50,7 @@ F next(const char* name) {
 }
 
 __attribute__((constructor)) void begin() {
-    // Whatever becomes of who started this process, it ends with it.
+    // This process ends when its parent ends.
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (const char* path = getenv("HADAKV_FAULTS_CONTROL")) {
         int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -64,7 +64,7 @@ __attribute__((constructor)) void begin() {
         journal = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }
 
-// The name within the directory of a path, or null if it is elsewhere.
+// Returns the name of a path relative to the data directory, or null if it lies elsewhere.
 const char* within(const char* path) {
     size_t length = strlen(directory);
     return length && strncmp(path, directory, length) == 0 ? path + length : nullptr;
@@ -123,7 +123,7 @@ ssize_t write_at(int fd, const void* bytes, size_t count, off64_t offset) {
         return real(fd, bytes, count, offset);
     }
     act();
-    // A write that fails, or is cut off, has come halfway.
+    // A failing or interrupted write has written half of its bytes.
     size_t half = action == FULL ? 0 : count / 2;
     note(WRITE, name, offset, bytes, half);
     if (half && real(fd, bytes, half, offset) < 0) return -1;

@@ -1,4 +1,4 @@
-"""What stands between the service and its files: compiled, loaded into the process, told what to do. Linux only."""
+"""Library between the service and its files: compiled, preloaded, and controlled from here. Linux only."""
 
 import ctypes
 import mmap
@@ -17,7 +17,7 @@ AVAILABLE = sys.platform == "linux"
 
 
 class Call(IntEnum):
-    """What the service asks of the kernel, in the order of `interpose.cpp`."""
+    """System call, numbered as in `interpose.cpp`."""
 
     WRITE = 0
     SYNC = 1
@@ -26,7 +26,7 @@ class Call(IntEnum):
 
 
 class Action(IntEnum):
-    """What becomes of a call, likewise."""
+    """Fate of a call, numbered as in `interpose.cpp`."""
 
     NOTHING = 0
     FAIL = 1
@@ -47,10 +47,10 @@ class _Control(ctypes.Structure):
 
 
 class Interposed:
-    """The library, and the page of memory through which it is told what to do.
+    """The library, and the shared page of memory that controls it.
 
     Args:
-        folder: where both lie.
+        folder: directory for both.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,37 +63,37 @@ class Interposed:
         self._control = _Control.from_buffer(self._memory)
 
     def environment(self, directory: Path, journal: Path | None) -> dict[str, str]:
-        """What a process needs to be under its influence.
+        """Return the environment that loads the library into a process.
 
         Args:
-            directory: the data directory, which alone is meant.
-            journal: where it notes what is written and synced.
+            directory: data directory. Calls on other files are not affected.
+            journal: file in which writes and syncs are recorded.
         """
         preload = " ".join(filter(None, (str(self._library), os.environ.get("LD_PRELOAD"))))
-        told = {"LD_PRELOAD": preload, "HADAKV_FAULTS_CONTROL": str(self._path)}
-        told["HADAKV_FAULTS_DIRECTORY"] = str(directory.resolve())
-        return told | ({"HADAKV_FAULTS_JOURNAL": str(journal)} if journal else {})
+        variables = {"LD_PRELOAD": preload, "HADAKV_FAULTS_CONTROL": str(self._path)}
+        variables["HADAKV_FAULTS_DIRECTORY"] = str(directory.resolve())
+        return variables | ({"HADAKV_FAULTS_JOURNAL": str(journal)} if journal else {})
 
     def arm(self, action: Action, calls: set[Call], *, after: int = 0, times: int = 1, error: int = 0) -> None:
-        """Let so many of those calls go through, and then so many meet their fate."""
+        """Let `after` of these calls through. Then apply the action to the next `times` calls."""
         self.disarm()
         self._control.calls = sum(1 << call for call in calls)
         self._control.after, self._control.times, self._control.error = after, times, error
-        # Last, as that is what counts.
+        # The action is set last, because it is what the library looks at first.
         self._control.action = action
 
     def disarm(self) -> None:
-        """Let every call go through again."""
+        """Let every call through."""
         self._control.action = Action.NOTHING
         self._control.taken = False
 
-    def take_all_room(self) -> None:
-        """Let the disk say that it has nothing free, though it takes what is written."""
+    def report_full(self) -> None:
+        """Let statvfs report a full disk, though writes still succeed."""
         self._control.taken = True
 
     @property
     def acted(self) -> int:
-        """How many calls have met their fate."""
+        """Number of calls that the action was applied to."""
         return int(self._control.acted)
 
 
@@ -104,13 +104,13 @@ def _compile(library: Path) -> None:
 
 
 class Change(NamedTuple):
-    """A line of the journal.
+    """Entry of the journal.
 
     Attributes:
-        call: what was done.
-        name: to which file of the directory.
-        offset: where; of a truncation the file's new length.
-        content: what was written there.
+        call: the system call.
+        name: name of the file in the data directory.
+        offset: position of a write; the new length for a truncation.
+        content: bytes written.
     """
 
     call: Call
@@ -123,7 +123,7 @@ _HEAD = ctypes.sizeof(ctypes.c_int32) * 2 + ctypes.sizeof(ctypes.c_int64) * 2
 
 
 def journal_of(path: Path) -> Iterator[Change]:
-    """What the journal says, without the part there may be of what the process was to do when it was killed."""
+    """Yield the complete entries of the journal. The last one may be cut off when the process was killed."""
     with path.open("rb") as file:
         while len(head := file.read(_HEAD)) == _HEAD:
             call, name = (int.from_bytes(head[at : at + 4], sys.byteorder, signed=True) for at in (0, 4))

@@ -1,4 +1,4 @@
-"""What sessions have to hold, by what was answered; and may hold, by what was asked and not answered."""
+"""Expected content of sessions, by the responses received and by the request that is still pending."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ Durability = Literal["memory", "spill", "ack"]
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a session holds.
+    """Content of a session.
 
     Attributes:
-        layers: numbers of the tokens of each layer from position 0 on, whether they have left the window or not.
-        gone: before which position each layer's tokens have left the window at some time.
-        window: how many tokens each layer keeps; None keeps all.
+        layers: token numbers of each layer from position 0, including tokens that have left the window.
+        gone: for each layer the position before which tokens have left the window.
+        window: number of tokens that each layer keeps; None keeps all.
     """
 
     layers: tuple[Numbers, ...]
@@ -27,31 +27,31 @@ class State:
 
     @classmethod
     def empty(cls, layers: int, window: int | None) -> "State":
-        """A session of no tokens."""
+        """Return the state of an empty session."""
         return cls((np.empty(0, np.intp),) * layers, (0,) * layers, window)
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of each layer."""
+        """Number of tokens of each layer."""
         return tuple(map(len, self.layers))
 
     def first(self, layer: int) -> int:
-        """The first position that a layer certainly answers for."""
+        """Return the first position of a layer that can certainly be read."""
         return max(self.gone[layer], len(self.layers[layer]) - (self.window or len(self.layers[layer])))
 
     def grown(self, layers: slice, numbers: Numbers) -> "State":
-        """With tokens at the end of some layers."""
+        """Return the state with tokens appended to some layers."""
         chosen = range(*layers.indices(len(self.layers)))
         grown = tuple(np.append(each, numbers) if i in chosen else each for i, each in enumerate(self.layers))
         leaving = [0 if self.window is None else len(each) - self.window for each in grown]
         return State(grown, tuple(map(max, self.gone, leaving)), self.window)
 
     def cut(self, length: int) -> "State":
-        """Without the tokens from a position on."""
+        """Return the state truncated to a length."""
         return State(self.cut_each([length] * len(self.layers)), self.gone, self.window)
 
     def cut_each(self, lengths: Sequence[int]) -> tuple[Numbers, ...]:
-        """Its layers, each without the tokens from a position on."""
+        """Return the layers, each truncated to its own length."""
         return tuple(each[:length] for each, length in zip(self.layers, lengths, strict=True))
 
 
@@ -64,8 +64,8 @@ class Append:
     numbers: Numbers
 
 
-class Unanswered:
-    """What becomes of a session by a call that was not answered."""
+class PendingCall:
+    """Request without a response: the state that it leads to, and the append if it is one."""
 
     def __init__(self, state: State | None, append: Append | None = None) -> None:
         self.state = state
@@ -73,44 +73,44 @@ class Unanswered:
 
 
 @dataclass(eq=False)
-class Known:
-    """A session, as who uses it knows it. One thread does.
+class KnownSession:
+    """Session as its client knows it. Used by one thread.
 
     Attributes:
-        name: its id.
-        pool: its tokens.
-        durability: what of it outlives the process.
-        state: what it holds by all that was answered; None if there is no such session.
-        unanswered: the call that is under way, or whose answer never came.
-        last: the last append, if nothing came after it.
+        name: session id.
+        pool: pool of its tokens.
+        durability: durability of the session.
+        state: content by the responses received; None if the session does not exist.
+        pending: request in progress, or without a response.
+        last: the last append, if no other request followed.
     """
 
     name: str
     pool: Pool
     durability: Durability = "ack"
     state: State | None = None
-    unanswered: Unanswered | None = None
+    pending: PendingCall | None = None
     last: Append | None = field(default=None)
 
     @property
     def layers(self) -> int:
-        """Of its shape."""
+        """Number of layers."""
         return self.pool.shape.layers
 
     def ask(self, state: State | None, append: Append | None = None) -> None:
-        """Note what is about to be asked for, and what becomes of the session by it."""
-        self.unanswered, self.last = Unanswered(state, append), None
+        """Record a request that is about to be sent, and the state that it leads to."""
+        self.pending, self.last = PendingCall(state, append), None
 
     def answered(self) -> None:
-        """Note that it was done."""
-        assert self.unanswered is not None
-        self.state, self.last, self.unanswered = self.unanswered.state, self.unanswered.append, None
+        """Record that the request succeeded."""
+        assert self.pending is not None
+        self.state, self.last, self.pending = self.pending.state, self.pending.append, None
 
-    def refused(self) -> None:
-        """Note that it was not."""
-        self.unanswered = None
+    def rejected(self) -> None:
+        """Record that the request was rejected."""
+        self.pending = None
 
     @property
     def possible(self) -> list[State | None]:
-        """What it may hold: what was answered or, all of it or nothing, what was asked for since."""
-        return [self.state, *([self.unanswered.state] if self.unanswered else [])]
+        """Possible states: the last one confirmed, and the one that the pending request leads to."""
+        return [self.state, *([self.pending.state] if self.pending else [])]

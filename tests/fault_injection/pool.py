@@ -1,6 +1,6 @@
-"""Tokens that sessions are made of: a few hundred of each shape, encoded once by the reference.
+"""Tokens for sessions: a few hundred of each shape, encoded once by the reference.
 
-A vector is encoded by itself, so what a session has to hold is so many of them side by side.
+Each vector is encoded independently, so the expected content of a session is a sequence of encoded tokens.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,14 @@ TOKENS = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """What the tokens of a session are like.
+    """Shape of the tokens of a session.
 
     Attributes:
-        layers: how many there are at most.
-        codecs: of k and of v.
+        layers: maximum number of layers.
+        kv_heads: heads of k and v.
+        head_dim: elements of a vector.
+        dtype: dtype of the values sent.
+        codecs: codecs of k and v.
     """
 
     layers: int
@@ -41,14 +44,14 @@ SHAPES = (
 
 
 class Pool:
-    """Tokens of one shape.
+    """Pool of tokens of one shape.
 
     Args:
-        shape: theirs.
-        seed: what they are made from.
+        shape: shape of the tokens.
+        seed: random seed.
 
     Attributes:
-        shape: theirs.
+        shape: shape of the tokens.
     """
 
     def __init__(self, shape: Shape, seed: int) -> None:
@@ -62,15 +65,15 @@ class Pool:
         ]
 
     def values(self, layers: slice, numbers: Numbers) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-        """K and V `[layers, kv_heads, tokens, head_dim]` of some tokens."""
+        """Return K and V of some tokens, each `[layers, kv_heads, tokens, head_dim]`."""
         k, v = (np.ascontiguousarray(values[layers][:, :, numbers]) for values in self._values)
         return k, v
 
     def difference(self, layers: slice, numbers: Numbers, k: Encoded, v: Encoded) -> tuple[int, str]:
-        """Compare what came back with what those tokens are.
+        """Compare encoded tokens with the reference.
 
         Returns:
-            bytes compared; and what is wrong, nothing if all is well.
+            The number of bytes compared, and the first difference in words, empty if there is none.
         """
         nbytes = 0
         for name, found, stored in zip("kv", (k, v), self._stored, strict=True):
@@ -78,10 +81,10 @@ class Pool:
                 wanted = getattr(stored, part)[layers][:, :, numbers]
                 got = np.ascontiguousarray(getattr(found, part))
                 if got.shape != wanted.shape or got.dtype != wanted.dtype:
-                    return nbytes, f"{name}.{part} is {got.dtype} {got.shape} and not {wanted.dtype} {wanted.shape}"
+                    return nbytes, f"{name}.{part} is {got.dtype} {got.shape}, expected {wanted.dtype} {wanted.shape}"
                 unlike = (got.view(np.uint8) != wanted.view(np.uint8)).any(axis=(1, 3)) if got.size else np.zeros(1)
                 if unlike.any():
                     layer, token = np.argwhere(unlike)[0]
-                    return nbytes, f"{name}.{part} has other bytes at layer {layer}, token {token} of what was read"
+                    return nbytes, f"{name}.{part} differs at layer {layer}, token {token} of the range read"
                 nbytes += got.nbytes
         return nbytes, ""

@@ -1,4 +1,4 @@
-"""A loss of power, worked out from a journal: what was synced is there, and of the rest any part may be."""
+"""Loss of power, computed from a journal: synced data is on disk, any part of the rest may be."""
 
 import random
 from collections import defaultdict
@@ -7,21 +7,21 @@ from pathlib import Path
 
 from fault_injection.interpose import Call, Change, journal_of
 
-# What a disk writes whole or not at all.
+# Bytes that a disk writes atomically.
 SECTOR = 4096
 
 
 def lose_power(before: Path, journal: Path, directory: Path, rng: random.Random) -> int:
-    """Make a directory what it may be after a loss of power.
+    """Change a directory to what may be left of it after a loss of power.
 
     Args:
-        before: a copy of it from before the process was started, all of which is taken to have been synced.
-        journal: what the process did to its files since.
-        directory: what is to be changed.
-        rng: decides what of all that was not synced has reached the disk.
+        before: copy of the directory from before the process was started. All of it counts as synced.
+        journal: writes and syncs of the process since then.
+        directory: directory to change.
+        rng: decides which unsynced data has reached the disk.
 
     Returns:
-        how many bytes have not.
+        Number of bytes lost.
     """
     files = {path.name: bytearray(path.read_bytes()) for path in before.iterdir()}
     pending: defaultdict[str, list[Change]] = defaultdict(list)
@@ -33,7 +33,7 @@ def lose_power(before: Path, journal: Path, directory: Path, rng: random.Random)
             for each in pending.pop(change.name, []):
                 _apply(files[each.name], each)
         else:
-            # That a file is gone is not said to be durable, but who takes one away needs it no longer.
+            # A removal may not be durable either, but a file that was removed is not needed any more.
             pending.pop(change.name, None)
             del files[change.name]
     share = rng.choice((0.0, 0.0, 0.5, 0.9))

@@ -1,89 +1,109 @@
-"""How calls are made: what is noted before and after each, and what may become of it."""
+"""Requests with a record of what is expected before and after each of them."""
 
 import threading
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from fault_injection.model import Append, Known, State
+from fault_injection.model import Append, KnownSession, State
 from fault_injection.report import Tally, Violation
 from hadakv_client import PositionConflict, Problem, SessionNotFound, TransportError
 
 T = TypeVar("T")
 
 
-class Weather:
-    """What is to be expected, for all threads of a round.
+class Trouble(threading.Event):
+    """Period in which the disk is full or fails, with the number of such periods so far."""
+
+    count = 0
+
+    def set(self) -> None:
+        """Start a period."""
+        self.count += 1
+        super().set()
+
+
+class Expectations:
+    """Failures that requests may meet. Shared by all threads of a round.
 
     Attributes:
-        over: there is to be no further call.
-        ending: the service may end, so that calls go without an answer.
-        trouble: calls may be refused for want of room, or of a disk.
-        refused: one was.
-        lazy: only such calls are made as need not be synced at once.
-        lazy_but: except for those that truncate, or those that delete.
-        evicting: sessions that are not acknowledged may be gone.
+        over: no further request is to be sent.
+        ending: the service may end, so requests may get no response.
+        trouble: requests may be rejected because the disk is full or fails.
+        rejected: a request was rejected for that reason.
+        unsynced_only: only requests that need no sync are sent, and those of `unsynced_change`.
+        unsynced_change: the change that is sent meanwhile.
+        evicting: sessions without `ack` may have been evicted.
     """
 
     def __init__(self, *, evicting: bool) -> None:
         self.over = threading.Event()
         self.ending = threading.Event()
-        self.trouble = threading.Event()
-        self.refused = threading.Event()
-        self.lazy = threading.Event()
-        self.lazy_but: Literal["truncate", "delete"] = "truncate"
+        self.trouble = Trouble()
+        self.rejected = threading.Event()
+        self.unsynced_only = threading.Event()
+        self.unsynced_change: Literal["truncate", "delete"] = "truncate"
         self.evicting = evicting
 
 
-class Refused(Exception):
-    """A call was refused, as was to be expected."""
+class Rejected(Exception):
+    """A request was rejected, as expected."""
 
 
-class Gone(Exception):
-    """A session was evicted, as was to be expected."""
+class Evicted(Exception):
+    """A session was evicted, as expected."""
 
 
 class Caller:
-    """Makes calls that change sessions, and knows what is to be expected of them.
+    """Sender of requests that change sessions. It accepts the failures that are expected.
 
     Args:
-        tally: counts.
-        weather: what is to be expected.
+        tally: counters.
+        expected: failures that requests may meet.
     """
 
-    def __init__(self, tally: Tally, weather: Weather) -> None:
+    def __init__(self, tally: Tally, expected: Expectations) -> None:
         self._tally = tally
-        self._weather = weather
+        self._expected = expected
 
-    def ask(self, known: Known, call: Callable[[], T], state: State | None, append: Append | None = None) -> T:
-        """Make a call that leads to a state."""
-        trouble = self._weather.trouble.is_set()
+    def ask(self, known: KnownSession, call: Callable[[], T], state: State | None, append: Append | None = None) -> T:
+        """Send a request that leads to a state.
+
+        Raises:
+            Rejected, Evicted: the request failed, as expected.
+            Violation: the session is missing, though it must exist.
+        """
+        trouble, periods = self._expected.trouble.is_set(), self._expected.trouble.count
         known.ask(state, append)
         self._tally.add("requests")
         try:
             answer = call()
         except TransportError:
-            self._tally.add("unanswered")
+            self._tally.add("pending")
             raise
         except Problem as problem:
-            known.refused()
-            if problem.status in (503, 507) and (trouble or self._weather.trouble.is_set()):
-                self._tally.add("refused")
-                self._weather.refused.set()
-                raise Refused from problem
+            known.rejected()
+            # A period may also have started and ended during the request.
+            trouble = trouble or self._expected.trouble.count != periods
+            if problem.status in (503, 507) and trouble:
+                self._tally.add("rejected")
+                self._expected.rejected.set()
+                raise Rejected from problem
             if problem.status == 507 and known.durability == "memory":
-                # It would be more than memory is for, with the second copy that a split needs for a moment.
-                self._tally.add("refused")
-                raise Refused from problem
+                # Splitting a page needs a second copy for a moment, which may exceed the memory budget.
+                self._tally.add("rejected")
+                raise Rejected from problem
             missing = isinstance(problem, SessionNotFound) or (
                 isinstance(problem, PositionConflict) and problem.length == 0
             )
-            if missing and (known.durability == "memory" or (known.durability == "spill" and self._weather.evicting)):
+            if missing and (known.durability == "memory" or (known.durability == "spill" and self._expected.evicting)):
                 known.state = None
                 self._tally.add("lost")
-                raise Gone from problem
+                raise Evicted from problem
             if missing:
-                raise Violation(f"{known.name} ({known.durability}) is gone: {problem}") from problem
-            problem.add_note(f"{known.name} is for {known.durability}, and held {known.state and known.state.lengths}")
+                raise Violation(f"{known.name} ({known.durability}) is missing: {problem}") from problem
+            problem.add_note(
+                f"{known.name} has durability {known.durability}, and had {known.state and known.state.lengths} tokens"
+            )
             raise
         known.answered()
         return answer

@@ -1,4 +1,4 @@
-"""What a run has done and found, and the table it ends with."""
+"""Counters of a run, and the table printed at the end."""
 
 import platform
 import sqlite3
@@ -8,36 +8,36 @@ from collections import Counter
 
 LABELS = {
     "requests": "requests",
-    "unanswered": "  without an answer",
+    "pending": "  without a response",
     "carried out": "    of those, found carried out",
-    "refused": "  refused for want of room or of a disk, as was to be expected",
+    "rejected": "  rejected as expected: disk full or failing",
     "appends": "appends acknowledged",
     "tokens": "tokens acknowledged",
-    "repeated": "appends sent again, answered alike",
-    "looked at": "sessions looked at between calls",
-    "spilled": "  that were on disk, in part at least",
-    "checked": "sessions read back after a restart",
-    "lost": "  not there, or not all, as their durability allows",
+    "repeated": "appends repeated, same response",
+    "looked at": "sessions described between other requests",
+    "spilled": "  of those, at least partly on disk",
+    "checked": "sessions read after a restart",
+    "lost": "  missing or shorter, as their durability allows",
     "bytes": "bytes compared with the reference",
-    "integrity": "integrity checks, all of them ok",
-    "faults": "calls of the kernel that failed or were cut off",
-    "lost bytes": "written bytes that a loss of power took",
+    "integrity": "integrity checks passed",
+    "faults": "system calls that failed or were cut off",
+    "lost bytes": "written bytes lost in power losses",
 }
 
 
 class Violation(AssertionError):
-    """Something that must never be."""
+    """A broken promise of the service."""
 
 
 class Tally:
-    """Counts. Several threads add to them.
+    """Counters of a run. Several threads add to them.
 
     Attributes:
-        violations: what must never be, and was.
-        restarts: seconds from start to the first answer.
-        stops: seconds that an orderly end took.
-        kinds: rounds by how they went.
-        codes: how often the service ended with which exit code.
+        violations: descriptions of broken promises.
+        restarts: seconds from each start to the first response.
+        stops: seconds that each clean shutdown took.
+        kinds: number of rounds by kind.
+        codes: number of exits by exit code.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, name: str, count: int = 1) -> None:
-        """Count."""
+        """Add to a counter."""
         with self._lock:
             self._counts[name] += count
 
     def violation(self, text: str) -> None:
-        """Note what must never be."""
+        """Record a broken promise."""
         with self._lock:
             self.violations.append(text)
 
@@ -63,14 +63,14 @@ class Tally:
         return self._counts[name]
 
     def table(self, seed: int, seconds: float, kinds: dict[str, str]) -> str:
-        """The closing table."""
+        """Return the table printed at the end."""
         rounds = sum(self.kinds.values())
         system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
         lines = [f"{rounds} rounds in {seconds:.0f} s, seed {seed}, {system}, SQLite {sqlite3.sqlite_version}", ""]
         lines += [f"{self.kinds[kind]:>14,}  {text}" for kind, text in kinds.items() if self.kinds[kind]]
         lines += ["", *(f"{self._counts[name]:>14,}  {text}" for name, text in LABELS.items())]
-        lines += [f"{_span(self.restarts):>14}  seconds to a restart's first answer, median and longest"]
-        lines += [f"{_span(self.stops):>14}  seconds of an orderly end, median and longest"]
+        lines += [f"{_span(self.restarts):>14}  seconds from restart to first response, median and maximum"]
+        lines += [f"{_span(self.stops):>14}  seconds of a clean shutdown, median and maximum"]
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(self.codes.items()))
         lines += [f"{codes:>14}  exit codes", f"{len(self.violations):>14,}  violations"]
         return "\n".join(lines)

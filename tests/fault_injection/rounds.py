@@ -1,4 +1,4 @@
-"""A round: start on what the rounds before left, read all of it back, make calls, end somehow, look at the file."""
+"""Rounds: start on the data of the previous round, read all of it, send requests, end, inspect the file."""
 
 import shutil
 import sqlite3
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from fault_injection import disk
 from fault_injection.check import Check
-from fault_injection.crash_scenarios import END_SECONDS, Course, course_of
+from fault_injection.crash_scenarios import END_SECONDS, Scenario, scenario_of
 from fault_injection.interpose import AVAILABLE, Interposed
-from fault_injection.model import Known
+from fault_injection.model import KnownSession
 from fault_injection.pool import SHAPES, Pool
 from fault_injection.power_loss import lose_power
 from fault_injection.report import Tally, Violation
@@ -27,7 +27,7 @@ WORKERS = 5
 FILE = "sessions.hadakv"
 GRACE_SECONDS = 10
 FLAGS = ("--durability", "ack", "--threads", "1", "--backend", "cpu")
-# The first has room for the largest append and little else.
+# The first is only a little larger than the largest append.
 MEMORY = ("1331KiB", "2MiB", "4MiB")
 
 
@@ -35,12 +35,12 @@ class Rounds:
     """Rounds on one data directory.
 
     Args:
-        folder: where everything lies.
-        seed: what tokens are made from.
-        program: what Python is to run.
+        folder: folder for the data directory, the logs and the library.
+        seed: random seed of the tokens.
+        program: arguments of Python that start the service.
 
     Attributes:
-        tally: what they have done and found.
+        tally: counters and violations.
         data: the data directory.
     """
 
@@ -51,32 +51,32 @@ class Rounds:
         self._folder = folder
         self._program = program
         self._pools = [Pool(shape, seed + i) for i, shape in enumerate(SHAPES)]
-        self._owned: list[list[Known]] = [[] for _ in range(WORKERS)]
+        self._owned: list[list[KnownSession]] = [[] for _ in range(WORKERS)]
         self._interposed = Interposed(folder) if AVAILABLE else None
-        # Whether all that may outlive a process must be there: the one before ended in order.
+        # Whether `spill` sessions must be complete, because the last process shut down cleanly.
         self._exact = True
         self._used = 0
 
     def play(self, plan: Plan) -> None:
-        """Play a round.
+        """Run a round.
 
         Raises:
-            Violation: something is not as it must be.
+            Violation: a promise was broken.
         """
         self.tally.kinds[plan.kind] += 1
         acted = self._interposed.acted if self._interposed else 0
         with ExitStack() as stack:
-            data, room = self.data, None
+            data, small_disk = self.data, None
             if plan.kind == "full" and disk.can_mount() and plan.rng("disk").random() < 0.5:
-                room = stack.enter_context(disk.small_disk(self._folder / "disk", self.data))
-                data = room.data
+                small_disk = stack.enter_context(disk.small_disk(self._folder / "disk", self.data))
+                data = small_disk.data
             journal = self._folder / "journal" if plan.kind == "power" else None
             if journal:
                 shutil.copytree(self.data, self._folder / "before", dirs_exist_ok=True)
             service = stack.enter_context(self._start(plan, data, journal))
-            course = course_of(plan, service, self._interposed, room)
-            self._live(plan, service, course)
-            self._end(service, course)
+            scenario = scenario_of(plan, service, self._interposed, small_disk)
+            self._serve_requests(plan, service, scenario)
+            self._end(service, scenario)
         if self._interposed:
             self.tally.add("faults", self._interposed.acted - acted)
         if journal:
@@ -99,55 +99,55 @@ class Rounds:
             environment = self._interposed.environment(data, journal)
         return Service(self._program, flags, environment, self._folder / f"round-{plan.number:03}.log")
 
-    def _live(self, plan: Plan, service: Service, course: Course) -> None:
-        """What happens from the start of a process until it is to end."""
-        if course.dies_starting:
-            course.run()
+    def _serve_requests(self, plan: Plan, service: Service, scenario: Scenario) -> None:
+        """Check all sessions after the start, then send requests while the scenario runs."""
+        if scenario.ends_at_start:
+            scenario.run()
             return
         url, seconds = service.ready()
         self.tally.restarts.append(seconds)
         with Client(url, retries=0, timeout=ANSWER_SECONDS) as client:
-            check = Check(client, self.tally, exact=self._exact, tight=course.evicting)
-            check.everything(self.sessions)
+            check = Check(client, self.tally, exact=self._exact, evicting=scenario.evicting)
+            check.check_all(self.sessions)
         self._owned = [[known for known in owned if known.state] for owned in self._owned]
         threads = []
         for i, owned in enumerate(self._owned):
-            worker = Worker(f"w{i}", owned, self._pools, plan.rng(f"worker {i}"), self.tally, course.weather)
+            worker = Worker(f"w{i}", owned, self._pools, plan.rng(f"worker {i}"), self.tally, scenario.expected)
             threads.append(threading.Thread(target=worker.run, args=(url,), daemon=True))
             threads[-1].start()
         try:
-            course.run()
+            scenario.run()
         finally:
-            course.weather.over.set()
+            scenario.expected.over.set()
             for thread in threads:
                 thread.join(ANSWER_SECONDS + END_SECONDS)
         if any(thread.is_alive() for thread in threads):
-            raise Violation("a call was neither answered nor broken off")
+            raise Violation("a request got neither a response nor a connection error")
 
     @property
-    def sessions(self) -> list[Known]:
-        """Everybody's."""
+    def sessions(self) -> list[KnownSession]:
+        """All sessions of all workers."""
         return [known for owned in self._owned for known in owned]
 
-    def _end(self, service: Service, course: Course) -> None:
+    def _end(self, service: Service, scenario: Scenario) -> None:
         began = time.monotonic()
         code = service.wait(GRACE_SECONDS + END_SECONDS)
-        if course.orderly:
+        if scenario.orderly:
             self.tally.stops.append(time.monotonic() - began)
         if self._interposed:
             self._interposed.disarm()
         self.tally.codes[code] += 1
-        if code not in course.codes:
-            raise Violation(f"the service ended with {code}; {service.last_words()}")
+        if code not in scenario.codes:
+            raise Violation(f"the service exited with {code}; {service.last_messages()}")
         if complaint := service.complaint():
-            raise Violation(f"the service complained: {complaint}")
-        self._exact = code == 0 and not course.weather.evicting
+            raise Violation(f"the service logged an unexpected error: {complaint}")
+        self._exact = code == 0 and not scenario.expected.evicting
 
     def _inspect(self) -> None:
-        """Check a copy of the file, which recovers by itself without the service's having seen it.
+        """Check a copy of the file, so that SQLite's recovery does not change the original.
 
         Raises:
-            Violation: it is corrupt.
+            Violation: the file is corrupt.
         """
         copy = self._folder / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -176,30 +176,30 @@ class Rounds:
             "SELECT COUNT(*) FROM holds WHERE session NOT IN (SELECT id FROM sessions)",
         ):
             if number(query):
-                raise Violation(f"rows hang loose: {query} is {number(query)}")
+                raise Violation(f"dangling rows: {query} returns {number(query)}")
         pages = connection.execute("SELECT nbytes FROM pages").fetchall()
         self._used = (
             sum(page_cost(nbytes) for (nbytes,) in pages) + number("SELECT COUNT(*) FROM sessions") * SESSION_NBYTES
         )
 
     def finish(self, plan: Plan) -> None:
-        """Start once more, check all, delete all, end: then nothing may be left in the file.
+        """Start again, check and delete all sessions, and stop. The file must be empty then.
 
         Raises:
-            Violation: something is not as it must be.
+            Violation: a promise was broken.
         """
         with self._start(plan, self.data, None) as service:
             url, seconds = service.ready()
             self.tally.restarts.append(seconds)
             with Client(url, retries=0, timeout=ANSWER_SECONDS) as client:
-                Check(client, self.tally, exact=self._exact).everything(self.sessions)
+                Check(client, self.tally, exact=self._exact).check_all(self.sessions)
                 for info in list(client.sessions()):
                     client.session(info.session).delete()
             service.terminate()
             code = service.wait(GRACE_SECONDS + END_SECONDS)
             self.tally.codes[code] += 1
             if code or service.complaint():
-                raise Violation(f"the service ended with {code}; {service.complaint() or service.last_words()}")
+                raise Violation(f"the service exited with {code}; {service.complaint() or service.last_messages()}")
         self._inspect()
         if self._used:
-            raise Violation(f"{self._used} bytes are left in the file though every session was deleted")
+            raise Violation(f"{self._used} bytes are left in the file, though every session was deleted")

@@ -1,6 +1,6 @@
-"""Faults: the service is killed, the disk fills up, power fails; after each, every session is read back and compared.
+"""Fault injection: kill the service, fill the disk, lose power. After each fault, read and compare every session.
 
-`python tests/fault_injection/run.py --rounds 200` prints a table, and fails if anything is not as it must be.
+`python tests/fault_injection/run.py --rounds 200` prints a table. The exit status is 1 if a promise was broken.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from fault_injection.rounds import Rounds
 from fault_injection.schedule import KINDS, Plan, schedule
 
 SERVICE = ("-m", "hadakv_service")
-ALTERED = Path(__file__).with_name("run_mutated.py")
-# Nothing here takes so long; if it does, the process ends, and the service with it.
+RUN_MUTATED = Path(__file__).with_name("run_mutated.py")
+# Maximum time of a round, and of everything else. After that the process ends, and the service with it.
 ROUND_SECONDS, OTHER_SECONDS = 60.0, 600.0
 
 
 def main() -> int:
-    """The command line; returns the exit status, 0 if all was as it must be."""
+    """Run the command line; return the exit status, 0 if no promise was broken."""
     options = _options()
     disk.enter_namespace()
     faulthandler.dump_traceback_later(OTHER_SECONDS + ROUND_SECONDS * options.rounds, exit=True)
     folder = Path(tempfile.mkdtemp(prefix="hadakv-faults-"))
-    program = (str(ALTERED), str(options.service)) if options.service else SERVICE
+    program = (str(RUN_MUTATED), str(options.service)) if options.service else SERVICE
     rounds = Rounds(folder, options.seed, program)
     began, plan = time.monotonic(), None
     try:
@@ -57,12 +57,12 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=20260, help="decides all that is random (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="the longest that calls are made in a round")
-    parser.add_argument("--only", nargs="+", choices=KINDS, help="rounds of these kinds alone")
-    parser.add_argument("--service", type=Path, help="a copy of hadakv_service to run in place of the installed one")
-    parser.add_argument("--verbose", action="store_true", help="a line for each round")
+    parser.add_argument("--rounds", type=int, default=200, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=20260, help="random seed (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="maximum seconds of a round (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, help="kinds of rounds to run (default: all)")
+    parser.add_argument("--service", type=Path, help="folder with the copy of hadakv_service to run")
+    parser.add_argument("--verbose", action="store_true", help="print a line for each round")
     return parser.parse_args()
 
 
@@ -73,8 +73,8 @@ def _report(rounds: Rounds, plan: Plan, options: argparse.Namespace) -> None:
     again = f"--seed {options.seed} --rounds {options.rounds} --seconds {options.seconds:g}"
     again += f" --only {' '.join(options.only)}" if options.only else ""
     again += f" --service {options.service}" if options.service else ""
-    print(f"the data directory is kept, with each round's messages beside it: {rounds.data}")
-    print(f"the same rounds again, though threads take turns as they like: python tests/fault_injection/run.py {again}")
+    print(f"data directory, with the log of each round next to it: {rounds.data}")
+    print(f"to repeat (thread timing differs): python tests/fault_injection/run.py {again}")
 
 
 if __name__ == "__main__":

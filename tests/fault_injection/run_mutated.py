@@ -1,4 +1,4 @@
-"""Runs a copy of the service instead of the one that is installed: `python altered.py FOLDER FLAGS...`."""
+"""Run a copy of the service instead of the installed one: `python run_mutated.py FOLDER FLAGS...`."""
 
 import runpy
 import sys
@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 class Finder:
-    """Finds `hadakv_service` in a folder."""
+    """Finder that loads `hadakv_service` from a folder."""
 
     folder = sys.argv[1]
 
@@ -16,7 +16,7 @@ class Finder:
     def find_spec(
         cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Of that package alone."""
+        """Return the spec of a module of that package; None for other packages."""
         if name.partition(".")[0] != "hadakv_service":
             return None
         return PathFinder.find_spec(name, path or [cls.folder], target)

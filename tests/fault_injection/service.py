@@ -1,4 +1,4 @@
-"""The service as a process that may end at any moment."""
+"""Service process that may end at any time."""
 
 import os
 import re
@@ -18,13 +18,13 @@ START_SECONDS = 120.0
 
 
 class Service:
-    """A process of the service. At the end of a `with` block it is gone, whatever happened.
+    """Service process. It is killed at the end of the `with` block, if it still runs.
 
     Args:
-        program: what Python is to run.
-        flags: its flags.
-        environment: what it has beside this process's own.
-        log: where its messages go.
+        program: arguments of Python that start the service.
+        flags: flags of the service.
+        environment: environment variables added to those of this process.
+        log: file for stderr.
     """
 
     def __init__(self, program: Sequence[str], flags: Sequence[str], environment: dict[str, str], log: Path) -> None:
@@ -52,10 +52,13 @@ class Service:
         self._process.stdout.close()
 
     def ready(self) -> tuple[str, float]:
-        """Wait for its first line: where it answers, and how many seconds it took.
+        """Wait for the startup line.
+
+        Returns:
+            The URL, and the seconds since the start.
 
         Raises:
-            Violation: it ended, or said nothing for too long.
+            Violation: the service ended, or did not start in time.
         """
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
@@ -63,39 +66,39 @@ class Service:
             line = self._process.stdout.readline().decode() if selector.select(START_SECONDS) else ""
         address = re.search(r"http://\S+?(?=,)", line)
         if address is None:
-            raise Violation(f"the service did not start: {line!r}; {self.last_words()}")
+            raise Violation(f"the service did not start: {line!r}; {self.last_messages()}")
         return address[0], time.monotonic() - self._began
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End it with no warning."""
+        """Send SIGKILL."""
         self._process.kill()
 
     def terminate(self) -> None:
-        """Tell it to end."""
+        """Send SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> int:
-        """Its exit code, once it has ended.
+        """Wait for the end of the process; return its exit code.
 
         Raises:
-            Violation: it has not after so long.
+            Violation: the process did not end in time.
         """
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise Violation(f"the service did not end within {seconds:g} s; {self.last_words()}") from None
+            raise Violation(f"the service did not end within {seconds:g} s; {self.last_messages()}") from None
 
-    def last_words(self) -> str:
-        """The end of its messages."""
-        return "its last messages: " + " | ".join(self._log.read_text(errors="replace").splitlines()[-5:])
+    def last_messages(self) -> str:
+        """Return the last lines of the log."""
+        return "last log lines: " + " | ".join(self._log.read_text(errors="replace").splitlines()[-5:])
 
     def complaint(self) -> str:
-        """A message of an error that nobody foresaw, if there is one."""
+        """Return the first log line about an unexpected error; empty if there is none."""
         text = self._log.read_text(errors="replace")
         found = re.search(r"^.*(unexpected error|Traceback|Exception in ASGI|Fatal Python).*$", text, re.MULTILINE)
         return found[0] if found else ""

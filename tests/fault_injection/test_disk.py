@@ -1,4 +1,4 @@
-"""A disk that fails, and a loss of power: each promise by itself, in what the real service asks of the kernel."""
+"""Failing disk and power loss: each durability promise by itself, with the system calls of the real service."""
 
 import errno
 import random
@@ -18,21 +18,21 @@ from fault_injection.service import Service
 from hadakv_kernels import Codec
 from support.contract import Caller, stream
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="macOS lets no library into a signed program before all others")
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="macOS does not preload a library into a signed program")
 
 K, V = np.random.default_rng(5).standard_normal((2, 2, 1, 400, 64)).astype(np.float16)
 ALWAYS = 10**9
 
 
 class Nothing(random.Random):
-    """Lets nothing that was not synced reach the disk."""
+    """Random generator that lets no unsynced data reach the disk."""
 
-    def choice(self, seq: object) -> object:  # type: ignore[override]  # noqa: ARG002 - one there is in any case
+    def choice(self, seq: object) -> object:  # type: ignore[override]  # noqa: ARG002 - the base class has it
         return 0.0
 
 
 class Place:
-    """A data directory, services on it, and what befalls them."""
+    """Data directory, with services on it and faults to inject."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
@@ -42,7 +42,7 @@ class Place:
 
     @contextmanager
     def service(self, *flags: str, power: bool = False) -> Iterator[Caller]:
-        """A service that is killed at the end of the block; or, with `power`, all that was not synced is lost then."""
+        """Start a service, and kill it at the end of the block. With `power`, unsynced data is lost then."""
         journal = self._folder / "journal" if power else None
         if power:
             shutil.copytree(self.data, self._folder / "before")
@@ -58,7 +58,7 @@ class Place:
 
     @contextmanager
     def orderly(self, *flags: str) -> Iterator[Caller]:
-        """A service that ends in order."""
+        """Start a service, and shut it down cleanly at the end of the block."""
         flags = ("--data-dir", str(self.data), "--disk-budget", "1GiB", "--threads", "1", *flags)
         environment = self.interposed.environment(self.data, None)
         with Service(("-m", "hadakv_service"), flags, environment, self._folder / "log") as service:
@@ -74,18 +74,18 @@ def place(tmp_path: Path) -> Place:
 
 
 def append(caller: Caller, session: str, start: int, stop: int) -> int:
-    """Append those of the tokens; the status."""
+    """Append tokens `start` to `stop`; return the status."""
     return caller.append(session, K[:, :, start:stop], V[:, :, start:stop], position=start).status
 
 
 def append_in_parts(caller: Caller, session: str) -> None:
-    """Append all of them, where memory has no room for so many."""
+    """Append all tokens in parts, because memory cannot hold all of them."""
     for start in range(0, 400, 50):
         assert append(caller, session, start, start + 50) in (200, 201)
 
 
 def tokens(caller: Caller, session: str) -> int:
-    """How many of the tokens a session has, 0 if there is none; they must be the right ones."""
+    """Return the length of a session, 0 if it does not exist. Its tokens must be right."""
     if caller.get(f"/sessions/{session}").status == 404:
         return 0
     body = caller.read(session)
@@ -95,7 +95,7 @@ def tokens(caller: Caller, session: str) -> int:
 
 
 @pytest.mark.parametrize("times", [1, ALWAYS])
-def test_what_could_not_be_synced_was_refused_and_does_not_come_back(place: Place, times: int) -> None:
+def test_rejected_append_does_not_reappear_after_sync_error(place: Place, times: int) -> None:
     with place.service("--durability", "ack") as caller:
         assert [append(caller, name, 0, 300) for name in "ab"] == [201, 201]
         place.interposed.arm(Action.FAIL, {Call.SYNC}, error=errno.EIO, times=times)
@@ -107,7 +107,7 @@ def test_what_could_not_be_synced_was_refused_and_does_not_come_back(place: Plac
         assert append(caller, "a", 300, 400) == 200
 
 
-def test_a_session_whose_deletion_could_not_be_synced_is_still_there(place: Place) -> None:
+def test_session_stays_if_its_deletion_cannot_be_synced(place: Place) -> None:
     with place.service("--durability", "ack") as caller:
         append(caller, "a", 0, 300)
         place.interposed.arm(Action.FAIL, {Call.SYNC}, error=errno.EIO, times=ALWAYS)
@@ -119,7 +119,7 @@ def test_a_session_whose_deletion_could_not_be_synced_is_still_there(place: Plac
         assert caller.delete("/sessions/a").status == 204
 
 
-def test_once_the_disk_syncs_again_all_goes_on(place: Place) -> None:
+def test_appends_succeed_once_the_disk_syncs_again(place: Place) -> None:
     with place.service("--durability", "ack", power=True) as caller:
         append(caller, "a", 0, 100)
         place.interposed.arm(Action.FAIL, {Call.SYNC}, error=errno.EIO, times=ALWAYS)
@@ -131,7 +131,7 @@ def test_once_the_disk_syncs_again_all_goes_on(place: Place) -> None:
         assert tokens(caller, "a") == 400
 
 
-def test_what_is_acknowledged_outlives_a_loss_of_power(place: Place) -> None:
+def test_acknowledged_changes_survive_power_loss(place: Place) -> None:
     with place.service("--durability", "ack", power=True) as caller:
         for start, stop in ((0, 1), (1, 257), (257, 400)):
             append(caller, "a", start, stop)
@@ -143,7 +143,7 @@ def test_what_is_acknowledged_outlives_a_loss_of_power(place: Place) -> None:
 
 
 @pytest.mark.parametrize("durability", ["ack", "spill"])
-def test_what_was_deleted_or_cut_does_not_come_back_after_a_loss_of_power(place: Place, durability: str) -> None:
+def test_deleted_tokens_do_not_reappear_after_power_loss(place: Place, durability: str) -> None:
     with place.orderly("--durability", durability) as caller:
         for name in "abc":
             append(caller, name, 0, 400)
@@ -158,7 +158,7 @@ def test_what_was_deleted_or_cut_does_not_come_back_after_a_loss_of_power(place:
         assert tokens(caller, "c") == 400
 
 
-def test_who_had_to_go_does_not_come_back_after_a_loss_of_power(place: Place) -> None:
+def test_evicted_sessions_do_not_reappear_after_power_loss(place: Place) -> None:
     with place.orderly() as caller:
         for name in "abc":
             append(caller, name, 0, 400)
@@ -173,14 +173,14 @@ def test_who_had_to_go_does_not_come_back_after_a_loss_of_power(place: Place) ->
 
 
 def orphans(data: Path) -> int:
-    """Pages in the file that no session holds."""
+    """Return the number of unreferenced pages in the file."""
     connection = sqlite3.connect(data / "sessions.hadakv")
     (count,) = connection.execute("SELECT COUNT(*) FROM pages WHERE id NOT IN (SELECT page FROM holds)").fetchone()
     connection.close()
     return int(count)
 
 
-def test_a_start_on_a_full_disk_gives_what_there_is(place: Place) -> None:
+def test_start_on_full_disk_serves_stored_sessions(place: Place) -> None:
     with place.service("--memory-budget", "48KiB") as caller:
         caller.put("/sessions/a", {"durability": "ack"})
         append(caller, "a", 0, 100)
@@ -195,10 +195,10 @@ def test_a_start_on_a_full_disk_gives_what_there_is(place: Place) -> None:
         assert append(caller, "a", 100, 400) == 200
 
 
-def test_where_the_disk_has_no_room_left_deleting_makes_some(place: Place) -> None:
+def test_deleting_frees_space_on_a_full_disk(place: Place) -> None:
     with place.service("--durability", "ack") as caller:
         assert [append(caller, name, 0, 400) for name in "ab"] == [201, 201]
-        place.interposed.take_all_room()
+        place.interposed.report_full()
         caller.append("c", K, V).problem(507, "insufficient-storage")
         assert caller.delete("/sessions/a").status == 204
         assert append(caller, "c", 0, 400) == 201
@@ -207,7 +207,7 @@ def test_where_the_disk_has_no_room_left_deleting_makes_some(place: Place) -> No
         assert [tokens(caller, name) for name in "abc"] == [0, 400, 400]
 
 
-def test_a_disk_too_full_for_anything_is_no_riddle(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+def test_start_without_any_disk_space_reports_the_reason(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     place.interposed.arm(Action.FULL, {Call.WRITE}, times=ALWAYS)
 
     with pytest.raises(AssertionError, match="database or disk is full"), place.service():

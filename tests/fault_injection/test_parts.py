@@ -1,4 +1,4 @@
-"""The parts of the rounds: what counts as a difference, what a loss of power may leave, which rounds there are."""
+"""Parts of the rounds: comparison of tokens, simulated power loss, schedule, deliberate faults."""
 
 import random
 import struct
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fault_injection.interpose import Call, journal_of
-from fault_injection.model import Known, State
+from fault_injection.model import KnownSession, State
 from fault_injection.mutations import MUTATIONS
 from fault_injection.pool import SHAPES, Pool
 from fault_injection.power_loss import SECTOR, lose_power
-from fault_injection.recorded_calls import Gone, Weather
+from fault_injection.recorded_calls import Evicted, Expectations
 from fault_injection.report import Tally, Violation
 from fault_injection.schedule import possible, schedule
 from fault_injection.workload import Worker
@@ -24,15 +24,15 @@ from hadakv_service.testing import running_service
 
 
 def encoded(pool: Pool, numbers: list[int]) -> tuple[Encoded, Encoded]:
-    """What the service has to answer for those tokens."""
+    """Return the response that the service must give for those tokens."""
     k, v = pool.values(slice(None), np.array(numbers))
     specs = [codec.at(pool.shape.head_dim) for codec in pool.shape.codecs]
     return reference.encode(k, specs[0]), reference.encode(v, specs[1])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tokens_side_by_side_are_what_the_reference_makes_of_them(shape: object) -> None:
-    pool = Pool(shape, 1)  # type: ignore[arg-type]  # they are shapes
+def test_pool_tokens_match_the_reference(shape: object) -> None:
+    pool = Pool(shape, 1)  # type: ignore[arg-type]  # pytest passes shapes
     k, v = encoded(pool, [3, 0, 3, 200])
 
     nbytes, wrong = pool.difference(slice(None), np.array([3, 0, 3, 200]), k, v)
@@ -43,7 +43,7 @@ def test_tokens_side_by_side_are_what_the_reference_makes_of_them(shape: object)
 
 @pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("part", ["packed", "norms"])
-def test_one_wrong_bit_is_a_difference(stream: int, part: str) -> None:
+def test_one_wrong_bit_is_reported(stream: int, part: str) -> None:
     pool = Pool(SHAPES[1], 1)
     numbers = np.array([5, 6, 7])
     streams = encoded(pool, [5, 6, 7])
@@ -52,7 +52,7 @@ def test_one_wrong_bit_is_a_difference(stream: int, part: str) -> None:
     assert "layer 1, token 2" in pool.difference(slice(None), numbers, *streams)[1]
 
 
-def test_other_tokens_or_another_number_of_them_are_a_difference() -> None:
+def test_wrong_tokens_or_wrong_count_are_reported() -> None:
     pool = Pool(SHAPES[0], 1)
     streams = encoded(pool, [1, 2, 3])
 
@@ -61,7 +61,7 @@ def test_other_tokens_or_another_number_of_them_are_a_difference() -> None:
     assert pool.difference(slice(None), np.array([1, 2]), *streams)[1]
 
 
-def test_what_has_left_a_window_need_not_be_there() -> None:
+def test_state_forgets_tokens_outside_the_window() -> None:
     state = State.empty(2, window=3).grown(slice(0, 1), np.arange(5)).grown(slice(0, 2), np.arange(2))
 
     assert state.lengths == (7, 2)
@@ -70,24 +70,24 @@ def test_what_has_left_a_window_need_not_be_there() -> None:
 
 
 def record(call: Call, name: str, offset: int = 0, content: bytes = b"") -> bytes:
-    """A line of the journal."""
+    """Return an entry of the journal."""
     return struct.pack("=iiqq", call, len(name), offset, len(content)) + name.encode() + content
 
 
 class Fixed(random.Random):
-    """Lets a share of what was not synced reach the disk: nothing or everything."""
+    """Random generator that lets a fixed share of unsynced data reach the disk."""
 
     def __init__(self, share: float) -> None:
         super().__init__(1)
         self.share = share
 
-    def choice(self, seq: object) -> float:  # type: ignore[override]  # noqa: ARG002 - one there may be
+    def choice(self, seq: object) -> float:  # type: ignore[override]  # noqa: ARG002 - the base class has it
         return self.share
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A directory as it was, a journal of what was done to it, and what is to become of it."""
+    """Return a directory before the process, the journal, and the directory to change."""
     before, directory = tmp_path / "before", tmp_path / "data"
     for folder in (before, directory):
         folder.mkdir()
@@ -106,16 +106,14 @@ def disk(tmp_path: Path) -> tuple[Path, Path, Path]:
     return before, tmp_path / "journal", directory
 
 
-def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(disk: tuple[Path, Path, Path]) -> None:
+def test_journal_cut_off_is_read_to_last_full_entry(disk: tuple[Path, Path, Path]) -> None:
     calls = [change.call.name for change in journal_of(disk[1])]
 
     assert calls == ["WRITE", "SYNC", "WRITE", "TRUNCATE", "WRITE", "WRITE", "UNLINK"]
 
 
 @pytest.mark.parametrize(("share", "changed"), [(0.0, False), (1.0, True)])
-def test_what_was_synced_is_there_and_the_rest_may_be(
-    disk: tuple[Path, Path, Path], share: float, changed: bool
-) -> None:
+def test_power_loss_keeps_synced_data(disk: tuple[Path, Path, Path], share: float, changed: bool) -> None:
     lost = lose_power(*disk, Fixed(share))
 
     files = {path.name: path.read_bytes() for path in disk[2].iterdir()}
@@ -125,7 +123,7 @@ def test_what_was_synced_is_there_and_the_rest_may_be(
     assert (lost == 0) == changed
 
 
-def test_a_write_reaches_the_disk_in_part(disk: tuple[Path, Path, Path]) -> None:
+def test_power_loss_can_tear_a_write(disk: tuple[Path, Path, Path]) -> None:
     found = set()
     for seed in range(20):
         rng = Fixed(0.5)
@@ -137,16 +135,19 @@ def test_a_write_reaches_the_disk_in_part(disk: tuple[Path, Path, Path]) -> None
     assert found == {(a, b) for a in (False, True) for b in (False, True)}
 
 
-def test_twenty_rounds_have_every_kind_and_the_same_seed_the_same_rounds() -> None:
-    plans = schedule(40, 7, 1.0)
+def test_schedule_has_every_kind_and_repeats_by_seed() -> None:
+    kinds = len(possible())
 
-    assert {plan.kind for plan in plans[:20]} == {plan.kind for plan in plans[20:]} == set(possible())
-    assert plans == schedule(40, 7, 1.0)
-    assert plans != schedule(40, 8, 1.0)
+    plans = schedule(kinds + 40, 7, 1.0)
+
+    assert {plan.kind for plan in plans[:kinds]} == set(possible())
+    assert {plan.kind for plan in plans[-20:]} == set(possible())
+    assert plans == schedule(kinds + 40, 7, 1.0)
+    assert plans != schedule(kinds + 40, 8, 1.0)
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_each_deliberate_fault_can_be_made(name: str) -> None:
+def test_each_deliberate_fault_applies(name: str) -> None:
     mutation = MUTATIONS[name]
 
     text = files("hadakv_service").joinpath(mutation.file).read_text("utf-8")
@@ -156,21 +157,21 @@ def test_each_deliberate_fault_can_be_made(name: str) -> None:
 
 
 @pytest.mark.parametrize("durability", ["memory", "ack"])
-def test_a_misplaced_append_may_find_that_its_session_was_evicted(durability: Durability) -> None:
-    """At 0 it begins a new one, unless the old one had to stay."""
+def test_misplaced_append_may_meet_an_evicted_session(durability: Durability) -> None:
+    """At position 0 it creates a new session. For an `ack` session that is a violation."""
     pool = Pool(SHAPES[0], 1)
     alone = State.empty(pool.shape.layers, None).grown(slice(0, pool.shape.layers), np.array([3]))
     found = []
     with running_service("--durability", "memory") as service, Client(service.url) as client:
         for seed in range(20):
-            known = Known(f"w-{seed}", pool, durability, alone)
-            worker = Worker("w", [known], [pool], random.Random(seed), Tally(), Weather(evicting=True))
+            known = KnownSession(f"w-{seed}", pool, durability, alone)
+            worker = Worker("w", [known], [pool], random.Random(seed), Tally(), Expectations(evicting=True))
             worker._client = client
             try:
-                worker._misplace(known)
+                worker._append_misplaced(known)
                 found.append(f"new, {known.durability}")
-            except (Gone, Violation) as error:
+            except (Evicted, Violation) as error:
                 found.append(type(error).__name__)
 
-    wanted = {"memory": {"new, ack", "Gone"}, "ack": {"Violation"}}[durability]
+    wanted = {"memory": {"new, ack", "Evicted"}, "ack": {"Violation"}}[durability]
     assert set(found) == wanted

@@ -1,4 +1,4 @@
-"""Odd calls, one after another on a connection: whatever is wrong with one is answered with a problem document."""
+"""Target "calls": odd requests, one after another on a connection. Every error must be a problem document."""
 
 import http.client
 import json
@@ -10,7 +10,7 @@ import msgpack
 
 from fuzzing.http_cases import Call, made
 from fuzzing.report import Limit, Tally
-from fuzzing.watch import watched
+from fuzzing.watch import monitored
 from hadakv_service.testing import RunningService
 from support.contract import MSGPACK, PROBLEM
 
@@ -18,17 +18,17 @@ TIMEOUT_SECONDS = 20.0
 
 
 class Line:
-    """One connection that is used again and again, and made anew when it was closed."""
+    """Connection that is reused, and opened again after it was closed."""
 
     def __init__(self, url: str) -> None:
         address = urlsplit(url)
         self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
 
     def send(self, call: Call) -> tuple[int, str, bytes]:
-        """Status, content type and content of the answer.
+        """Send a request; return the status, content type and content of the response.
 
         Raises:
-            TimeoutError: there was none in time.
+            TimeoutError: there was no response in time.
             OSError, http.client.HTTPException: the connection broke.
         """
         connection = self._connection
@@ -54,28 +54,28 @@ class Line:
 
 
 def run(service: RunningService, limit: Limit) -> Tally:
-    """Send calls."""
+    """Run the target."""
     tally, rng, line = Tally("calls"), random.Random(limit.seed), Line(service.url)
-    for _ in watched(service, limit, tally):
+    for _ in monitored(service, limit, tally):
         judge(tally, line, made(rng))
     line.close()
     return tally
 
 
 def judge(tally: Tally, line: Line, call: Call) -> None:
-    """Send one call; every error must be a problem document."""
+    """Send one request and check the response."""
     try:
         status, content_type, content = line.send(call)
     except TimeoutError:
-        tally.note_hang(str(call))
+        tally.record_timeout(str(call))
         return
     except (OSError, http.client.HTTPException) as error:
-        tally.note(0, str(call))
-        tally.failures.append(f"no answer but {error!r}: {call}")
+        tally.record(0, str(call))
+        tally.failures.append(f"no response, {error!r}: {call}")
         return
-    tally.note(status, str(call))
+    tally.record(status, str(call))
     if status >= 400 and call.method != "HEAD" and not _is_problem(status, content_type, content):
-        tally.failures.append(f"{status} without a problem document, but {content_type} {content[:100]!r}: {call}")
+        tally.failures.append(f"{status} is no problem document: {content_type} {content[:100]!r}: {call}")
     if status < 400 and content_type == MSGPACK:
         msgpack.unpackb(content)
 

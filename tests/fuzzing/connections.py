@@ -1,8 +1,7 @@
-"""Streams of requests on connections to the service.
+"""Target "connections": streams of requests.
 
-Of what is meant, in an unusual form, the answers are known. Of what is spoiled only this is asked: whatever is answered
-is HTTP and no failure of ours, and the connection ends. Bodies that were refused have a request in them; nobody may
-carry that out.
+The responses to valid streams, in unusual forms, are known. For corrupted streams the service must answer valid HTTP
+without a 5xx failure, and end the connection. Rejected bodies contain a request that must not be executed.
 """
 
 import random
@@ -13,32 +12,32 @@ import numpy as np
 
 from fuzzing import streams
 from fuzzing.report import Limit, Tally
-from fuzzing.watch import watched
+from fuzzing.watch import monitored
 from hadakv_service.testing import RunningService
 from support.contract import Caller, connect
 
 TIMEOUT_SECONDS = 20.0
-# Who gets nothing for so long ends the connection; only how much is told of the answers depends on it.
+# The client ends the connection after this pause. Only the number of responses seen depends on it.
 QUIET_SECONDS = 0.03
 ONE = np.ones((1, 1, 1, 64), np.float16)
 
 
 def run(service: RunningService, limit: Limit) -> Tally:
-    """Send streams."""
+    """Run the target."""
     tally, rng = Tally("connections"), random.Random(limit.seed)
     with Caller(service.url) as caller:
         caller.append(streams.CANARY, ONE, ONE)
-        for _ in watched(service, limit, tally):
-            sent, wanted = streams.meant(rng, f"h{rng.randrange(1000)}")
+        for _ in monitored(service, limit, tally):
+            sent, wanted = streams.valid_stream(rng, f"h{rng.randrange(1000)}")
             if rng.random() < 0.4:
-                _meant_case(tally, service.url, sent, wanted, rng)
+                _valid_case(tally, service.url, sent, wanted, rng)
                 if caller.get(f"/sessions/{streams.CANARY}").status != 200:
-                    tally.failures.append(f"a request was found in a body: {_short(sent)}")
+                    tally.failures.append(f"a request inside a body was executed: {_short(sent)}")
             else:
                 for _ in range(rng.randint(1, 3)):
-                    sent = rng.choice(streams.SPOILS)(rng, sent)
-                _spoiled_case(tally, service.url, sent, rng)
-            # What is spoiled may end it with full right.
+                    sent = rng.choice(streams.CORRUPTIONS)(rng, sent)
+                _corrupted_case(tally, service.url, sent, rng)
+            # A corrupted stream may delete it rightly.
             caller.append(streams.CANARY, ONE, ONE)
     return tally
 
@@ -47,28 +46,28 @@ def _short(sent: bytes) -> str:
     return f"{len(sent)} bytes {sent[:400]!r}"
 
 
-def _meant_case(tally: Tally, url: str, sent: bytes, wanted: list[set[int]], rng: random.Random) -> None:
+def _valid_case(tally: Tally, url: str, sent: bytes, wanted: list[set[int]], rng: random.Random) -> None:
     try:
         found = ask(url, sent, len(wanted), rng)
     except TimeoutError:
-        tally.note_hang(f"meant: {_short(sent)}")
+        tally.record_timeout(f"valid: {_short(sent)}")
         return
-    tally.note_all(found, _short(sent))
+    tally.record_all(found, _short(sent))
     if len(found) != len(wanted) or any(status not in each for status, each in zip(found, wanted, strict=True)):
-        tally.failures.append(f"answered {found} in place of {wanted}: {_short(sent)}")
+        tally.failures.append(f"statuses {found}, expected {wanted}: {_short(sent)}")
 
 
-def _spoiled_case(tally: Tally, url: str, sent: bytes, rng: random.Random) -> None:
+def _corrupted_case(tally: Tally, url: str, sent: bytes, rng: random.Random) -> None:
     try:
-        tally.note_all(streams.statuses(exchange(url, sent, rng)), _short(sent))
+        tally.record_all(streams.statuses(exchange(url, sent, rng)), _short(sent))
     except TimeoutError:
-        tally.note_hang(f"spoiled: {_short(sent)}")
-    except streams.NoHttp as error:
+        tally.record_timeout(f"corrupted: {_short(sent)}")
+    except streams.InvalidHttp as error:
         tally.failures.append(f"{error}: {_short(sent)}")
 
 
 def ask(url: str, sent: bytes, answers: int, rng: random.Random) -> list[int]:
-    """Send what is meant, and read so many answers before the connection is ended; fewer if the service ends it."""
+    """Send a valid stream and read its responses; fewer if the service ends the connection."""
     found: list[int] = []
     with connect(url) as connection, suppress(ConnectionError):
         _send(connection, sent, rng)
@@ -84,14 +83,14 @@ def ask(url: str, sent: bytes, answers: int, rng: random.Random) -> list[int]:
 
 
 def exchange(url: str, sent: bytes, rng: random.Random) -> bytes:
-    """Send a stream; everything that comes back until the service closes.
+    """Send a stream; return all bytes received until the service closes the connection.
 
     Raises:
-        TimeoutError: it does not, once it is told that no more will come.
+        TimeoutError: the service did not close the connection after the end of the stream.
     """
     received = bytearray()
     with connect(url) as connection:
-        # What the service has refused it may not read to the end; what it said of that can still be read.
+        # The service may stop reading a rejected stream. Its response can still be read.
         with suppress(ConnectionError):
             _send(connection, sent, rng)
         with suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""Which sessions were deleted and not made anew: an append, a fork or an import makes one, too."""
+"""Record of deleted sessions. PUT, append, import and fork can create them again."""
 
 from typing import Any
 
@@ -12,30 +12,30 @@ _MAKING = {
 _FORK = ("POST", "/sessions/{id}/fork")
 
 
-class Gone:
-    """Follows the calls of one caller, whom nobody else's calls come between."""
+class DeletedSessions:
+    """Sessions that one client has deleted and not created again. No other client may change them meanwhile."""
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
 
-    def note(self, call: tuple[str, str], session: str, body: Any, status: int) -> None:
-        """Note what became of a call.
+    def record(self, call: tuple[str, str], session: str, body: Any, status: int) -> None:
+        """Record a request and its response.
 
         Args:
-            call: method and template of the path.
-            session: the id in the path.
-            body: as it was sent.
-            status: of the answer.
+            call: method and path template.
+            session: session id in the path.
+            body: body of the request.
+            status: status of the response.
 
         Raises:
-            Contradiction: a session that was deleted is there.
+            Contradiction: the service found a session that was deleted.
         """
         if not 200 <= status < 300:
             return
         if call in _MAKING:
             self._ids.discard(session)
         elif session in self._ids:
-            raise Contradiction(f"{session!r} was deleted, and {' '.join(call)} finds it")
+            raise Contradiction(f"{session!r} was deleted, but {' '.join(call)} found it")
         elif call == _FORK:
             self._ids.discard(body["id"])
         elif call[0] == "DELETE":

@@ -1,4 +1,4 @@
-"""What a session must hold: all that was acknowledged, and nothing else. Kept from the answers to appends."""
+"""Expected content of a session: exactly what the responses to appends have acknowledged."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ Rows = dict[tuple[str, str], NDArray[Any]]
 
 
 class Contradiction(AssertionError):
-    """The service answered what cannot be."""
+    """A response that contradicts earlier responses."""
 
 
-class Held:
-    """One session."""
+class ExpectedSession:
+    """Expected content of one session."""
 
     def __init__(self, layers: dict[int, Rows] | None = None) -> None:
         self._layers: dict[int, Rows] = dict(layers or {})
 
     def length(self, layer: int) -> int:
-        """Tokens of a layer."""
+        """Return the number of tokens of a layer."""
         rows = self._layers.get(layer, {})
         return next((part.shape[1] for part in rows.values()), 0)
 
     def append(self, first: int, answer: Json) -> None:
-        """Take in what an append answered: new tokens, or once more what was there.
+        """Record the response to an append: new tokens, or a repetition.
 
         Raises:
-            Contradiction: it went neither to the end, nor is it what was stored there.
+            Contradiction: the tokens are neither at the end, nor equal to those stored there.
         """
         for index, rows in enumerate(_by_layer(answer)):
             layer, position = first + index, answer["position"]
@@ -43,15 +43,15 @@ class Held:
                 self._check(layer, position, rows)
 
     def check(self, first: int, answer: Json) -> None:
-        """Compare what a read of packed layers from `first` on answered.
+        """Compare the response to a read of packed layers, starting with layer `first`.
 
         Raises:
-            Contradiction: it is not what was acknowledged.
+            Contradiction: the content differs from what was acknowledged.
         """
         for index, rows in enumerate(_by_layer(answer)):
             self._check(first + index, answer["start"], rows)
             if answer["stop"] > self.length(first + index):
-                raise Contradiction(f"layer {first + index} answers for tokens up to {answer['stop']}")
+                raise Contradiction(f"layer {first + index} returned tokens up to {answer['stop']}")
 
     def _check(self, layer: int, position: int, rows: Rows) -> None:
         mine = self._layers.get(layer, {})
@@ -59,11 +59,11 @@ class Held:
             tokens = part.shape[1]
             stored = mine[name][:, position : position + tokens] if name in mine else part[:, :0]
             if tokens and not (stored.shape == part.shape and stored.tobytes() == part.tobytes()):
-                raise Contradiction(f"layer {layer} from {position} on is not what was stored there: {name}")
+                raise Contradiction(f"layer {layer} from {position}: {name} is not what was stored")
 
-    def truncated(self, length: int | None) -> "Held":
-        """A session of the first tokens, or all."""
-        return Held(
+    def truncated(self, length: int | None) -> "ExpectedSession":
+        """Return the content truncated to a length; all of it for None."""
+        return ExpectedSession(
             {layer: {name: part[:, :length] for name, part in rows.items()} for layer, rows in self._layers.items()}
         )
 
@@ -75,7 +75,7 @@ def _by_layer(answer: Json) -> list[Rows]:
 
 
 def _joined(old: Rows | None, new: Rows) -> Rows:
-    # An empty layer has no rows yet, whatever it is to have.
+    # An empty layer has no rows yet, so its shape is not known.
     if old is None or all(part.shape[1] == 0 for part in old.values()):
         return new
     return {name: np.concatenate([old[name], part], 1) for name, part in new.items()}

@@ -1,7 +1,7 @@
-"""One target under atheris: `python tests/fuzzing/guided.py TARGET FILE <options of libFuzzer> CORPUS`.
+"""Run a target under atheris: `python tests/fuzzing/guided.py TARGET FILE <options of libFuzzer> CORPUS`.
 
-What it imports is compiled anew with counters in it, so that libFuzzer keeps the inputs that reach something new. The
-outcomes are written to FILE, as JSON; whatever nobody expects ends the process with a trace.
+Imported modules are instrumented, so that libFuzzer keeps inputs that reach new code. The outcomes are written to FILE
+as JSON. An unexpected exception ends the process with a traceback.
 """
 
 import json
@@ -15,16 +15,16 @@ from pathlib import Path
 
 import atheris
 
-# libFuzzer ends the process without asking anybody, so it is written time and again.
+# libFuzzer ends the process without notice, so the outcomes are written regularly.
 WRITE_EVERY = 64
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     name, told = sys.argv[1], Path(sys.argv[2])
     _let_sources_be_found()
     with atheris.instrument_imports(include=["hadakv_service", "uvicorn.protocols"]):
-        from fuzzing import parse, protocol  # noqa: F401 - what is imported later gets no counters
+        from fuzzing import parse, protocol  # noqa: F401 - later imports are not instrumented
         from fuzzing.in_process import target
 
     with target(name) as (outcome, mutated):
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def fuzz(outcome: Callable[[bytes], str], mutated: Callable[[bytes, random.Random], bytes], told: Path) -> None:
-    """Let libFuzzer try inputs; it ends the process."""
+    """Run libFuzzer. It ends the process."""
     seen: Counter[str] = Counter()
 
     def one(data: bytes) -> None:
@@ -50,7 +50,7 @@ def fuzz(outcome: Callable[[bytes], str], mutated: Callable[[bytes, random.Rando
 
 
 def _let_sources_be_found() -> None:
-    """Have modules found in their folder: those that an editable install's own finder finds get no counters."""
+    """Let modules be found in their folder. Modules found by an editable install's finder are not instrumented."""
     found = find_spec("hadakv_service")
     assert found is not None
     assert found.origin is not None

@@ -1,7 +1,7 @@
-"""What schemathesis is to know of this service: msgpack, tensors that fit together, and where to put its counts.
+"""Hooks for schemathesis: msgpack, tensors that fit together, and a log of responses.
 
-Loaded by schemathesis, by the name that `SCHEMATHESIS_HOOKS` has. With each call the file that `HADAKV_FUZZ_LOG` names
-gets a line: the status and the call.
+schemathesis loads the module that `SCHEMATHESIS_HOOKS` names. For each request the file that `HADAKV_FUZZ_LOG` names
+gets a line with the status and the operation.
 """
 
 import base64
@@ -26,17 +26,17 @@ from schemathesis import (
 from schemathesis.transport.serialization import Binary
 
 from fuzzing import values
-from fuzzing.deleted_sessions import Gone
+from fuzzing.deleted_sessions import DeletedSessions
 from support.contract import JSON, MSGPACK, Json
 from support.session_files import OCTETS
 
 LOG = open(os.environ["HADAKV_FUZZ_LOG"], "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the end
-GONE = Gone()
+DELETED = DeletedSessions()
 
 
 @schemathesis.serializer(MSGPACK)
 def to_msgpack(_: SerializationContext, value: Any) -> bytes:
-    """A generated value as msgpack, where "data" is bytes; what msgpack has no numbers for becomes the next it has."""
+    """Pack a generated value. "data" becomes bytes, and integers are clipped to the range of msgpack."""
     return bytes(msgpack.packb(_packable(value), unicode_errors="surrogatepass"))
 
 
@@ -45,7 +45,7 @@ def _packable(value: Any, key: str = "") -> Any:
         case Binary():
             return value.data
         case str() if key == "data":
-            return _unshown(value)
+            return _from_base64(value)
         case dict():
             return {name: _packable(part, name) for name, part in value.items()}
         case list():
@@ -55,15 +55,15 @@ def _packable(value: Any, key: str = "") -> Any:
     return value
 
 
-def _unshown(shown: str) -> Any:
-    """The bytes that an example of the document shows as base64."""
+def _from_base64(shown: str) -> Any:
+    """Decode the base64 of an example in the document; other strings stay as they are."""
     try:
         return base64.b64decode(shown, validate=True)
     except (binascii.Error, ValueError):
         return shown
 
 
-# Of bytes the schema says nothing.
+# The schema says nothing about octet streams.
 schemathesis.openapi.media_type(
     OCTETS, st.integers(0, 1 << 32).map(lambda seed: values.exported_session(random.Random(seed)))
 )
@@ -71,21 +71,21 @@ schemathesis.openapi.media_type(
 
 @schemathesis.deserializer(MSGPACK)
 def from_msgpack(_: DeserializationContext, response: Response) -> Any:
-    """An answer as the schema has it: bytes are strings there."""
-    return _told(msgpack.unpackb(response.content))
+    """Unpack a response. Bytes become strings, as in the schema."""
+    return _readable(msgpack.unpackb(response.content))
 
 
-def _told(value: Any) -> Any:
+def _readable(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, dict):
-        return {name: _told(part) for name, part in value.items()}
-    return [_told(part) for part in value] if isinstance(value, list) else value
+        return {name: _readable(part) for name, part in value.items()}
+    return [_readable(part) for part in value] if isinstance(value, list) else value
 
 
 @schemathesis.hook
 def before_load_schema(_: HookContext, raw_schema: Json) -> None:
-    """Take the document at its word: an answer has no key that it does not name."""
+    """Forbid keys that the document does not name."""
     for schema in raw_schema["components"]["schemas"].values():
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)
@@ -93,9 +93,9 @@ def before_load_schema(_: HookContext, raw_schema: Json) -> None:
 
 @schemathesis.hook
 def map_case(_: HookContext, case: Case) -> Case:
-    """Make of a case that is valid by the schema one that mostly means something."""
+    """Change a case that is valid by the schema so that it is mostly meaningful."""
     rng = random.Random(f"{case.method} {case.path} {case.path_parameters} {case.query} {case.body!r}")
-    if JSON not in _answered(case) or rng.random() < 0.5:
+    if JSON not in _response_types(case) or rng.random() < 0.5:
         case.headers["Accept"] = MSGPACK
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE or rng.random() < 0.2:
         return case
@@ -103,23 +103,23 @@ def map_case(_: HookContext, case: Case) -> Case:
         case.path_parameters["id"] = rng.choice(values.SESSIONS)
     case.query.update({name: rng.randint(0, 300) for name in ("start", "stop") if name in case.query})
     if isinstance(case.body, dict):
-        case.body = _shown(_meant(rng, case, case.body))
+        case.body = _to_base64(_meaningful(rng, case, case.body))
     return case
 
 
-def _shown(value: Any) -> Any:
-    """The same value with bytes as base64, which is how the document's examples have them."""
+def _to_base64(value: Any) -> Any:
+    """Return the value with bytes as base64, as in the document's examples."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    return {name: _shown(part) for name, part in value.items()} if isinstance(value, dict) else value
+    return {name: _to_base64(part) for name, part in value.items()} if isinstance(value, dict) else value
 
 
-def _answered(case: Case) -> Json:
+def _response_types(case: Case) -> Json:
     responses: Json = case.operation.definition.raw["responses"]
     return {kind: None for status in ("200", "201") for kind in responses.get(status, {}).get("content", {})}
 
 
-def _meant(rng: random.Random, case: Case, body: Json) -> Json:
+def _meaningful(rng: random.Random, case: Case, body: Json) -> Json:
     match case.path.rpartition("/")[2]:
         case "kv":
             kept = {name: body[name] for name in ("codec", "layer", "position") if name in body and rng.random() < 0.2}
@@ -139,19 +139,19 @@ def _meant(rng: random.Random, case: Case, body: Json) -> Json:
 
 @schemathesis.hook
 def after_call(_: HookContext, case: Case, response: Response) -> None:
-    """Note an answer."""
+    """Log a response."""
     LOG.write(f"{response.status_code} {case.method} {case.path}\n")
 
 
 @schemathesis.check
 def deleted_stays_deleted(_: CheckContext, response: Response, case: Case) -> None:
-    """Refuse an answer for a session that was deleted; schemathesis' own check does not know what makes one anew."""
+    """Fail if a deleted session is found. schemathesis' own check does not know that an append creates a session."""
     if "id" in case.path_parameters:
         session = str(case.path_parameters["id"])
-        GONE.note((case.method.upper(), case.path), session, case.body, response.status_code)
+        DELETED.record((case.method.upper(), case.path), session, case.body, response.status_code)
 
 
 @schemathesis.hook
 def after_network_error(_: HookContext, case: Case, request: requests.PreparedRequest) -> None:
-    """Note a call that was not answered."""
+    """Log a request without a response."""
     LOG.write(f"none {case.method} {request.url}\n")

@@ -1,4 +1,4 @@
-"""Calls that are whole HTTP requests, of which anything may be odd: path, query, headers, msgpack, JSON."""
+"""Complete HTTP requests in which any part may be odd: path, query, headers, msgpack, JSON."""
 
 import json
 import random
@@ -29,11 +29,11 @@ READS = [
 
 @dataclass(slots=True)
 class Call:
-    """A request as it goes out.
+    """HTTP request.
 
     Attributes:
-        chunks: the body in pieces where it goes without a length.
-        how: what was done to it.
+        chunks: chunks of a body that is sent without Content-Length.
+        how: description of the changes made.
     """
 
     method: str
@@ -49,7 +49,7 @@ class Call:
 
 
 def made(rng: random.Random) -> Call:
-    """A call, mostly with something odd about it."""
+    """Return a request, mostly with an odd part."""
     if rng.random() < 0.25:
         method, path = rng.choice(READS).format(rng.randrange(20)).split(" ")
         call = Call(method, path)
@@ -71,7 +71,7 @@ def _packed(rng: random.Random, name: str, body: Json) -> bytes:
 
 
 def odd_tensor(rng: random.Random, body: bytes) -> bytes:
-    """Let dtype, shape and data of one tensor disagree, but not by much."""
+    """Let dtype, shape and data of one tensor disagree slightly."""
     value = msgpack.unpackb(body)
     tensors = [inner for inner in value.values() if isinstance(inner, dict)]
     whole = [each for each in tensors if isinstance(each.get("data"), bytes) and isinstance(each.get("shape"), list)]
@@ -95,7 +95,7 @@ def odd_body(rng: random.Random, call: Call) -> None:
         try:
             call.body = mutation(rng, call.body)
         except (ValueError, TypeError, msgpack.UnpackException, AttributeError, IndexError):
-            call.body = rng.randbytes(20)  # it was spoiled already
+            call.body = rng.randbytes(20)  # the body had been mutated before
         call.how += f", {mutation.__name__}"
 
 
@@ -117,13 +117,13 @@ ODD_JSON = [
 ]
 
 
-# What is no number of this kind, or hardly one, in one of the two formats.
+# Invalid or extreme numbers in JSON or msgpack.
 ODD_NUMBERS = ["-1", "0", "0.1", "1e400", "9007199254740993", str(1 << 63), str(1 << 64), "1" + "0" * 30, "9" * 400]
 FIELDS = ["length", "window", "layers", "kv_heads", "head_dim", "ttl_seconds"]
 
 
 def odd_json(rng: random.Random, call: Call) -> None:
-    """JSON in place of msgpack, where that is read and where it is not."""
+    """Replace msgpack by JSON, whether the route reads JSON or not."""
     if call.body is None:
         return
     call.headers["Content-Type"] = rng.choice([JSON, JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=utf-16"])

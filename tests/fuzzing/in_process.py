@@ -1,7 +1,6 @@
-"""Targets that need no service: inputs of the parser and of a connection, found by atheris where there is one.
+"""Targets without a service process: the parser and the connection. atheris guides them if it is installed.
 
-atheris has no wheels but for Linux on x86-64. Elsewhere the same inputs are changed in the same ways, but nobody is led
-to those that reach something new.
+atheris has wheels for Linux on x86-64 only. Elsewhere inputs are mutated in the same ways, without coverage guidance.
 """
 
 import base64
@@ -23,8 +22,8 @@ GUIDED = find_spec("atheris") is not None
 SCRIPT = Path(__file__).with_name("guided.py")
 TIMEOUT_SECONDS = 20
 MEMORY_MIB = 1024
-# The longest input; a large body has to fit.
-LONGEST = 400_000
+# Large enough for a large body.
+MAX_INPUT_NBYTES = 400_000
 
 Outcome = Callable[[bytes], str]
 Mutated = Callable[[bytes, random.Random], bytes]
@@ -32,8 +31,8 @@ Mutated = Callable[[bytes, random.Random], bytes]
 
 @contextmanager
 def target(name: str) -> Iterator[tuple[Outcome, Mutated]]:
-    """What judges an input of "parse" or "protocol", and what changes one."""
-    # Not before atheris is ready to compile what it is to watch.
+    """Return the function that judges an input of "parse" or "protocol", and the one that mutates it."""
+    # Imported here, because atheris must instrument these modules first.
     from fuzzing import parse, protocol
 
     if name == "parse":
@@ -44,14 +43,14 @@ def target(name: str) -> Iterator[tuple[Outcome, Mutated]]:
 
 
 def seeds(name: str, seed: int) -> list[bytes]:
-    """Inputs to begin with."""
+    """Return the initial inputs."""
     from fuzzing import parse, protocol
 
     return parse.SEEDS if name == "parse" else protocol.seeds(seed)
 
 
 def run(name: str, limit: Limit) -> Tally:
-    """Try inputs."""
+    """Run a target."""
     tally = Tally(f"{name}, in process" + (", guided" if GUIDED else ""))
     (_guided if GUIDED else _unguided)(name, limit, tally)
     return tally
@@ -72,7 +71,7 @@ def _unguided(name: str, limit: Limit, tally: Tally) -> None:
 
 
 def count(tally: Tally, outcome: str, times: int = 1) -> None:
-    """Count inputs of one outcome, which may be several statuses."""
+    """Count inputs of one outcome. It may consist of several statuses."""
     tally.cases += times
     for part in outcome.split() or ["nothing"]:
         tally.outcomes[part] += times
@@ -91,16 +90,17 @@ def _guided(name: str, limit: Limit, tally: Tally) -> None:
     begun = re.search(r"INITED .*rss: (\d+)Mb", done.stderr)
     peak = re.search(r"stat::peak_rss_mb:\s*(\d+)", done.stderr)
     if begun and peak:
-        tally.note_grown(int(peak[1]) - int(begun[1]) << 20)
+        tally.record_growth(int(peak[1]) - int(begun[1]) << 20)
     if "no interesting inputs" in done.stderr:
-        tally.failures.append("atheris saw nothing of what ran: the sources have no counters")
+        tally.failures.append("atheris found no coverage: the sources are not instrumented")
     if done.returncode != 0:
-        tally.failures.append(f"ended with {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
+        tally.failures.append(f"exited with {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
 
 
 def _options(limit: Limit, folder: str) -> list[str]:
     return [
-        *(f"-seed={limit.seed}", f"-max_len={LONGEST}", "-mutate_depth=2", "-print_final_stats=1", "-verbosity=1"),
+        *(f"-seed={limit.seed}", f"-max_len={MAX_INPUT_NBYTES}", "-mutate_depth=2"),
+        *("-print_final_stats=1", "-verbosity=1"),
         *(f"-timeout={TIMEOUT_SECONDS}", f"-rss_limit_mb={MEMORY_MIB}", f"-artifact_prefix={folder}/"),
         *((f"-runs={limit.cases}",) if limit.cases else ()),
         *((f"-max_total_time={max(1, int(limit.seconds))}",) if limit.seconds else ()),

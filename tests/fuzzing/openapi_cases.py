@@ -1,4 +1,4 @@
-"""The OpenAPI document, tried by schemathesis: what it says is sent, what is answered is compared with what it says."""
+"""Target "document": schemathesis sends requests by the OpenAPI document and checks the responses against it."""
 
 import os
 import re
@@ -17,7 +17,7 @@ PHASES = "examples,coverage,fuzzing,stateful"
 
 
 def run(service: RunningService, limit: Limit, phases: str = PHASES, document: str = "") -> Tally:
-    """Try all operations, of the service's own document or of another one."""
+    """Try all operations of the service's document, or of another document."""
     tally = Tally("the OpenAPI document")
     before = resident_nbytes(service.process.pid)
     with TemporaryDirectory() as folder:
@@ -28,19 +28,19 @@ def run(service: RunningService, limit: Limit, phases: str = PHASES, document: s
         for line in log.read_text("utf-8").splitlines() if log.exists() else ():
             status, _, call = line.partition(" ")
             if status == "none":
-                tally.note_hang(call)
+                tally.record_timeout(call)
             else:
-                tally.note(int(status), call)
-    tally.note_grown(resident_nbytes(service.process.pid) - before)
+                tally.record(int(status), call)
+    tally.record_growth(resident_nbytes(service.process.pid) - before)
     if done.returncode != 0:
         tally.failures += found(done.stdout) or [
-            f"schemathesis ended with {done.returncode}: {done.stdout}{done.stderr}"
+            f"schemathesis exited with {done.returncode}: {done.stdout}{done.stderr}"
         ]
     return tally
 
 
 def command(url: str, limit: Limit, phases: str, document: str = "") -> list[str]:
-    """How schemathesis is called."""
+    """Return the command that runs schemathesis."""
     return [
         *(sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", str(FOLDER / "schemathesis.toml")),
         *("run", document or f"{url}/openapi.json", "--url", url, "--phases", phases, "--seed", str(limit.seed)),
@@ -49,7 +49,7 @@ def command(url: str, limit: Limit, phases: str, document: str = "") -> list[str
     ]
 
 
-def found(said: str) -> list[str]:
-    """The failures that schemathesis tells of, each with the call that shows it."""
-    blocks = re.findall(r"^_+ (.+?) _+$(.*?)(?=^_+ .+ _+$|^=+ )", said, re.MULTILINE | re.DOTALL)
+def found(output: str) -> list[str]:
+    """Return the failures in the output of schemathesis, each with its operation."""
+    blocks = re.findall(r"^_+ (.+?) _+$(.*?)(?=^_+ .+ _+$|^=+ )", output, re.MULTILINE | re.DOTALL)
     return [f"{call}: {text.strip()}" for call, text in blocks]

@@ -1,7 +1,7 @@
-"""The path of a body, in this process: parsed, checked, understood or refused, one input at a time.
+"""Target "parse", in this process: request bodies are parsed, checked, and understood or rejected.
 
-The first byte of an input says which body it is taken for. Beside exceptions that nobody expects a disagreement is a
-fault: between what we and `msgpack` take for one well-formed value, and between the append dispatcher and the routes.
+The first byte of an input selects the kind of body. Failures are unexpected exceptions, and disagreements: between our
+check and `msgpack` about well-formed values, and between the append dispatcher and the routes.
 """
 
 import random
@@ -29,13 +29,13 @@ from support.mutated_bodies import MUTATIONS, NORMS, ROWS, K, flip_bytes, replac
 
 
 class Disagreement(AssertionError):
-    """Two that must agree do not."""
+    """Two implementations disagree."""
 
 
 def append(body: bytes) -> None:
     appended = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
     assert appended.k.shape == appended.v.shape
-    # Views of the body: they must be readable to their ends.
+    # These are views of the body. They must be readable to their ends.
     assert appended.k.tobytes() is not None
     assert appended.v.tobytes() is not None
 
@@ -66,22 +66,22 @@ def decode(body: bytes) -> None:
 
 
 def well_formed(body: bytes) -> None:
-    """Compare with the other implementation, which has no limits of depth or number."""
+    """Compare with `msgpack`, which has no limits of depth or count."""
     try:
         check_well_formed(memoryview(body))
     except MalformedBody as error:
         if str(MAX_DEPTH) in error.detail or str(MAX_ITEMS) in error.detail:
             raise
         if refusal(body) is None:
-            raise Disagreement(f"msgpack takes what we refuse: {error.detail}") from None
+            raise Disagreement(f"msgpack accepts what we reject: {error.detail}") from None
         raise
     if (reason := refusal(body)) is not None:
-        raise Disagreement(f"msgpack refuses what we take: {reason!r}")
+        raise Disagreement(f"msgpack rejects what we accept: {reason!r}")
 
 
 def refusal(body: bytes) -> Exception | None:
-    """Why `msgpack` refuses a value; None if it does not. It makes nothing of it: times, say, may be any."""
-    # Its own compiled one skips 2^32 - 1 bytes that are not there.
+    """Return why `msgpack` rejects a value; None if it accepts it. Values such as times are not interpreted."""
+    # Its compiled parser skips 2^32 - 1 missing bytes without an error.
     unpacker = Unpacker(max_buffer_size=0)
     unpacker.feed(body)
     try:
@@ -96,7 +96,7 @@ _APPEND_PATH = re.compile(r"/sessions/([^/]+)/kv")
 
 
 def append_path(body: bytes) -> None:
-    """The dispatcher and FastAPI's routes must find the same session in the path of an append."""
+    """Check that the dispatcher and FastAPI's routes find the same session in the path of an append."""
     session = appended_session({"type": "http", "method": "POST", "raw_path": body})
     if session is None:
         raise InvalidRequest([("path", "is left to FastAPI")])
@@ -107,14 +107,14 @@ def append_path(body: bytes) -> None:
 
 
 def file(body: bytes) -> None:
-    """What we take for a session's file must be a file for the library that made the format."""
+    """Check that `safetensors` accepts every session file that we accept."""
     taken = session_file_reader.read(body)
     try:
         theirs = dict(safetensors.deserialize(body))
     except safetensors.SafetensorError as error:
-        raise Disagreement(f"safetensors refuses what we take: {error}") from None
+        raise Disagreement(f"safetensors rejects what we accept: {error}") from None
     if theirs.keys() != taken.tensors.keys():
-        raise Disagreement("safetensors finds other tensors")
+        raise Disagreement("safetensors finds different tensors")
 
 
 Target = Callable[[bytes], None]
@@ -159,10 +159,10 @@ SEEDS = [
 
 
 def outcome(data: bytes) -> str:
-    """Whether an input was understood, or how it was refused.
+    """Return "understood", or the slug of the error that rejects an input.
 
     Raises:
-        Exception: whatever nobody expects.
+        Exception: an unexpected failure.
     """
     if not data:
         return ""
@@ -194,7 +194,7 @@ JSON_PARTS = [
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """Another input, changed as its structure suggests."""
+    """Mutate an input by its structure."""
     kind, body = data[:1] or b"\0", data[1:]
     if rng.random() < 0.05:
         kind = bytes([rng.randrange(len(TARGETS))])
@@ -202,12 +202,12 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
         return kind + _with_part(rng, body)
     if kind[0] % len(TARGETS) == FILE_KIND and rng.random() < 0.7:
         return kind + _with_other_header(rng, body)
-    # Most ways to spoil a body make of it none at all; past that check only what keeps its structure comes.
+    # Most mutations destroy the structure. Only those that keep it get past the first check.
     mutation = rng.choice([replace_value, reshape, odd_tensor] if rng.random() < 0.6 else MUTATIONS)
     try:
         return kind + mutation(rng, body)
     except Exception:
-        return kind + body[: rng.randrange(len(body) + 1)]  # it has no structure any more
+        return kind + body[: rng.randrange(len(body) + 1)]  # the body has lost its structure
 
 
 def _with_part(rng: random.Random, text: bytes) -> bytes:
@@ -216,7 +216,7 @@ def _with_part(rng: random.Random, text: bytes) -> bytes:
 
 
 def _with_other_header(rng: random.Random, body: bytes) -> bytes:
-    """A file whose header is changed, and as long as it says."""
+    """Return a file with a mutated header and a matching header length."""
     stop = 8 + int.from_bytes(body[:8], "little")
     header = rng.choice([_with_part, flip_bytes])(rng, body[8:stop] or b"{}")
     return len(header).to_bytes(8, "little") + header + body[stop:]

@@ -1,7 +1,7 @@
-"""The connection, in this process: any bytes in any pieces, with an app behind that reads bodies and answers.
+"""Target "protocol", in this process: any bytes in any pieces on a connection, with an app that reads and responds.
 
-Nothing may come out of it but HTTP, no exception may reach the event loop, and no request may be left under way once
-the connection has ended.
+The output must be HTTP. No exception may reach the event loop. No request may be in progress after the connection has
+ended.
 """
 
 import asyncio
@@ -29,15 +29,15 @@ LIMIT = 1 << 20
 LIMITS = Limits(
     1 << 16, max_connections=10, idle_seconds=1.0, header_timeout=1.0, stall_timeout=1.0, min_bytes_per_second=1 << 18
 )
-# As much as is written before a peer must have taken it.
+# Buffered output, in bytes, above which the protocol waits for the peer.
 HIGH_WATER = 1 << 16
 BODIES = BodyReader(LIMIT)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads a body as the service does, and answers its size and as many zeros.
+    """Read a body as the service does, and respond with its size and as many zeros.
 
-    A path that begins with /w is answered in one write.
+    The response to a path that begins with /w is sent in one write.
     """
     try:
         if scope["path"].startswith("/w"):
@@ -54,7 +54,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Wire(asyncio.Transport):
-    """A connection's other end: keeps what is written, and hands on what it is given to whoever reads now."""
+    """Transport in memory: records written bytes, and feeds bytes to the current protocol."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: HttpProtocol, *, stalls: bool) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
@@ -69,7 +69,7 @@ class Wire(asyncio.Transport):
         self._waiting = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the peer."""
+        """Deliver bytes from the peer."""
         self._waiting += data
         self._pump()
 
@@ -88,7 +88,7 @@ class Wire(asyncio.Transport):
                 protocol.data_received(data)  # type: ignore[attr-defined]  # it is none of the other kind
 
     def end(self) -> None:
-        """The peer has gone."""
+        """Close the connection from the peer's side."""
         if not self.closed:
             self.closed = True
             self._protocol.connection_lost(None)
@@ -104,7 +104,7 @@ class Wire(asyncio.Transport):
                 self._loop.call_soon(self._read)
 
     def _read(self) -> None:
-        """The peer takes what was written."""
+        """Let the peer read what was written."""
         self._unread = 0
         self._connection.resume_writing()
 
@@ -140,7 +140,7 @@ class Wire(asyncio.Transport):
 
 
 class Peer:
-    """Makes connections on an event loop of its own."""
+    """Peer that opens connections on an event loop of its own."""
 
     def __init__(self) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
@@ -160,10 +160,10 @@ class Peer:
         self._errors.append(context)
 
     def outcome(self, data: bytes) -> str:
-        """The statuses that an input was answered with. Its first byte says in which pieces the others come.
+        """Send an input in pieces that its first byte selects; return the statuses of the responses.
 
         Raises:
-            Exception: whatever nobody expects.
+            Exception: an unexpected failure.
         """
         return self._loop.run_until_complete(self._outcome(data))
 
@@ -175,7 +175,7 @@ class Peer:
             wire.feed(piece)
             await asyncio.sleep(0)
         await self._settle()
-        # The second time much too late, for some.
+        # For some inputs the second time is far beyond every timeout.
         for now in (0.0, 100.0 if data and data[0] % 2 else 0.5):
             protocol.check_timeouts(now)
             await self._settle()
@@ -186,7 +186,7 @@ class Peer:
         return " ".join(map(str, streams.statuses(bytes(wire.written))))
 
     async def _settle(self) -> None:
-        """Let everybody go on who can: nothing here waits for anything but bytes."""
+        """Run the event loop until every task waits for bytes."""
         for turn in range(200):
             if turn > 5 and not self._state.tasks:
                 break
@@ -196,21 +196,21 @@ class Peer:
 def _pieces(data: bytes) -> list[bytes]:
     kind, sent = (data[0] if data else 0), data[1:]
     size = [1 << 30, 1, 7, 100, 65_536, 1000][kind % 6]
-    # Byte by byte is for heads; a body that long would take for ever.
+    # Single bytes are for headers. A long body would take too long.
     size = max(size, len(sent) // 500)
     return [sent[start : start + size] for start in range(0, len(sent), size)]
 
 
 def seeds(seed: int) -> list[bytes]:
-    """Streams of requests, each with a way to come."""
+    """Return streams of requests, each with a piece size."""
     rng = random.Random(seed)
-    sent = [streams.meant(rng, "w" if number % 2 else "s")[0] for number in range(24)]
+    sent = [streams.valid_stream(rng, "w" if number % 2 else "s")[0] for number in range(24)]
     sent = [stream.replace(b"/sessions/w/kv", b"/w") for stream in sent]
     return [bytes([number % 6]) + stream for number, stream in enumerate(sent)]
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """Another input, changed as heads are."""
+    """Mutate an input as a stream of requests."""
     kind = bytes([rng.randrange(6)]) if rng.random() < 0.2 else data[:1] or b"\0"
     sent = data[1:] or streams.DELETE
-    return kind + rng.choice(streams.SPOILS)(rng, sent)
+    return kind + rng.choice(streams.CORRUPTIONS)(rng, sent)

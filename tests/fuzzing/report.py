@@ -1,4 +1,4 @@
-"""What a target of the fuzzing saw: cases, statuses, and everything that must not be."""
+"""Counters of a fuzzing target: cases, statuses and failures."""
 
 import threading
 import time
@@ -6,23 +6,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-# A service may say that it is busy or full. Whatever else begins with 5 is a fault of ours.
+# A service may be busy or full. Every other 5xx status is a failure.
 ALLOWED = {503, 507}
-# As much as a service may have more at the end than it had when it was warm, beside its budget.
+# Maximum memory growth after warm-up, beyond the memory budget.
 EXTRA_NBYTES = 192 << 20
 
 
 def is_fault(status: int) -> bool:
-    """Whether a status is a failure of the service."""
+    """Return whether a status is a failure of the service."""
     return status >= 500 and status not in ALLOWED
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """When a target ends: after so many cases or so many seconds, whichever is first.
+    """Limit of a target: the first of both limits ends it.
 
     Attributes:
-        seed: the same seed gives the same cases.
+        seed: random seed. The same seed gives the same cases.
+        cases: maximum number of cases.
+        seconds: maximum duration.
     """
 
     seed: int = 1
@@ -30,7 +32,7 @@ class Limit:
     seconds: float | None = None
 
     def numbers(self) -> Iterator[int]:
-        """Count cases as long as there may be more."""
+        """Yield numbers of cases until the limit."""
         number, start = 0, time.monotonic()
         while (self.cases is None or number < self.cases) and (
             self.seconds is None or time.monotonic() - start < self.seconds
@@ -41,33 +43,33 @@ class Limit:
 
 @dataclass(slots=True)
 class Tally:
-    """The count.
+    """Counters of a target.
 
     Attributes:
-        target: what was fuzzed.
-        cases: how many requests, or inputs where there is no service.
-        outcomes: statuses, or what an input was found to be, with their counts.
-        failures: what must not be, each in a line.
-        hangs: requests that were not answered in time.
-        grown_nbytes: memory that the service had more at the end; None where there is none.
-        seconds: how long it took.
+        target: name of the target.
+        cases: number of requests, or of inputs if there is no service.
+        outcomes: number of cases by status, or by result if there is no service.
+        failures: description of each failure.
+        timeouts: requests without a response in time.
+        grown_nbytes: memory growth of the service, bytes; None if there is no service.
+        seconds: duration.
     """
 
     target: str
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    hangs: int = 0
+    timeouts: int = 0
     grown_nbytes: int | None = None
     seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, status: int, what: str) -> None:
-        """Count an answer."""
-        self.note_all([status], what)
+    def record(self, status: int, what: str) -> None:
+        """Count a response."""
+        self.record_all([status], what)
 
-    def note_all(self, statuses: Iterable[int], what: str) -> None:
-        """Count a case that may have any number of answers."""
+    def record_all(self, statuses: Iterable[int], what: str) -> None:
+        """Count a case that may have any number of responses."""
         with self._lock:
             self.cases += 1
             self.outcomes.update(map(str, statuses))
@@ -76,38 +78,38 @@ class Tally:
     def _blame(self, statuses: Iterable[int], what: str) -> None:
         self.failures += [f"{status}: {what}" for status in statuses if is_fault(status)]
 
-    def note_hang(self, what: str) -> None:
-        """Count a request that nobody answered in time."""
+    def record_timeout(self, what: str) -> None:
+        """Count a request without a response in time."""
         with self._lock:
             self.cases += 1
-            self.hangs += 1
-        self.failures.append(f"no answer in time: {what}")
+            self.timeouts += 1
+        self.failures.append(f"timeout: {what}")
 
-    def note_grown(self, nbytes: int, allowed: int = EXTRA_NBYTES) -> None:
-        """Note how much memory a service has more than before."""
+    def record_growth(self, nbytes: int, allowed: int = EXTRA_NBYTES) -> None:
+        """Record the memory growth of a service, bytes."""
         self.grown_nbytes = nbytes
         if nbytes > allowed:
-            self.failures.append(f"{nbytes >> 20} MiB more than before, {allowed >> 20} are allowed")
+            self.failures.append(f"memory grew by {nbytes >> 20} MiB, {allowed >> 20} MiB allowed")
 
     @property
     def faults(self) -> int:
-        """Answers of 500 and above that may not be."""
+        """Number of responses with a 5xx status that is not allowed."""
         return sum(count for name, count in self.outcomes.items() if name.isdigit() and is_fault(int(name)))
 
     def row(self) -> list[str]:
-        """The line of the table."""
+        """Return a row of the table."""
         seen = ", ".join(f"{name} {count}" for name, count in sorted(self.outcomes.items()))
         grown = "" if self.grown_nbytes is None else f"{self.grown_nbytes / 2**20:+.0f}"
-        crashes = len(self.failures) - self.hangs - self.faults
-        cells = [self.target, f"{self.seconds:.0f}", self.cases, seen, self.faults, crashes, self.hangs, grown]
+        crashes = len(self.failures) - self.timeouts - self.faults
+        cells = [self.target, f"{self.seconds:.0f}", self.cases, seen, self.faults, crashes, self.timeouts, grown]
         return [str(cell) for cell in cells]
 
 
-HEADINGS = ["target", "s", "cases", "outcomes", "5xx", "other failures", "hangs", "MiB"]
+HEADINGS = ["target", "s", "cases", "outcomes", "5xx", "other failures", "timeouts", "MiB"]
 
 
 def table(tallies: list[Tally]) -> str:
-    """All targets, as a table that Markdown reads too."""
+    """Return a Markdown table of all targets."""
     rows = [HEADINGS, *(tally.row() for tally in tallies)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = [

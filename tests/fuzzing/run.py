@@ -1,7 +1,7 @@
-"""Fuzzes the service and prints what came of it: `make fuzz`, or `make fuzz ARGS="--seconds 300 --seed 7"`.
+"""Fuzz the service and print a table: `make fuzz`, or `make fuzz ARGS="--seconds 300 --seed 7"`.
 
-Each target has its share of the time, a service of its own where it needs one, and the same cases for the same seed as
-far as it gets. The exit status is 1 if there was anything that must not be.
+Each target gets a share of the time, and a service of its own if it needs one. The same seed gives the same cases. The
+exit status is 1 if there was a failure.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SHOWN = 20
 
 @contextmanager
 def small_service() -> Iterator[RunningService]:
-    """A service with little memory and a little disk, so that what is sent goes through both."""
+    """Start a service with little memory and a small disk, so that data passes through both."""
     with TemporaryDirectory() as folder:
         flags = ("--data-dir", folder, "--memory-budget", "2MiB", "--disk-budget", "8MiB", "--log-level", "error")
         with running_service(*flags) as service:
@@ -32,7 +32,7 @@ def small_service() -> Iterator[RunningService]:
 
 
 def served(target: Callable[[RunningService, Limit], Tally]) -> Callable[[Limit], Tally]:
-    """A target with a service of its own."""
+    """Give a target a service of its own."""
 
     def run(limit: Limit) -> Tally:
         with small_service() as service:
@@ -41,7 +41,7 @@ def served(target: Callable[[RunningService, Limit], Tally]) -> Callable[[Limit]
     return run
 
 
-# What each target is, and its share of the time.
+# Each target with its share of the time.
 TARGETS: dict[str, tuple[Callable[[Limit], Tally], int]] = {
     "document": (served(openapi_cases.run), 6),
     "calls": (served(calls.run), 3),
@@ -53,12 +53,12 @@ TARGETS: dict[str, tuple[Callable[[Limit], Tally], int]] = {
 
 
 def main() -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="how long, all in all (default: %(default)s)")
-    parser.add_argument("--examples", type=int, help="cases of each target at most; for the document, of each call")
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--only", choices=TARGETS, action="append", help="a target; may be given again")
+    parser.add_argument("--seconds", type=float, default=60, help="total duration (default: %(default)s)")
+    parser.add_argument("--examples", type=int, help="maximum cases per target; for document, per operation")
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
+    parser.add_argument("--only", choices=TARGETS, action="append", help="target; may be repeated (default: all)")
     options = parser.parse_args()
     chosen = {name: TARGETS[name] for name in options.only or TARGETS}
     shares = sum(share for _, share in chosen.values())
@@ -70,12 +70,12 @@ def main() -> int:
     failures = [f"{tally.target}: {failure}" for tally in tallies for failure in tally.failures]
     for failure in failures[:SHOWN]:
         print(f"\n{failure[:4000]}")
-    print(f"\nseed {options.seed}: " + (f"{len(failures)} failures" if failures else "nothing that must not be"))
+    print(f"\nseed {options.seed}: " + (f"{len(failures)} failures" if failures else "no failures"))
     return 1 if failures else 0
 
 
 def timed(target: Callable[[Limit], Tally], limit: Limit) -> Tally:
-    """Run a target, and note how long that took."""
+    """Run a target, and record its duration."""
     start = time.monotonic()
     tally = target(limit)
     tally.seconds = time.monotonic() - start

@@ -1,6 +1,6 @@
-"""Sessions through little memory and a little disk: appends, reads, forks, truncations of all shapes, and restarts.
+"""Target "sessions": all operations on a service with little memory and a small disk, through restarts.
 
-Whatever is there must be what was acknowledged, and a session that was promised to be kept must be there.
+The content of every session must be what was acknowledged. A session with durability `ack` and no TTL must exist.
 """
 
 import random
@@ -14,7 +14,7 @@ import httpx
 import msgpack
 
 from fuzzing import values
-from fuzzing.expected_state import Contradiction, Held
+from fuzzing.expected_state import Contradiction, ExpectedSession
 from fuzzing.report import Limit, Tally
 from hadakv_service.testing import running_service
 from support.contract import Answer, Caller, Json
@@ -24,7 +24,7 @@ from support.session_files import OCTETS
 
 CALLERS = 3
 FLAGS = ("--memory-budget", "1MiB", "--disk-budget", "3MiB", "--max-body", "16MiB")
-# A service is stopped in order and started again after so many cases of each caller.
+# Cases of each client between two restarts.
 ROUND = 250
 OPTIONS: list[Json] = [
     {},
@@ -41,80 +41,84 @@ OPTIONS: list[Json] = [
     {"durability": "ack", "ttl_seconds": 0.5},
     {"ttl_seconds": 0.2},
 ]
-# Sessions of all callers, of which nobody knows what they hold.
+# Sessions that all clients use. Their content is not checked.
 SHARED = ["all.0", "all.1", "all.2"]
 
 
-class Mind:
-    """A caller with sessions of its own, who remembers what it was told.
+class SessionClient:
+    """Client with sessions of its own, which remembers every response.
 
     Attributes:
-        held: what each session that may be there must hold.
-        kept: sessions that must be there.
+        expected: expected content of each session that may exist.
+        kept: ids of sessions that must exist.
     """
 
     def __init__(self, name: str, rng: random.Random, tally: Tally) -> None:
         self._names = [f"{name}.{session}" for session in values.SESSIONS]
         self._rng = rng
         self._tally = tally
-        self.held: dict[str, Held] = {}
+        self.expected: dict[str, ExpectedSession] = {}
         self.kept: set[str] = set()
 
     def act(self, caller: Caller) -> None:
-        """Make one call, and see whether the answer can be."""
+        """Send one random request and check the response."""
         session = self._rng.choice(self._names)
         action = self._rng.choice(
             [self.append] * 6
             + [self.read] * 4
             + [self.create, self.fork, self.shared] * 2
-            + [self.truncate, self.delete, self.show, self.spoiled, self.list, self.copy]
+            + [self.truncate, self.delete, self.show, self.corrupted, self.list, self.copy]
         )
         what = f"{action.__name__} {session}"
         try:
             answer = action(caller, session)
-            self._tally.note(answer.status, f"{what}: {answer.content[:300]!r}")
+            self._tally.record(answer.status, f"{what}: {answer.content[:300]!r}")
             if answer.status == 410:
-                raise Contradiction(f"nobody damaged anything, but {answer.content[:300]!r}")
+                raise Contradiction(f"no file was damaged, but {answer.content[:300]!r}")
         except httpx.TimeoutException:
-            self._tally.note_hang(what)
+            self._tally.record_timeout(what)
         except (Contradiction, httpx.HTTPError) as error:
             self._tally.failures.append(f"{what}: {error!r}")
 
-    def missing(self, session: str) -> None:
-        """Note that a session is not there."""
-        self.held.pop(session, None)
+    def record_missing(self, session: str) -> None:
+        """Record that a session does not exist.
+
+        Raises:
+            Contradiction: the session must exist.
+        """
+        self.expected.pop(session, None)
         if session in self.kept:
             self.kept.discard(session)
-            raise Contradiction("a session is gone that was to be kept")
+            raise Contradiction("a session is missing that must exist")
 
     def create(self, caller: Caller, session: str) -> Answer:
-        # What a session is can only be said before it is something.
+        # Options can only be set on a new session.
         if self._rng.random() < 0.6:
             self.delete(caller, session)
         answer = caller.put(f"/sessions/{session}", self._rng.choice(OPTIONS))
         if answer.status == 201:
-            self.missing(session)
-        self._learn(session, answer)
+            self.record_missing(session)
+        self._record_durability(session, answer)
         return answer
 
-    def _learn(self, session: str, answer: Answer) -> None:
-        """From a session's description, whether it must be kept."""
+    def _record_durability(self, session: str, answer: Answer) -> None:
+        """Record whether a session must be kept, by its description."""
         if answer.status in (200, 201):
-            self.held.setdefault(session, Held())
+            self.expected.setdefault(session, ExpectedSession())
             is_kept = answer.body["durability"] == "ack" and answer.body["ttl_seconds"] is None
             (self.kept.add if is_kept else self.kept.discard)(session)
 
     def append(self, caller: Caller, session: str) -> Answer:
         body = values.append(self._rng, session)
         layer = self._rng.choice([0, 0, 0, 0, 1, 3])
-        length = self.held.get(session, Held()).length(layer)
+        length = self.expected.get(session, ExpectedSession()).length(layer)
         if self._rng.random() < 0.5:
             body["position"] = self._rng.choice([length, length, length, max(length - 1, 0), 0, length + 1])
         answer = caller.post(f"/sessions/{session}/kv", body | ({"layer": layer} if layer else {}))
         if answer.status == 201:
-            self.missing(session)
+            self.record_missing(session)
         if answer.status in (200, 201):
-            self.held.setdefault(session, Held()).append(layer, answer.body)
+            self.expected.setdefault(session, ExpectedSession()).append(layer, answer.body)
         return answer
 
     def read(self, caller: Caller, session: str) -> Answer:
@@ -131,18 +135,18 @@ class Mind:
             params = {"layout": "ring"}
         answer = caller.get(f"/sessions/{session}/kv", **params)
         if answer.status == 404:
-            self.missing(session)
+            self.record_missing(session)
         if answer.status == 200 and not params.keys() & {"form", "layout"}:
-            self.held.setdefault(session, Held()).check(first, answer.body)
+            self.expected.setdefault(session, ExpectedSession()).check(first, answer.body)
         return answer
 
     def truncate(self, caller: Caller, session: str) -> Answer:
         length = self._rng.choice([0, 1, 5, 100, 256, 290])
         answer = caller.post(f"/sessions/{session}/truncate", {"length": length})
         if answer.status == 404:
-            self.missing(session)
+            self.record_missing(session)
         if answer.status == 200:
-            self.held[session] = self.held.get(session, Held()).truncated(length)
+            self.expected[session] = self.expected.get(session, ExpectedSession()).truncated(length)
         return answer
 
     def fork(self, caller: Caller, session: str) -> Answer:
@@ -150,64 +154,64 @@ class Mind:
         length = self._rng.choice([None, None, 0, 3, 256])
         answer = caller.post(f"/sessions/{session}/fork", {"id": target, "length": length})
         if answer.status == 404:
-            self.missing(session)
+            self.record_missing(session)
         if answer.status == 201:
-            shared = self.held.get(session, Held()).truncated(length)
-            self.missing(target)
-            self.held[target] = shared
-            self._learn(target, answer)
+            shared = self.expected.get(session, ExpectedSession()).truncated(length)
+            self.record_missing(target)
+            self.expected[target] = shared
+            self._record_durability(target, answer)
         return answer
 
     def copy(self, caller: Caller, session: str) -> Answer:
-        """Make another session of a session's file."""
+        """Export a session, and import it as another one."""
         file = caller.get(f"/sessions/{session}/export")
         if file.status != 200:
             if file.status == 404:
-                self.missing(session)
+                self.record_missing(session)
             return file
         target = self._rng.choice(self._names)
         answer = caller.send("POST", f"/sessions/{target}/import", file.content, OCTETS)
         if answer.status == 201:
-            shared = self.held.get(session, Held()).truncated(None)
-            self.missing(target)
-            self.held[target] = shared
-            self._learn(target, answer)
+            shared = self.expected.get(session, ExpectedSession()).truncated(None)
+            self.record_missing(target)
+            self.expected[target] = shared
+            self._record_durability(target, answer)
         elif answer.status == 422:
-            raise Contradiction(f"what was exported is not imported: {answer.content[:300]!r}")
+            raise Contradiction(f"an exported file was rejected: {answer.content[:300]!r}")
         return answer
 
     def delete(self, caller: Caller, session: str) -> Answer:
         answer = caller.delete(f"/sessions/{session}")
         if answer.status == 404:
-            self.missing(session)
+            self.record_missing(session)
         if answer.status == 204:
             self.kept.discard(session)
-            self.held.pop(session, None)
+            self.expected.pop(session, None)
         return answer
 
     def show(self, caller: Caller, session: str) -> Answer:
         answer = caller.get(f"/sessions/{session}")
         if answer.status == 404:
-            self.missing(session)
+            self.record_missing(session)
         for span in answer.body["layers"] if answer.status == 200 else ():
-            if span["length"] != self.held.get(session, Held()).length(span["layer"]):
-                raise Contradiction(f"has another length than was answered: {span}")
+            if span["length"] != self.expected.get(session, ExpectedSession()).length(span["layer"]):
+                raise Contradiction(f"reported length differs from earlier responses: {span}")
         return answer
 
     def list(self, caller: Caller, session: str) -> Answer:
         answer = caller.get("/sessions", prefix=session.partition(".")[0] + ".", limit=1000)
         found = {each["session"] for each in answer.body["sessions"]}
-        for gone in (self.held.keys() | self.kept) - found:
-            self.missing(gone)
+        for gone in (self.expected.keys() | self.kept) - found:
+            self.record_missing(gone)
         return answer
 
-    def spoiled(self, caller: Caller, session: str) -> Answer:
-        """A mutated append. It goes to a session that nobody remembers: it may be valid after all."""
+    def corrupted(self, caller: Caller, session: str) -> Answer:
+        """Send a mutated append. It may be valid, so it goes to a session that is not checked."""
         body = self._rng.choice(MUTATIONS)(self._rng, msgpack.packb(values.append(self._rng, session)))
-        return caller.send("POST", f"/sessions/{session}.spoiled/kv", body)
+        return caller.send("POST", f"/sessions/{session}.corrupted/kv", body)
 
     def shared(self, caller: Caller, session: str) -> Answer:
-        """Something with a session that others may be at just now."""
+        """Use a session that other clients may be using at the moment."""
         path, other = f"/sessions/{self._rng.choice(SHARED)}", self._rng.choice(SHARED)
         match self._rng.randrange(8):
             case 0:
@@ -225,25 +229,27 @@ class Mind:
 
 
 def run(limit: Limit) -> Tally:
-    """Let several callers act at once, through restarts."""
+    """Run the target: several clients at once, through restarts."""
     tally = Tally("sessions on a disk")
-    minds = [Mind(f"c{number}", random.Random(limit.seed * 1000 + number), tally) for number in range(CALLERS)]
+    seeds = [limit.seed * 1000 + number for number in range(CALLERS)]
+    clients = [SessionClient(f"c{number}", random.Random(seed), tally) for number, seed in enumerate(seeds)]
     cases = limit.numbers()
     with TemporaryDirectory() as folder:
-        while _round(minds, cases, Path(folder), tally):
+        while _round(clients, cases, Path(folder), tally):
             pass
     return tally
 
 
-def _round(minds: list[Mind], cases: Iterator[int], folder: Path, tally: Tally) -> bool:
-    """One life of the service; whether there are to be more."""
+def _round(clients: list[SessionClient], cases: Iterator[int], folder: Path, tally: Tally) -> bool:
+    """Run one service process; return whether there are cases left."""
     with _callers(folder) as (callers, pid):
         before = None
         for number in range(ROUND):
             if next(cases, None) is None:
                 return False
             threads = [
-                threading.Thread(target=mind.act, args=(caller,)) for mind, caller in zip(minds, callers, strict=True)
+                threading.Thread(target=client.act, args=(caller,))
+                for client, caller in zip(clients, callers, strict=True)
             ]
             for thread in threads:
                 thread.start()
@@ -252,7 +258,7 @@ def _round(minds: list[Mind], cases: Iterator[int], folder: Path, tally: Tally) 
             if number == ROUND // 2:
                 before = resident_nbytes(pid)
         if before is not None:
-            tally.note_grown(max(resident_nbytes(pid) - before, tally.grown_nbytes or 0))
+            tally.record_growth(max(resident_nbytes(pid) - before, tally.grown_nbytes or 0))
     return True
 
 

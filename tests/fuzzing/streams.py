@@ -1,4 +1,4 @@
-"""Bytes for a connection: requests one behind another in every form that is allowed, and every way to spoil them."""
+"""Byte streams for a connection: pipelined requests in every allowed form, and ways to corrupt them."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from support.contract import MSGPACK, append_body
 
 CANARY = "canary"
 SMALL = bytes(msgpack.packb(append_body(*[np.ones((1, 1, 1, 64), np.float16)] * 2)))
-# More than is read at once, so that it goes straight into the buffer.
+# Larger than one read, so that it is received directly into the buffer.
 LARGE = bytes(msgpack.packb(append_body(*[np.ones((1, 1, 700, 64), np.float16)] * 2)))
 DELETE = f"DELETE /sessions/{CANARY} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 OFFERS = [
@@ -24,16 +24,16 @@ SPACES = ["", " ", "  ", "\t", " \t "]
 
 
 def request(rng: random.Random, method: str, path: str, lines: list[str], body: bytes | None = None) -> bytes:
-    """A request in one of the forms that are allowed: names in any case, in any order, any space around values."""
+    """Return a request in one of the allowed forms: any case, order and spacing of headers."""
     lines = ["Host: localhost", *lines]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     rng.shuffle(lines)
-    shown = [_shown(rng, *line.split(": ", 1)) for line in lines]
+    shown = [_to_base64(rng, *line.split(": ", 1)) for line in lines]
     return "\r\n".join([f"{method} {path} HTTP/1.1", *shown, "", ""]).encode() + (body or b"")
 
 
-def _shown(rng: random.Random, name: str, value: str) -> str:
+def _to_base64(rng: random.Random, name: str, value: str) -> str:
     cased = rng.choice([str, str.lower, str.upper])(name)
     # The parser wants no space after "chunked", which is right: it decides where a request ends.
     behind = "" if value == "chunked" else rng.choice(SPACES)
@@ -41,7 +41,7 @@ def _shown(rng: random.Random, name: str, value: str) -> str:
 
 
 def chunked(rng: random.Random, body: bytes) -> bytes:
-    """A body in chunks of odd sizes, with extensions and trailers now and then."""
+    """Return a body in chunks of odd sizes, sometimes with extensions and trailers."""
     cuts = sorted({0, len(body), *(rng.randrange(len(body)) for _ in range(rng.randint(0, 5)))})
     extension = rng.choice([b"", b"", b";a=b", b';a="b c"'])
     size = rng.choice([b"%X", b"000%x"])
@@ -49,8 +49,8 @@ def chunked(rng: random.Random, body: bytes) -> bytes:
     return b"".join(framed) + b"0\r\n" + rng.choice([b"", b"X-Trailer: 1\r\n"]) + b"\r\n"
 
 
-def meant(rng: random.Random, session: str) -> tuple[bytes, list[set[int]]]:
-    """Requests one behind another, and which statuses each may be answered with."""
+def valid_stream(rng: random.Random, session: str) -> tuple[bytes, list[set[int]]]:
+    """Return pipelined requests, and the allowed statuses of each response."""
     made = [_one(rng, session) for _ in range(rng.randint(1, 5))]
     return b"".join(sent for sent, _ in made), [wanted for _, wanted in made]
 
@@ -65,7 +65,7 @@ def _one(rng: random.Random, session: str) -> tuple[bytes, set[int]]:
             lines = [f"Content-Type: {MSGPACK}", "Transfer-Encoding: chunked"]
             return request(rng, "POST", append, lines) + chunked(rng, rng.choice([SMALL, LARGE])), stored
         case 2:
-            # Refused by its type, and the body has a request in it.
+            # Rejected by its content type. The body contains a request.
             hidden = rng.choice([DELETE, DELETE * 3, DELETE + LARGE])
             return request(rng, "POST", "/encode", ["Content-Type: text/plain", *offer], hidden), {415}
         case 3:
@@ -80,10 +80,10 @@ def cut(rng: random.Random, sent: bytes) -> bytes:
 
 
 def flip(rng: random.Random, sent: bytes) -> bytes:
-    spoiled = bytearray(sent)
+    changed = bytearray(sent)
     for _ in range(rng.randint(1, 3) if sent else 0):
-        spoiled[rng.randrange(min(len(spoiled), rng.choice([40, 300, len(spoiled)])))] = rng.randrange(256)
-    return bytes(spoiled)
+        changed[rng.randrange(min(len(changed), rng.choice([40, 300, len(changed)])))] = rng.randrange(256)
+    return bytes(changed)
 
 
 ODD = [
@@ -112,7 +112,7 @@ ODD = [
 
 
 def insert(rng: random.Random, sent: bytes) -> bytes:
-    """Put something odd anywhere, mostly in a head and there between lines."""
+    """Insert odd bytes anywhere, mostly between header lines."""
     ends = [match.start() for match in re.finditer(rb"\r\n", sent[:2000])] or [0]
     at = rng.choice([rng.choice(ends), rng.choice(ends), rng.randrange(len(sent) + 1)])
     return sent[:at] + rng.choice(ODD) + sent[at:]
@@ -139,27 +139,27 @@ def noise(rng: random.Random, _: bytes) -> bytes:
     return rng.randbytes(rng.choice([1, 10, 1000, 100_000]))
 
 
-SPOILS: list[Callable[[random.Random, bytes], bytes]] = [
+CORRUPTIONS: list[Callable[[random.Random, bytes], bytes]] = [
     *(cut, flip, flip, insert, insert, insert, drop_line, other_length, repeat, noise)
 ]
 
 
-class NoHttp(AssertionError):
-    """What came back is no list of answers."""
+class InvalidHttp(AssertionError):
+    """The bytes received are not a sequence of HTTP responses."""
 
 
 def statuses(received: bytes) -> list[int]:
-    """The statuses of the answers on a connection, those of 100 aside; the last may have been broken off.
+    """Return the statuses of the responses on a connection, without 100. The last response may be incomplete.
 
     Raises:
-        NoHttp: it is not HTTP.
+        InvalidHttp: the bytes are not HTTP.
     """
     found = []
     while received:
         head, _, rest = received.partition(b"\r\n\r\n")
         line = re.match(rb"HTTP/1\.1 (\d{3}) ", head)
         if line is None:
-            raise NoHttp(f"no answer begins with {received[:80]!r}")
+            raise InvalidHttp(f"not an HTTP response: {received[:80]!r}")
         if line[1] != b"100":
             found.append(int(line[1]))
         length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)

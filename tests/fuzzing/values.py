@@ -1,4 +1,4 @@
-"""Tensors that fit together, and some that almost do: what no schema says, so that cases come past the first check."""
+"""Tensors whose shapes fit together, or almost. No schema says that, so cases built from it pass the first checks."""
 
 import random
 from datetime import UTC, datetime
@@ -14,18 +14,18 @@ from hadakv_service.sessions.session import Session
 from support.contract import Json, tensor
 
 TOKENS = [0, 1, 1, 2, 7, 33, 255, 256, 257, 300]
-# Of a session's name everything else follows, so that most appends to it fit.
+# The shape of a session follows from its id, so most appends to it are valid.
 SESSIONS = [f"s{number}" for number in range(12)]
 
 
 def shape_of(session: str) -> tuple[int, int]:
-    """The kv_heads and head_dim that a session mostly has."""
+    """Return the usual kv_heads and head_dim of a session."""
     number = sum(session.encode())
     return 1 + number % 2, HEAD_DIMS[number // 2 % 4]
 
 
 def values(rng: random.Random, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Normal values, now and then with something in them that is hard to encode."""
+    """Return normal values, sometimes with one that is hard to encode."""
     made = np.random.default_rng(rng.randrange(1 << 32)).standard_normal(shape).astype(DTYPES[dtype])
     if made.size and rng.random() < 0.1:
         made.flat[rng.randrange(made.size)] = rng.choice([np.nan, np.inf, 6e4, 1e-7, -0.0])
@@ -35,11 +35,11 @@ def values(rng: random.Random, shape: tuple[int, ...], dtype: str) -> NDArray[An
 
 
 def append(rng: random.Random, session: str) -> Json:
-    """K and V for a session."""
+    """Return K and V for a session."""
     heads, head_dim = shape_of(session)
     if rng.random() < 0.05:
         heads, head_dim = rng.randint(0, 3), rng.choice([*HEAD_DIMS, 32])
-    # Now and then so much that it goes in steps.
+    # Sometimes enough tokens for a chunked job.
     tokens = 2_100 if rng.random() < 0.02 else rng.choice(TOKENS)
     axes = (rng.choice([1, 2, 2, 2, 3]), heads, tokens, head_dim)
     shape = axes[1:] if rng.random() < 0.2 else axes
@@ -48,22 +48,22 @@ def append(rng: random.Random, session: str) -> Json:
 
 
 def vectors(rng: random.Random) -> Json:
-    """A tensor to encode."""
+    """Return a tensor to encode."""
     shape = (*(rng.randint(0, 5) for _ in range(rng.randint(0, 3))), rng.choice(HEAD_DIMS))
     return tensor(values(rng, shape, rng.choice(sorted(DTYPES))))
 
 
 def exported_session(rng: random.Random) -> bytes:
-    """A session as a file, as it would be exported."""
+    """Return an exported session file."""
     kinds = (Codec(bits=3, layout="byte", d512_scale=0.5), Codec(kind="float16"), Codec())
     runs = tuple(LayerRun(rng.randint(1, 3), 0, rng.choice(TOKENS)) for _ in range(rng.randint(0, 2)))
     stored = Session((rng.choice(kinds), rng.choice(kinds)), kv_heads=1, head_dim=rng.choice(HEAD_DIMS), runs=runs)
-    # Zeros are something in any codec.
+    # Zeros are valid content in every codec.
     return session_file.header(stored, "chat-1", datetime.fromtimestamp(1, UTC)) + bytes(stored.nbytes)
 
 
 def encoded(rng: random.Random, options: Json, head_dim: int) -> Json:
-    """Rows and norms to decode, of any bytes; none if there is no such codec."""
+    """Return random rows and norms to decode; nothing if the codec does not exist."""
     try:
         spec = Codec.from_mapping({name: value for name, value in options.items() if value is not None}).at(head_dim)
     except CodecError:

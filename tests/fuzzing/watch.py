@@ -1,4 +1,4 @@
-"""A service under a target: how much memory it takes while cases come, and whether it is well at the end."""
+"""Monitoring of a fuzzed service: memory growth, and readiness at the end."""
 
 from collections.abc import Iterator
 
@@ -7,19 +7,19 @@ from hadakv_service.testing import RunningService
 from support.contract import Caller
 from support.process_memory import resident_nbytes
 
-# By then a service has what it needs for every kind of call.
+# Number of cases after which the memory of a service should not grow much.
 WARM_CASES = 200
 
 
-def watched(service: RunningService, limit: Limit, tally: Tally) -> Iterator[int]:
-    """The numbers of cases; after the last the service must be ready, and not much larger than when it was warm."""
+def monitored(service: RunningService, limit: Limit, tally: Tally) -> Iterator[int]:
+    """Yield the numbers of cases. Then check that the service is ready and has not grown much since warm-up."""
     before = None
     for number in limit.numbers():
         if number == WARM_CASES:
             before = resident_nbytes(service.process.pid)
         yield number
     if before is not None:
-        tally.note_grown(resident_nbytes(service.process.pid) - before)
+        tally.record_growth(resident_nbytes(service.process.pid) - before)
     with Caller(service.url) as caller:
         if (status := caller.get("/readyz").status) != 200:
-            tally.failures.append(f"the service is not ready any more: {status}")
+            tally.failures.append(f"the service is not ready at the end: {status}")

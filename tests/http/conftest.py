@@ -1,4 +1,4 @@
-"""Fixtures for tests over HTTP: clients, a fresh session id, and a session with tokens."""
+"""Fixtures for tests over HTTP: clients, a new session id, and a session with tokens."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -9,44 +9,45 @@ from hadakv_service.testing import RunningService, running_service
 from support.arrays import TTL_SECONDS
 from support.assertions import K, V
 from support.contract import Caller
+from support.program import WITHOUT_MAINTENANCE
 
 
 @pytest.fixture(scope="session")
 def caller(server: RunningService) -> Iterator[Caller]:
-    """Client of the shared service."""
+    """Return a client of the shared service."""
     with Caller(server.url) as caller:
         yield caller
 
 
 @pytest.fixture(scope="session")
 def alone() -> Iterator[Caller]:
-    """Client of a service whose used bytes the shared tests do not change, with a TTL of one hour."""
+    """Return a client of a service that only tests with this fixture use, where sessions have a TTL of an hour."""
     with running_service("--ttl-seconds", str(TTL_SECONDS)) as service, Caller(service.url) as caller:
         yield caller
 
 
 @pytest.fixture(scope="session")
 def watched() -> Iterator[RunningService]:
-    """Service for tests of metrics, which other tests do not change."""
-    with running_service("--memory-budget", "1GiB", "--max-body", "256MiB") as service:
+    """Start a service for tests of metrics. No other test changes its metrics."""
+    with running_service("--memory-budget", "1GiB", "--max-body", "256MiB", program=WITHOUT_MAINTENANCE) as service:
         yield service
 
 
 @pytest.fixture
 def asking(watched: RunningService) -> Iterator[Caller]:
-    """Client of the service `watched`."""
+    """Return a client of the service for tests of metrics."""
     with Caller(watched.url) as caller:
         yield caller
 
 
 @pytest.fixture
 def session() -> str:
-    """Return a session id that no other test uses."""
+    """Return a new session id."""
     return uuid4().hex
 
 
 @pytest.fixture
 def kept(caller: Caller, session: str) -> str:
-    """Create a session with tokens. Return its id."""
+    """Return the id of a session with tokens."""
     assert caller.append(session, K, V).status == 201
     return session

@@ -1,10 +1,10 @@
-"""What locust puts on the service: models that decode, with prefills in between, through this project's own client.
+"""Load for locust: users that decode and users that prefill, through this project's own client.
 
-Every user has a client of its own, and makes its next call as soon as the last one succeeded. A response time is what
-a caller waits for: it includes the client's work, and waiting while this process works for its other users.
+Each user has a client of its own, and sends its next request when the last one has succeeded. A response time includes
+the client's own work, and the time in which this process works for other users.
 
-The users are greenlets: `python -m locust` replaces the blocking parts of the standard library by gevent's before this
-file and httpx are imported, so that a client which waits lets the others go on.
+The users are greenlets. `python -m locust` patches the standard library with gevent before this file and httpx are
+imported, so a waiting client does not block the others.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from hadakv_client import Client, StoredAppend
 
 SEED = 20260
-DECODE_STEPS = 64  # different tokens there are; a session takes them in turn
-SESSION_TOKENS = 1024  # a decoded session is deleted at this length, so that a long run needs no more memory
-FAILURE_SECONDS = 1  # a user whose call failed waits so long, lest a service that is gone fills the report
-TLS = ssl.create_default_context()  # shared: one for each client would hold up the first calls
+DECODE_STEPS = 64  # number of different tokens; a session appends them in turn
+SESSION_TOKENS = 1024  # sessions are deleted at this length, to bound the memory of a long run
+FAILURE_SECONDS = 1  # pause after a failure, so that a stopped service does not fill the report
+TLS = ssl.create_default_context()  # shared, because creating one for each client would delay the first requests
 
 Shape = tuple[int, int, int, int]
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
     """Set the weights before any user is spawned, and make the arrays before anything is timed."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     options = environment.parsed_options
     DecodeUser.weight = options.decode_weight
     PrefillUser.weight = options.prefill_weight
@@ -61,40 +61,40 @@ def prepare(environment: Environment, **_: Any) -> None:
         arrays(DECODE_STEPS, shape(options, 1))
     if options.prefill_weight:
         arrays(1, shape(options, options.prefill_tokens))
-    # The end of the run is counted from what gevent takes for now, which was before all this.
+    # gevent's clock stood still meanwhile. The duration of the run is counted from it.
     gevent.get_hub().loop.update_now()
 
 
 @events.quitting.add_listener
-def refuse_silence(environment: Environment, **_: Any) -> None:
-    """A run in which nothing was called has shown nothing: it fails."""
+def fail_without_requests(environment: Environment, **_: Any) -> None:
+    """Fail a run without any request."""
     if not isinstance(environment.runner, WorkerRunner) and environment.stats.total.num_requests == 0:
         environment.process_exit_code = 1
 
 
 def shape(options: argparse.Namespace, tokens: int) -> Shape:
-    """The shape of k and of v for that many tokens."""
+    """Return the shape of k and of v for a number of tokens."""
     return options.layers, options.kv_heads, tokens, options.head_dim
 
 
 @cache
 def arrays(count: int, of: Shape) -> NDArray[np.float16]:
-    """Pairs of k and v, float16 [count, 2, layers, kv_heads, tokens, head_dim]; the same in every run."""
+    """Return pairs of k and v, float16 `[count, 2, layers, kv_heads, tokens, head_dim]`, the same in every run."""
     values = np.random.default_rng(SEED).standard_normal((count, 2, *of), np.float32).astype(np.float16)
     values.flags.writeable = False
     return values
 
 
-class WrongAnswer(Exception):
-    """The service answered, but not what it should have."""
+class WrongResponse(Exception):
+    """A successful response with wrong content."""
 
 
 class KVUser(User):
-    """A user with a client, whose calls locust hears of.
+    """User with a client. Each request is reported to locust.
 
     Attributes:
-        client: nothing is tried again, so that every refusal is counted.
-        prefix: what the ids of this user's sessions begin with.
+        client: client without retries, so that every rejection is counted.
+        prefix: prefix of the ids of this user's sessions.
     """
 
     abstract = True
@@ -106,7 +106,7 @@ class KVUser(User):
         self.made = 0
 
     def on_stop(self) -> None:
-        """Leave nothing behind in a service that lives on."""
+        """Delete the user's sessions."""
         self.call("clean up", self._delete_all)
         self.client.close()
 
@@ -115,12 +115,12 @@ class KVUser(User):
             self.client.session(info.session).delete()
 
     def new_id(self) -> str:
-        """An id that no session had before."""
+        """Return a new session id."""
         self.made += 1
         return f"{self.prefix}{self.made}"
 
     def append(self, name: str, session: str, position: int, kv: NDArray[np.float16]) -> bool:
-        """Append at a position and check the answer; whether it was the right one."""
+        """Append at a position; return whether the response was right."""
         k, v = kv
 
         def checked() -> StoredAppend:
@@ -131,15 +131,15 @@ class KVUser(User):
         return self.call(name, checked, nbytes)
 
     def call(self, name: str, function: Callable[[], T], length: Callable[[T], int] = lambda _: 0) -> bool:
-        """Time one call and report it to locust, whatever becomes of it.
+        """Time one request and report it to locust, also if it fails.
 
         Args:
-            name: of its row in the table.
-            function: makes the call, and raises if it fails.
-            length: bytes of what the function returned.
+            name: name of its row in the table.
+            function: sends the request, and raises an exception if it fails.
+            length: returns the number of bytes of the function's result.
 
         Returns:
-            whether it succeeded.
+            Whether the request succeeded.
         """
         response_length, failure = 0, None
         began = perf_counter()
@@ -164,12 +164,12 @@ class KVUser(User):
 
 
 class DecodeUser(KVUser):
-    """A model that decodes a batch: one token per step, to each of its sessions in turn."""
+    """User that decodes a batch: appends one token per step, to each of its sessions in turn."""
 
     def on_start(self) -> None:
         super().on_start()
         self.steps = arrays(DECODE_STEPS, shape(self.options, 1))
-        # Each session's id and length; the one whose turn it is comes first.
+        # Id and length of each session. The first one is next.
         self.batch = deque((self.new_id(), 0) for _ in range(self.options.sessions))
 
     @task
@@ -181,12 +181,12 @@ class DecodeUser(KVUser):
             return
         if stored:
             self.call("decode: delete", self.client.session(session).delete)
-        # After a failure nobody knows the session's length; it is deleted in the end.
+        # After a failure the session's length is unknown. It is deleted at the end of the run.
         self.batch.append((self.new_id(), 0))
 
 
 class PrefillUser(KVUser):
-    """A model that reads prompts: many tokens at once to a fresh session, which is deleted again."""
+    """User that prefills: appends many tokens at once to a new session, and deletes it."""
 
     def on_start(self) -> None:
         super().on_start()
@@ -200,25 +200,25 @@ class PrefillUser(KVUser):
 
 
 def check(appended: StoredAppend, position: int, sent: tuple[int, ...]) -> None:
-    """Compare an answer with what was sent.
+    """Compare a response with the append.
 
     Raises:
-        WrongAnswer: it does not say that these tokens are where they were to go, or describes other ones.
+        WrongResponse: the position, length, creation flag or shape is wrong.
     """
     tokens = sent[-2]
-    # Without the numbers, for locust counts equal messages.
+    # The messages contain no numbers, because locust counts equal messages.
     if (appended.position, appended.tokens) != (position, tokens):
-        raise WrongAnswer("the answer has another position or number of tokens than was sent")
+        raise WrongResponse("position or number of tokens differs from the append")
     if appended.length != position + tokens:
-        raise WrongAnswer("length is not position + tokens")
+        raise WrongResponse("length is not position + tokens")
     if appended.created != (position == 0):
-        raise WrongAnswer("an append made a session that should have been there, or found one that should not")
+        raise WrongResponse("an append created a session that should exist, or found one that should not")
     if not appended.k.packed.shape[:-1] == appended.v.packed.shape[:-1] == sent[:-1]:
-        raise WrongAnswer("what was stored has not the shape of what was sent")
+        raise WrongResponse("the stored shape differs from the shape sent")
 
 
 def nbytes(appended: StoredAppend) -> int:
-    """Bytes of what an answer says was stored."""
+    """Return the number of bytes that a response reports as stored."""
     return sum(array.nbytes for stream in (appended.k, appended.v) for array in (stream.packed, stream.norms))
 
 

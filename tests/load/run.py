@@ -1,6 +1,6 @@
-"""Starts the service, puts load on it with locust and prints locust's table; fails if any call did.
+"""Start the service, load it with locust, and print locust's table. The exit status is 1 if a request failed.
 
-Arguments it does not know go to locust, which has this project's options too: see `locustfile.py`.
+Unknown arguments are passed to locust, which also has the options of `locustfile.py`.
 """
 
 import argparse
@@ -16,11 +16,11 @@ STOP_SECONDS = 30
 
 
 def main() -> int:
-    """The command line; returns the exit status, 0 if every call was answered as it should be."""
-    # Without abbreviations, so that locust's options are not taken for these.
+    """Run the command line; return the exit status, 0 if every request succeeded."""
+    # No abbreviations: locust's options could be taken for these.
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--seconds", type=int, default=30, help="how long the load lasts (default: %(default)s)")
-    parser.add_argument("--users", type=int, default=16, help="how many callers at once (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=30, help="duration (default: %(default)s)")
+    parser.add_argument("--users", type=int, default=16, help="concurrent users (default: %(default)s)")
     options, further = parser.parse_known_args()
     with running_service("--memory-budget", "2GiB") as service:
         print(service.startup_line, flush=True)
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def command(url: str, users: int, seconds: int, further: Sequence[str]) -> list[str]:
-    """How locust is called. All users start at once, and each ends its call before it stops."""
+    """Return the command that runs locust. All users start at once, and finish their requests before they stop."""
     return [
         *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--host", url),
         *("--headless", "--only-summary", "--stop-timeout", str(STOP_SECONDS)),

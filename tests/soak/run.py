@@ -1,4 +1,4 @@
-"""A soak: `python tests/soak/run.py [--seconds N] [--clients N] [--seed N]`; see docs/durability.md."""
+"""Soak test: `python tests/soak/run.py [--seconds N] [--clients N] [--seed N]`; see docs/testing.md."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Codecs, forms and arrays for the tests of sessions, and what the service must answer for them."""
+"""Codecs, forms and arrays for tests of sessions, and the responses expected for them."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hadakv_kernels import DTYPES, Codec, reference
 from support.contract import Json, tensor
 
-# Of every session in a service that sets one.
+# TTL of sessions in a service that sets one.
 TTL_SECONDS = 3600.0
 
 RNG = np.random.default_rng(3)
@@ -25,26 +25,26 @@ FORMS = ("float32", "float16", "bfloat16", "rotated")
 
 
 def values(layers: int, heads: int, tokens: int, head_dim: int = 64, *, dtype: str = "float16") -> NDArray[Any]:
-    """Normal values `[layers, heads, tokens, head_dim]`."""
+    """Return normal values `[layers, heads, tokens, head_dim]`."""
     return RNG.standard_normal((layers, heads, tokens, head_dim)).astype(DTYPES[dtype])
 
 
 def pair(
     layers: int, heads: int, tokens: int, head_dim: int = 64, *, dtype: str = "float16"
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """K and V of one shape and dtype."""
+    """Return K and V of one shape and dtype."""
     k, v = (values(layers, heads, tokens, head_dim, dtype=dtype) for _ in "kv")
     return k, v
 
 
 def decoded(x: NDArray[Any], codec: Codec, form: str) -> Json:
-    """What reading an array back in some form must give."""
+    """Return the expected result of reading an array in a form."""
     spec = codec.at(x.shape[-1])
     dtype, inverse = ("float32", False) if form == "rotated" else (form, True)
     return {"values": tensor(reference.decode(reference.encode(x, spec), spec, dtype, inverse=inverse))}
 
 
 def row_nbytes(codec: Codec, head_dim: int) -> int:
-    """Bytes a stored vector takes, its norms included."""
+    """Return the stored bytes of a vector, including its norms."""
     spec = codec.at(head_dim)
     return spec.row_bytes + 4 * spec.norms

@@ -1,4 +1,4 @@
-"""What the tests of refusals share: a pair of arrays, the body that appends it, and what a refusal must name."""
+"""Assertions about rejected requests, and a pair of arrays to append."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ PACKED = msgpack.packb(VALID)
 
 
 def assert_names_field(answer: Answer, field: str) -> None:
-    """It must refuse the request for that field alone, and say why."""
+    """Assert that the request was rejected because of one field, with a reason."""
     problem = answer.problem(422, "invalid-request")
     assert [error["field"] for error in problem["errors"]] == [field], problem
     assert all(error["reason"] for error in problem["errors"]), problem
 
 
 def spoiled(values: NDArray[Any], places: list[tuple[int, ...]], value: float) -> NDArray[Any]:
-    """A float32 copy with one value at several places."""
+    """Return a float32 copy with a value at several positions."""
     copy = values.astype(np.float32)
     for place in places:
         copy[place] = value

@@ -1,4 +1,4 @@
-"""The backends the suite runs against, and what "the same" means between them: bits, not tolerances."""
+"""Backends under test, and equality of their results: equal bits, no tolerances."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,18 +14,17 @@ from hadakv_kernels.backend import GPUS
 from hadakv_kernels.cpu import CpuBackend, isas
 from hadakv_kernels.gpu import GpuBackend, is_available
 
-# Two threads even on a machine with one processor, so that work is split.
+# Two threads even on a machine with one core, so that work is split.
 THREADS = 2
 
 GPUS_HERE = [name for name in GPUS if is_available(name)]
-# A backend joins the suite with an entry here. Where there is no GPU, tests/metal has the suite of the kernels.
+# To add a backend to the suite, add an entry here. Without a GPU, tests/metal runs the suite of the kernels.
 BACKENDS: dict[str, Callable[[], Backend]] = {
     **{f"cpu-{isa}": partial(CpuBackend, THREADS, isa) for isa in isas() or ["numpy"]},
     **{name: partial(GpuBackend, name) for name in GPUS_HERE},
 }
 
-# Services the client's suite runs against: what Python runs, and the backend it is told to use. Where a test does not
-# say, it has the first.
+# Services under test: arguments of Python that start the service, and the value of --backend. The first is the default.
 MODULE = ("-m", "hadakv_service")
 ON_THE_EXECUTOR = (str(Path(__file__).parents[1] / "metal_emulator" / "serve.py"),)
 SERVED: dict[str, tuple[Sequence[str], str]] = (
@@ -36,26 +35,26 @@ SERVED: dict[str, tuple[Sequence[str], str]] = (
 
 
 def in_ci() -> bool:
-    """Whether nothing may be missing here."""
+    """Return whether this is CI, where no optional tool may be missing."""
     return os.environ.get("CI", "").lower() in ("1", "true")
 
 
 def on_host(backend: Backend, encoded: Encoded) -> Encoded:
-    """The same vectors as NumPy arrays, wherever the backend keeps them."""
+    """Return vectors of a backend as NumPy arrays."""
     return Encoded(backend.to_host(encoded.packed), backend.to_host(encoded.norms))
 
 
 def on_device(backend: Backend, encoded: Encoded) -> Encoded:
-    """NumPy arrays as arrays of the backend's own."""
+    """Return NumPy arrays as arrays of the backend."""
     return Encoded(backend.concatenate([encoded.packed], 0), backend.concatenate([encoded.norms], 0))
 
 
 def without_denormals(x: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which vectors `[vectors, head_dim]` are encoded without a float32 so small that Metal takes it for zero.
+    """Return which vectors `[vectors, head_dim]` are encoded without float32 values that Metal flushes to zero.
 
     Squares that vanish beside others change no sum: only the smallest norms are made of them.
     """
-    # At head_dim 512 each half has a norm of its own.
+    # At head_dim 512 each half has its own norm.
     block_dim = min(x.shape[-1], 256)
     size = np.abs(x.astype(np.float64)).reshape(len(x), x.shape[-1] // block_dim, block_dim)
     norm = np.sqrt(np.square(size).sum(axis=-1))
@@ -65,7 +64,7 @@ def without_denormals(x: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def flushes(backend: Backend) -> bool:
-    """Whether it takes denormal float32 values for zero, which Apple's GPUs alone may."""
+    """Return whether the backend flushes denormal float32 values to zero. Only Apple's GPUs may."""
     if backend.name != "metal":
         return False
     x = np.full((1, 64), 1e-40, np.float32)
@@ -76,17 +75,17 @@ def flushes(backend: Backend) -> bool:
 
 
 def comparable(backend: Backend, x: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which vectors `[vectors, head_dim]` have the reference's bytes on a backend."""
+    """Return which vectors `[vectors, head_dim]` must equal the reference on a backend."""
     return without_denormals(x) if flushes(backend) else np.ones(len(x), bool)
 
 
 def of(encoded: Encoded, vectors: NDArray[np.bool_]) -> Encoded:
-    """Some of the vectors."""
+    """Select vectors."""
     return Encoded(encoded.packed[vectors], encoded.norms[vectors])
 
 
 def assert_same_bits(got: NDArray[Any], expected: NDArray[Any]) -> None:
-    """Dtype, shape and every bit; -0.0 is not 0.0, and a NaN equals only itself."""
+    """Assert equal dtype, shape and bits. -0.0 differs from 0.0, and a NaN equals only itself."""
     assert got.dtype == expected.dtype
     assert got.shape == expected.shape
     as_bits = f"u{expected.dtype.itemsize}"
@@ -95,6 +94,6 @@ def assert_same_bits(got: NDArray[Any], expected: NDArray[Any]) -> None:
 
 
 def assert_same_encoded(got: Encoded, expected: Encoded) -> None:
-    """Packed bytes and norm bits."""
+    """Assert equal packed bytes and norms."""
     assert_same_bits(got.norms, expected.norms)
     assert_same_bits(got.packed, expected.packed)

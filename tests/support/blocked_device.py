@@ -1,6 +1,6 @@
-"""A service whose device blocks: each encode waits until the test writes into a pipe."""
+"""Service whose device blocks in encode until the test writes to a pipe."""
 
-# The first argument is the path of the pipe. Each call of encode waits until data was written and the pipe is closed.
+# The first argument is the path of the pipe. Each call of encode waits until the pipe was written to and closed.
 HELD = """
 import sys
 from hadakv_kernels.cpu import CpuBackend

@@ -1,4 +1,4 @@
-"""The contract spoken by hand: plain httpx and msgpack, so that a mistake is not made alike on both sides."""
+"""HTTP contract with plain httpx and msgpack. Sharing code with the service could hide a mistake on both sides."""
 
 import socket
 from dataclasses import dataclass
@@ -20,36 +20,36 @@ Json = dict[str, Any]
 
 
 def tensor(values: NDArray[Any]) -> Json:
-    """An array as the wire has it."""
+    """Return an array as a tensor of the wire format."""
     return {"dtype": values.dtype.name, "shape": list(values.shape), "data": values.tobytes()}
 
 
 def array(wire: Json) -> NDArray[Any]:
-    """The array a tensor on the wire is."""
+    """Return the array of a tensor of the wire format."""
     dtype = DTYPES.get(wire["dtype"], np.dtype(np.uint8))
     return np.frombuffer(wire["data"], dtype).reshape(wire["shape"])
 
 
 def stream(values: NDArray[Any], codec: Codec) -> Json:
-    """What the service must answer for an array it encoded: the reference's bytes."""
+    """Return the response that the service must give for an encoded array: the reference's bytes."""
     return encoded_stream(reference.encode(values, codec.at(values.shape[-1])), codec)
 
 
 def encoded_stream(encoded: Encoded, codec: Codec) -> Json:
-    """One encoded stream as the wire has it."""
+    """Return an encoded stream in the wire format."""
     if codec.kind == "float16":
         return {"values": tensor(encoded.packed.view(np.float16))}
     return {"packed": tensor(encoded.packed), "norms": tensor(encoded.norms)}
 
 
 def append_body(k: NDArray[Any], v: NDArray[Any], **more: Any) -> Json:
-    """The body of an append."""
+    """Return the body of an append."""
     return {"k": tensor(k), "v": tensor(v), **more}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A response; `body` is its content decoded by its content type, None where it has none."""
+    """HTTP response. `body` is its content, decoded by content type; None if it is empty."""
 
     status: int
     headers: httpx.Headers
@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def body(self) -> Any:
-        """The content, decoded."""
+        """Decoded content."""
         if not self.content:
             return None
         if self.headers["content-type"] == MSGPACK:
@@ -65,7 +65,7 @@ class Answer:
         return httpx.Response(self.status, content=self.content).json()
 
     def problem(self, status: int, slug: str) -> Json:
-        """The problem document, which must be of that kind and complete."""
+        """Return the problem document. It must be complete, with that status and slug."""
         assert (self.status, self.headers.get("content-type")) == (status, PROBLEM), self
         document: Json = self.body
         assert document["type"] == f"urn:hadakv:problem:{slug}", document
@@ -77,7 +77,7 @@ class Answer:
 
 
 class Caller:
-    """A client that knows nothing but the contract."""
+    """HTTP client that knows only the contract."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -90,16 +90,16 @@ class Caller:
         self.http.close()
 
     def send(self, method: str, path: str, content: bytes = b"", content_type: str = MSGPACK, **headers: str) -> Answer:
-        """Send bytes as they are."""
+        """Send a request with any body."""
         response = self.http.request(method, path, content=content, headers={"content-type": content_type, **headers})
         return Answer(response.status_code, response.headers, response.content)
 
     def post(self, path: str, body: Any, **headers: str) -> Answer:
-        """POST a value as msgpack."""
+        """Send a POST request with a msgpack body."""
         return self.send("POST", path, msgpack.packb(body), **headers)
 
     def put(self, path: str, body: Any) -> Answer:
-        """PUT a value as msgpack."""
+        """Send a PUT request with a msgpack body."""
         return self.send("PUT", path, msgpack.packb(body))
 
     def append(self, session: str, k: NDArray[Any], v: NDArray[Any], **more: Any) -> Answer:
@@ -107,48 +107,48 @@ class Caller:
         return self.post(f"/sessions/{session}/kv", append_body(k, v, **more))
 
     def get(self, path: str, *, accept: str = "*/*", **params: str | int) -> Answer:
-        """GET with query parameters."""
-        # An empty mapping would take away the query that stands in the path.
+        """Send a GET request with query parameters."""
+        # An empty mapping would remove a query that is part of the path.
         response = self.http.get(path, params=params or None, headers={"accept": accept})
         return Answer(response.status_code, response.headers, response.content)
 
     def read(self, session: str, **params: str | int) -> Any:
-        """What a session holds; it must be there."""
+        """Read a session that must exist; return the decoded body."""
         answer = self.get(f"/sessions/{session}/kv", accept=MSGPACK, **params)
         assert answer.status == 200, answer
         return answer.body
 
     def info(self, session: str) -> Json:
-        """A session's description; it must be there."""
+        """Return the description of a session that must exist."""
         answer = self.get(f"/sessions/{session}")
         assert answer.status == 200, answer
         body: Json = answer.body
         return body
 
     def delete(self, path: str) -> Answer:
-        """DELETE."""
+        """Send a DELETE request."""
         response = self.http.delete(path)
         return Answer(response.status_code, response.headers, response.content)
 
     def used_nbytes(self) -> int:
-        """Bytes the service says its sessions take."""
+        """Return the bytes of memory that the service reports as used."""
         return int(self.get("/readyz").body["used_nbytes"])
 
     def snapshot(self, session: str) -> tuple[Json, bytes]:
-        """All a session is and holds, but when it was last used."""
+        """Return the description and content of a session, without the time of last use."""
         content = self.get(f"/sessions/{session}/kv").content
         info = self.info(session)
         return {name: value for name, value in info.items() if name not in ("last_used", "expires")}, content
 
 
 def connect(url: str) -> socket.socket:
-    """A bare connection to the service, for requests no HTTP library would send."""
+    """Open a TCP connection, for requests that no HTTP library would send."""
     address = urlsplit(url)
     assert address.hostname is not None
     return socket.create_connection((address.hostname, address.port or 80), timeout=60)
 
 
 def status_line(connection: socket.socket) -> bytes:
-    """The first line of a response; empty if the connection was closed without one."""
+    """Read the first line of a response; empty if the connection was closed without one."""
     with connection.makefile("rb") as lines:
         return lines.readline().strip()

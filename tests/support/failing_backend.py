@@ -1,6 +1,6 @@
-"""A service whose backend fails on purpose."""
+"""Service with a backend that fails on purpose."""
 
-# Decodes nothing, and encodes nothing of 13 tokens.
+# Decoding always fails, and encoding fails for 13 tokens.
 FAILING = """
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.__main__ import main

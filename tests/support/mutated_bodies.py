@@ -1,4 +1,4 @@
-"""Bodies nobody meant: valid ones, and every way to spoil them."""
+"""Request bodies: valid ones, and mutations of them."""
 
 import math
 import random
@@ -14,7 +14,7 @@ from support.contract import append_body, tensor
 K = np.random.default_rng(7).standard_normal((2, 1, 2, 64)).astype(np.float16)
 ROWS = {"dtype": "uint8", "shape": [2, 32], "data": bytes(range(64))}
 NORMS = {"dtype": "float32", "shape": [2, 1], "data": struct.pack("<2f", 1.0, 2.0)}
-# A number in place of the braces makes several sessions.
+# The braces are replaced by a number, for several sessions.
 VALID = {
     "POST /sessions/fuzz{}/kv": append_body(K, K, layer=0, position=0, codec={"k": {"bits": 4}, "v": {"bits": 4}}),
     "PUT /sessions/put{}": {"codec": {"bits": 4}, "layers": 2, "kv_heads": 2, "head_dim": 64, "ttl_seconds": 60.5},
@@ -33,7 +33,7 @@ def flip_bytes(rng: random.Random, body: bytes) -> bytes:
 
 
 def flip_headers(rng: random.Random, body: bytes) -> bytes:
-    """Like flip_bytes, but in the first bytes, where the structure is."""
+    """Flip bits in the first bytes, where the structure is."""
     front = min(len(body), 80)
     return flip_bytes(rng, body[:front]) + body[front:]
 
@@ -52,7 +52,7 @@ def splice(rng: random.Random, body: bytes) -> bytes:
     return body[: rng.randrange(len(body))] + other[rng.randrange(len(other)) :]
 
 
-# Every header that says how much follows: code, then a length of 1, 2 or 4 bytes.
+# Width in bytes of the length that follows each msgpack type code.
 SIZED = {
     **dict(zip((0xC4, 0xC5, 0xC6), (1, 2, 4), strict=True)),
     **dict(zip((0xC7, 0xC8, 0xC9), (1, 2, 4), strict=True)),
@@ -63,7 +63,7 @@ SIZED = {
 
 
 def declare_much(rng: random.Random, body: bytes) -> bytes:
-    """Put a header that declares far more than there is in place of some byte, in the front mostly."""
+    """Replace a byte, mostly near the front, by a header that declares far more data than there is."""
     code, width = rng.choice(list(SIZED.items()))
     length = rng.choice([(1 << 8 * width) - 1, 1 << (8 * width - 1), (1 << 8 * width) - rng.randint(1, 200)])
     at = rng.randrange(min(len(body), rng.choice([2, 40, 1000])))
@@ -71,7 +71,7 @@ def declare_much(rng: random.Random, body: bytes) -> bytes:
 
 
 def nest(rng: random.Random, body: bytes) -> bytes:
-    """Put arrays or maps in each other in place of a byte, shallow or beyond any stack."""
+    """Replace a byte by nested arrays or maps, up to far beyond the depth limit."""
     levels = rng.choice([1, 15, 16, 17, 40, 1_000, 50_000])
     opening = rng.choice([b"\x91", b"\x81\xa1k", b"\x81\x90", b"\xdc\x00\x01", b"\xdd\x00\x00\x00\x01"])
     at = rng.randrange(len(body) + 1)
@@ -98,7 +98,7 @@ WRONG += [[[[]]], {"k": {"k": 1}}, {1: 2}, [2**62] * 4, [0] * 9, msgpack.ExtType
 
 
 def replace_value(rng: random.Random, body: bytes) -> bytes:
-    """Take a value anywhere in the body's maps for another one, or give it a key it should not have."""
+    """Replace a value anywhere in the body's maps, or add an unknown key."""
     value = msgpack.unpackb(body)
     place = value
     while True:
@@ -114,7 +114,7 @@ AXES = [0, 0, 1, 2, 3, 64, 128, 1 << 16, 1 << 31, 1 << 39, 1 << 62, 1 << 63, (1 
 
 
 def reshape(rng: random.Random, body: bytes) -> bytes:
-    """Give every tensor the same odd shape, with as much data as that asks for where that is little."""
+    """Give every tensor the same odd shape, with matching data if that is small."""
     shape = [rng.choice(AXES) for _ in range(rng.randint(0, 5))] + [rng.choice([0, 1, 32, 64, 64, 64])]
     value = msgpack.unpackb(body)
     for inner in value.values():
@@ -148,7 +148,7 @@ MUTATIONS: list[Mutation] = [
 
 
 def requests(seed: int, count: int) -> Iterator[tuple[str, str, bytes]]:
-    """Which call, which mutation, and the body."""
+    """Yield requests: the call, the name of the mutation, and the body."""
     rng = random.Random(seed)
     for _ in range(count):
         call, valid = rng.choice(list(VALID.items()))

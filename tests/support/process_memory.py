@@ -1,16 +1,16 @@
-"""What memory a process takes, as the system counts it."""
+"""Memory of a process, as the system reports it."""
 
 from pathlib import Path
 from subprocess import check_output
 
 
 def peak_nbytes(pid: int) -> int:
-    """The most memory a process ever had, where the system keeps that (Linux), else what it has now."""
+    """Return the peak memory of a process, bytes (Linux); elsewhere its current memory."""
     return _nbytes(pid, "VmHWM")
 
 
 def resident_nbytes(pid: int) -> int:
-    """What memory a process has now."""
+    """Return the resident memory of a process, bytes."""
     return _nbytes(pid, "VmRSS")
 
 

@@ -1,4 +1,4 @@
-"""Reading `/metrics` as Prometheus does, and comparing two readings."""
+"""Scrapes of `/metrics`, and differences between two scrapes."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-# A sample's name and labels, the latter as `method=GET route=/metrics`, and its value.
+# Value by name and labels. Labels are written as `method=GET route=/metrics`.
 Samples = dict[tuple[str, str], float]
-# What a scrape itself adds to the next one.
+# Labels of the samples that a scrape itself changes.
 SCRAPE = "method=GET route=/metrics"
-# Methods that labels name; any other is "other".
+# Methods that are used as labels. All others are "other".
 METHODS = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"]
 
 
 def scrape(url: str, token: str | None = None) -> Samples:
-    """All samples there are."""
+    """Return all samples of a service."""
     headers = {"authorization": f"Bearer {token}"} if token else {}
     answer = httpx.get(f"{url}/metrics", headers=headers)
     assert answer.status_code == 200, answer
@@ -23,7 +23,7 @@ def scrape(url: str, token: str | None = None) -> Samples:
 
 
 def samples(page: str) -> Samples:
-    """The samples of a page, which must not tell one twice."""
+    """Parse a page. No sample may occur twice."""
     families = list(text_string_to_metric_families(page))
     found = [((sample.name, labels(sample.labels)), sample.value) for each in families for sample in each.samples]
     assert max(Counter(key for key, _ in found).values()) == 1, page
@@ -33,17 +33,17 @@ def samples(page: str) -> Samples:
 
 
 def labels(of: dict[str, str]) -> str:
-    """Labels in order of their names."""
+    """Return labels in order of their names."""
     return " ".join(f"{name}={of[name]}" for name in sorted(of))
 
 
 def label_values(found: Samples, label: str) -> set[str]:
-    """Every value that a label has somewhere."""
+    """Return all values of a label."""
     return {part.partition("=")[2] for _, text in found for part in text.split(" ") if part.startswith(f"{label}=")}
 
 
 def moved(url: str, act: Callable[[], object], token: str | None = None) -> Samples:
-    """What the service's own counters, counts and gauges rose by while something was done, without the scrape's own."""
+    """Return the change of the service's samples during an action, without the samples of the scrape itself."""
     before = scrape(url, token)
     act()
     after = scrape(url, token)
@@ -55,18 +55,18 @@ def moved(url: str, act: Callable[[], object], token: str | None = None) -> Samp
 
 
 def counts(of: Samples) -> Samples:
-    """Without times and sizes: what must be exact whatever the machine does."""
+    """Return the samples that must be exact: all but times and sizes."""
     measured = ("_bucket", "seconds_sum", "busy_seconds_total")
     return {key: value for key, value in of.items() if not key[0].endswith(measured)}
 
 
 def of_http(found: Samples) -> Samples:
-    """Those of requests."""
+    """Return the samples about HTTP requests."""
     return {key: value for key, value in found.items() if key[0].startswith("hadakv_http_")}
 
 
 def a_call(route: str, method: str, *statuses: int, received: int = 0, sent: int = 0) -> Samples:
-    """What calls of one route add to the counts."""
+    """Return the change expected after requests of one route."""
     call = f"method={method} route={route}"
     added: Samples = {("hadakv_http_request_seconds_count", call): len(statuses)}
     added |= {("hadakv_http_requests_total", f"{call} status={status}"): statuses.count(status) for status in statuses}
@@ -75,8 +75,8 @@ def a_call(route: str, method: str, *statuses: int, received: int = 0, sent: int
 
 
 def eventually(look: Callable[[], bool]) -> None:
-    """Look again and again until it is so."""
+    """Poll until a condition is true."""
     for _ in range(10_000):
         if look():
             return
-    raise AssertionError("it never came to pass")
+    raise AssertionError("the condition did not become true")

@@ -1,4 +1,4 @@
-"""A service on a data directory, started again and again, and the tokens that tests store in it."""
+"""Service on a data directory that tests restart, and tokens to store in it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ K, V = pair(2, 2, 300)
 
 @contextmanager
 def service(directory: Path, *flags: str, kill: bool = False) -> Iterator[Caller]:
-    """A service on that directory, ended in order or killed."""
+    """Start a service on a directory. At the end of the block it is terminated, or killed."""
     with running_service("--data-dir", str(directory), "--disk-budget", "1GiB", *flags) as running:
         with Caller(running.url) as caller:
             yield caller
@@ -26,7 +26,7 @@ def service(directory: Path, *flags: str, kill: bool = False) -> Iterator[Caller
 
 
 def holds(caller: Caller, session: str, tokens: int = 300) -> bool:
-    """Whether a session has exactly the first tokens of K and V."""
+    """Return whether a session has exactly the first tokens of K and V."""
     body = caller.read(session)
     wanted = [stream(np.ascontiguousarray(x[:, :, :tokens]), CODEC) for x in (K, V)]
     return body["length"] == tokens and [body["k"], body["v"]] == wanted

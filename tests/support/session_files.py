@@ -1,4 +1,4 @@
-"""Session files taken apart and put together by hand, so that a mistake is not made alike on both sides."""
+"""Session files, parsed and built without code of the service, which could hide a mistake on both sides."""
 
 import json
 from typing import Any
@@ -14,33 +14,33 @@ METADATA = "__metadata__"
 
 
 def exported(caller: Caller, session: str) -> bytes:
-    """A session as a file."""
+    """Export a session."""
     answer = caller.get(f"/sessions/{session}/export")
     assert answer.status == 200, answer
     return answer.content
 
 
 def imported(caller: Caller, session: str, file: bytes) -> Answer:
-    """The answer to an import."""
+    """Import a file; return the response."""
     return caller.send("POST", f"/sessions/{session}/import", file, OCTETS)
 
 
 def taken_apart(file: bytes) -> tuple[Json, bytes]:
-    """The header and the tensors' bytes."""
+    """Return the header and the bytes of the tensors."""
     length = int.from_bytes(file[:8], "little")
     header: Json = json.loads(file[8 : 8 + length])
     return header, file[8 + length :]
 
 
 def put_together(header: Any, data: bytes) -> bytes:
-    """A file with that header, which may be its text."""
+    """Build a file from a header, given as JSON value or as text."""
     text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data
 
 
 def tensors(file: bytes) -> dict[str, NDArray[Any]]:
-    """The tensors of a file by name."""
+    """Return the tensors of a file by name."""
     header, data = taken_apart(file)
     header.pop(METADATA)
     return {
@@ -50,14 +50,14 @@ def tensors(file: bytes) -> dict[str, NDArray[Any]]:
 
 
 def told(file: bytes) -> Json:
-    """What a file's metadata says, what is JSON parsed."""
+    """Return the metadata of a file, with JSON values parsed."""
     strings = taken_apart(file)[0][METADATA]
     plain = ("format", "version", "tables", "session", "created")
     return {name: text if name in plain else json.loads(text) for name, text in strings.items()}
 
 
 def with_metadata(file: bytes, **changes: Any) -> bytes:
-    """The file with other metadata; None leaves a field out, strings stand as they are, the rest becomes JSON."""
+    """Return the file with changed metadata. None removes a field; other values than strings become JSON."""
     header, data = taken_apart(file)
     strings = header[METADATA]
     for name, value in changes.items():
@@ -69,7 +69,7 @@ def with_metadata(file: bytes, **changes: Any) -> bytes:
 
 
 def with_tensor(file: bytes, name: str, array: NDArray[Any]) -> bytes:
-    """The file with other elements in one tensor, of the same dtype and shape."""
+    """Return the file with other elements in one tensor, of the same dtype and shape."""
     header, data = taken_apart(file)
     begin, end = header[name]["data_offsets"]
     assert end - begin == array.nbytes

@@ -1,4 +1,4 @@
-"""Sessions whose bytes are easily counted, for tests of the store."""
+"""Sessions of known size, for tests of the store."""
 
 from collections.abc import Collection
 
@@ -18,7 +18,7 @@ TOKEN = 2 * SPEC.nbytes
 
 
 def cost(tokens: int, pages: int = 1, runs: int = 1) -> int:
-    """Return the bytes counted for a session."""
+    """Return the memory that the store counts for a session, bytes."""
     return SESSION_OVERHEAD_NBYTES + runs * RUN_OVERHEAD_NBYTES + pages * PAGE_OVERHEAD_NBYTES + tokens * TOKEN
 
 
@@ -26,7 +26,7 @@ EMPTY = cost(0, 0, 0)
 
 
 class Clock:
-    """A clock that the test sets."""
+    """Clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -36,7 +36,7 @@ class Clock:
 
 
 def grown(session: Session, tokens: int) -> Session:
-    """Return the session with further tokens of TOKEN bytes each."""
+    """Return the session with more tokens, each of TOKEN bytes."""
     stream = Stream(np.ones((1, 1, tokens, 64), np.float16), SPEC)
     return session.append(0, Page(*BACKEND.encode([stream, stream])), BACKEND)
 
@@ -50,16 +50,16 @@ def opened(ttl_seconds: float | None = None, window: int | None = None, durabili
 def append(
     store: SessionStore, key: Key, tokens: int, ttl_seconds: float | None = None, durability: Durability = "memory"
 ) -> None:
-    """Append to a session as `AppendOperation` does."""
-    record = store.find(key)
-    session = (record.session if record else opened(ttl_seconds, durability=durability)).split_runs(0, 1)
+    """Append tokens to a session of the store, as an append does."""
+    entry = store.find(key)
+    session = (entry.session if entry else opened(ttl_seconds, durability=durability)).split_runs(0, 1)
     pages = session.new_pages(0, 1, tokens)
     reservation = store.reserve(key, session, {key}, nbytes=tokens * TOKEN, pages=pages)
     run_to_completion(store.commit(reservation, grown(session, tokens)))
 
 
 def create(store: SessionStore, key: Key, ttl_seconds: float | None = None) -> None:
-    """Create a session as `CreateOperation` does."""
+    """Create a session in the store, as a PUT does."""
     session = opened(ttl_seconds)
     run_to_completion(store.commit(store.reserve(key, session, {key}), session))
 

@@ -1,6 +1,6 @@
-"""What codes the same values: this project's codec, its NumPy reference, MLX's and gguf's quantizers.
+"""Contenders that encode the same values: this project's codec, its NumPy reference, MLX's and gguf's quantizers.
 
-Each contender runs in a process of its own and times one operation whenever its parent says so.
+Each contender runs in a process of its own and times one operation at a time, on request of its parent.
 """
 
 import json
@@ -22,7 +22,7 @@ Operation = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One contender. `dtype` is that of the values going in and coming out."""
+    """Contender. `dtype` is the dtype of the decoded values."""
 
     kind: str
     elements: int
@@ -32,13 +32,13 @@ class Case:
     threads: int = 1
 
     def to_json(self) -> str:
-        """For the command line of its process."""
+        """Return the argument for the command line of its process."""
         return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Operations by name; `coded_bytes` is the size of what `encode` makes."""
+    """Operations by name. `coded_bytes` is the size of the result of `encode`."""
 
     elements: int
     value_bytes: int
@@ -47,7 +47,7 @@ class Contender:
 
 
 def values(case: Case) -> NDArray[Any]:
-    """Seeded normal values [rows, head_dim]."""
+    """Return seeded normal values `[rows, head_dim]`."""
     block = np.random.default_rng(SEED).standard_normal(1 << 20, dtype=np.float32)
     x = np.resize(block, (case.elements // case.head_dim, case.head_dim))
     if case.dtype == "float32":
@@ -58,7 +58,7 @@ def values(case: Case) -> NDArray[Any]:
 
 
 def engine(case: Case) -> Contender:
-    """The C++ path into memory that is there already, and a loop that only moves as many bytes."""
+    """C++ codec with preallocated output, and a loop that only moves as many bytes."""
     from hadakv_kernels import Codec
     from hadakv_kernels.cpu import CpuBackend, native_plan
 
@@ -82,7 +82,7 @@ def engine(case: Case) -> Contender:
 
 
 def backend(case: Case) -> Contender:
-    """The C++ path as the service calls it, into fresh memory."""
+    """C++ codec as the service calls it, with new output memory."""
     from hadakv_kernels import Codec, Stream
     from hadakv_kernels.cpu import CpuBackend
 
@@ -97,7 +97,7 @@ def backend(case: Case) -> Contender:
 
 
 def reference(case: Case) -> Contender:
-    """The NumPy specification."""
+    """NumPy reference."""
     from hadakv_kernels import Codec
     from hadakv_kernels.reference import decode, encode
 
@@ -112,7 +112,7 @@ def reference(case: Case) -> Contender:
 
 
 def mlx(case: Case) -> Contender:
-    """`mx.quantize` and `mx.dequantize`, affine, groups of 64, on the CPU."""
+    """`mx.quantize` and `mx.dequantize`: affine, groups of 64, on the CPU."""
     import mlx.core as mx
 
     mx.set_default_device(mx.Device(mx.cpu))
@@ -127,7 +127,7 @@ def mlx(case: Case) -> Contender:
 
 
 def gguf(case: Case) -> Contender:
-    """Llama.cpp's Q4_0 and Q8_0, blocks of 32, as PyPI's gguf computes them in NumPy."""
+    """Q4_0 and Q8_0 of llama.cpp, blocks of 32, computed in NumPy by the gguf package."""
     from gguf import GGMLQuantizationType, quants
 
     scheme = GGMLQuantizationType.Q4_0 if case.bits == 4 else GGMLQuantizationType.Q8_0
@@ -144,7 +144,7 @@ KINDS = {"engine": engine, "backend": backend, "reference": reference, "mlx": ml
 
 
 def serve(case: Case) -> None:
-    """Be one contender: describe it on stdout, then time each operation named on stdin."""
+    """Run as a contender: print its description, then time each operation named on stdin."""
     contender = KINDS[case.kind](case)
     for operation in contender.operations.values():
         operation()

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # This script's folder would hide the standard library's http behind a file of its own.
+    # The folder of this script would shadow the http package of the standard library.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     from benchmarks.codec.run import main
 

@@ -1,7 +1,7 @@
-"""Runs the codec's contenders side by side and prints what came of it.
+"""Benchmark of the codec: run all contenders in turn and print tables.
 
-All contenders live at once and take turns, operation by operation, round by round: what disturbs the machine disturbs
-all of them. Figures are medians over rounds; so are ratios, of times taken in the same round.
+All contenders run at the same time and take turns, operation by operation, round by round, so that a disturbance of the
+machine affects all of them. Figures are medians over rounds. Ratios are medians of ratios within a round.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROUNDS, QUICK_ROUNDS = 9, 3
 
 
 def cases(elements: int) -> list[Case]:
-    """Every contender, in the order of the table."""
+    """Return every contender, in the order of the table."""
     cores = os.cpu_count() or 1
     ours = [
         Case("engine", elements, threads=1),
@@ -39,7 +39,7 @@ def cases(elements: int) -> list[Case]:
 
 
 class Worker:
-    """A contender's process."""
+    """Process of a contender."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -59,7 +59,7 @@ class Worker:
         return json.loads(line)
 
     def sizes(self) -> dict[str, Any]:
-        """What the contender says of itself once it is ready."""
+        """Wait until the contender is ready; return its description."""
         answer: dict[str, Any] = self._read()
         return answer
 
@@ -71,7 +71,7 @@ class Worker:
         return float(self._read())
 
     def close(self) -> None:
-        """Let the process end by itself."""
+        """Let the process exit."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
@@ -79,31 +79,31 @@ class Worker:
 
 @dataclass
 class Result:
-    """A case's times in seconds, by operation, one for each round."""
+    """Times of a case in seconds: by operation, one for each round."""
 
     case: Case
     sizes: dict[str, Any]
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def rate(self, operation: str) -> float:
-        """Elements per second."""
+        """Return elements per second."""
         elements: int = self.sizes["elements"]
         return elements / statistics.median(self.seconds[operation])
 
     def bandwidth(self, operation: str) -> float:
-        """Bytes read and written per second."""
+        """Return bytes read and written per second."""
         nbytes: int = self.sizes["value_bytes"] + self.sizes["coded_bytes"]
         return nbytes / statistics.median(self.seconds[operation])
 
     def speed_relative_to(self, other: "Result", operation: str, of: str) -> float:
-        """How many times as fast as the other's operation `of`, element for element."""
+        """Return the speed per element relative to the other case's operation `of`."""
         scale: float = self.sizes["elements"] / other.sizes["elements"]
         pairs = zip(self.seconds[operation], other.seconds[of], strict=True)
         return statistics.median(theirs * scale / mine for mine, theirs in pairs)
 
 
 def measure(elements: int, rounds: int) -> list[Result]:
-    """Start all contenders, run all rounds, end them."""
+    """Start all contenders, run all rounds, and stop the contenders."""
     workers = [Worker(case) for case in cases(elements)]
     results = [Result(worker.case, worker.sizes()) for worker in workers]
     for _ in range(rounds):
@@ -116,7 +116,7 @@ def measure(elements: int, rounds: int) -> list[Result]:
 
 
 def title(case: Case) -> str:
-    """The case as a row's first column."""
+    """Return the first column of a row."""
     names = {
         "engine": "ours",
         "backend": "ours into fresh memory",
@@ -131,7 +131,7 @@ def title(case: Case) -> str:
 
 
 def figures(result: Result, results: list[Result], operation: str) -> dict[str, float | None]:
-    """One row's figures for encode or decode; MLX is compared at 8 bits with 8 bits, else at 4."""
+    """Return the figures of a row for encode or decode. 8 bits are compared with MLX at 8 bits, others at 4."""
     bits = 8 if result.case.bits == 8 else 4
     mlx = next(other for other in results if other.case.kind == "mlx" and other.case.bits == bits)
     bound = f"{operation} bound"
@@ -146,7 +146,7 @@ def figures(result: Result, results: list[Result], operation: str) -> dict[str, 
 
 
 def print_table(rows: list[dict[str, Any]], operation: str) -> None:
-    """One operation's figures."""
+    """Print the table of an operation."""
     print(f"\n{operation:58} {'M elem/s':>9} {'GB/s':>6} {'of memory loop':>21} {'x MLX':>6}")
     for row in rows:
         f = row[operation]
@@ -160,7 +160,7 @@ def print_table(rows: list[dict[str, Any]], operation: str) -> None:
 
 
 def report(results: list[Result]) -> dict[str, Any]:
-    """Everything measured, with the machine it was measured on."""
+    """Return all figures, and the description of the machine."""
     from hadakv_kernels.cpu import CpuBackend
 
     machine = describe() | {"codec": CpuBackend().detail, "gguf": metadata.version("gguf")}
@@ -173,7 +173,7 @@ def report(results: list[Result]) -> dict[str, Any]:
 
 
 def run(elements: int, rounds: int, json_file: Path | None) -> None:
-    """Measure, print and, if asked, write."""
+    """Measure, print the tables, and write the JSON file if there is one."""
     findings = report(measure(elements, rounds))
     for name, value in findings["machine"].items():
         print(f"{name:12} {value}")
@@ -185,10 +185,10 @@ def run(elements: int, rounds: int, json_file: Path | None) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="The codec on the CPU against its peers and a memory loop.")
     parser.add_argument("--quick", action="store_true", help="fewer elements and rounds")
-    parser.add_argument("--json", type=Path, help="write every figure there too")
+    parser.add_argument("--json", type=Path, help="write all figures to FILE")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:

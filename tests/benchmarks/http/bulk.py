@@ -1,4 +1,4 @@
-"""64 MiB up, the packed answer down, one call at a time."""
+"""Bulk appends: a body of 64 MiB and the packed response, one request at a time."""
 
 import time
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from benchmarks.http.contenders import Contender, servers
 from benchmarks.http.figures import Aim, at_least, median, speed, table
 from benchmarks.http.payloads import BULK
 
-# No contender takes more than this of the run, however slow it is.
+# Maximum seconds for each contender.
 SECONDS_EACH = 25.0
 
 CONTENDERS = (
@@ -25,7 +25,7 @@ CONTENDERS = (
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, by label; contenders take turns, so that drift hits all alike."""
+    """Return the seconds of each request by label. Contenders take turns, so that drift affects all of them."""
     with servers("raw", "bare", "naive", "null", "service", "redis") as running, ExitStack() as stack:
         callers: dict[str, Caller] = {}
         for contender in CONTENDERS:
@@ -49,7 +49,7 @@ def _timed(caller: Caller) -> float:
 
 
 def report(samples: dict[str, list[float]]) -> str:
-    """The table."""
+    """Return the table."""
     rows = []
     for contender in CONTENDERS:
         if contender.label not in samples:
@@ -64,7 +64,7 @@ def report(samples: dict[str, list[float]]) -> str:
 
 
 def aims(samples: dict[str, list[float]]) -> list[Aim]:
-    """What was aimed at."""
+    """Return the aims."""
     raw, naive = samples["raw sockets"], samples["naive FastAPI: body(), unpackb"]
     ours, client = samples["service without codec, raw client"], samples["service without codec, our client"]
     found = [
@@ -77,5 +77,5 @@ def aims(samples: dict[str, list[float]]) -> list[Aim]:
 
 
 def to_json(samples: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians and samples in seconds."""
+    """Return medians and samples in seconds."""
     return {label: {"median_s": median(values), "samples_s": values} for label, values in samples.items()}

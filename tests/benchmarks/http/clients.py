@@ -1,4 +1,4 @@
-"""Blocking clients, one connection each: as little as possible between the clock and the socket."""
+"""Blocking clients with one connection each, and as little code as possible around the socket."""
 
 import re
 import socket
@@ -14,10 +14,14 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 class Caller(Protocol):
-    """Sends one append and waits for its answer."""
+    """Client that sends an append and waits for the response."""
 
     def call(self) -> None:
-        """Raises AssertionError unless the answer is a success."""
+        """Send an append.
+
+        Raises:
+            AssertionError: the response is no success.
+        """
         ...
 
     def close(self) -> None:
@@ -26,12 +30,12 @@ class Caller(Protocol):
 
 
 def session_names(prefix: str, *, fresh: bool) -> Iterator[str]:
-    """One session for ever, or a new one for each call."""
+    """Return the names of sessions: always the same, or a new one for each append."""
     return (f"{prefix}-{i}" for i in count()) if fresh else repeat(prefix)
 
 
 def connect(url: str) -> socket.socket:
-    """A TCP connection that sends at once."""
+    """Open a TCP connection without Nagle's algorithm."""
     address = urlsplit(url)
     connection = socket.create_connection((address.hostname, address.port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,7 +59,7 @@ class _OverSocket:
 
 
 class RawCaller(_OverSocket):
-    """The body's bytes out, the answer's bytes in."""
+    """Raw socket: the bytes of the body out, the bytes of the response in."""
 
     def call(self) -> None:
         """Move the bytes."""
@@ -64,7 +68,7 @@ class RawCaller(_OverSocket):
 
 
 class HttpCaller(_OverSocket):
-    """HTTP/1.1 over a keep-alive socket."""
+    """HTTP/1.1 over one keep-alive connection."""
 
     def __init__(self, url: str, workload: Workload, *, fresh: bool = False) -> None:
         super().__init__(url, workload)
@@ -72,7 +76,7 @@ class HttpCaller(_OverSocket):
         self._sessions = session_names(workload.name, fresh=fresh)
 
     def call(self) -> None:
-        """Append."""
+        """Send an append."""
         head = self._workload.request(next(self._sessions))
         if len(self._body) < 1 << 20:
             self._socket.sendall(head + self._body)
@@ -96,26 +100,26 @@ class HttpCaller(_OverSocket):
 
 
 class RedisCaller(_OverSocket):
-    """SET of the raw float16 bytes."""
+    """Redis client: SET of the raw float16 bytes."""
 
     def __init__(self, url: str, workload: Workload) -> None:
         super().__init__(url, workload)
         self._request = redis_set(workload.name, workload.raw)
 
     def call(self) -> None:
-        """SET."""
+        """Send a SET."""
         self._socket.sendall(self._request)
         self._receive(0, 5)
         assert self._answer[:5] == b"+OK\r\n", bytes(self._answer[:100])
 
 
 def redis_set(key: str, value: bytes) -> bytes:
-    """A SET command in Redis's protocol."""
+    """Return a SET command in Redis's protocol."""
     return b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key.encode(), len(value), value)
 
 
 class ClientCaller:
-    """Our own client: NumPy arrays in, NumPy arrays out."""
+    """This project's client: NumPy arrays in, NumPy arrays out."""
 
     def __init__(self, url: str, workload: Workload, *, fresh: bool = False) -> None:
         self._client = Client(url)
@@ -125,7 +129,7 @@ class ClientCaller:
         self._position = 0 if fresh else None
 
     def call(self) -> None:
-        """Append."""
+        """Send an append."""
         k, v = self._tensors
         answer = next(self._sessions).append(k, v, position=self._position)
         assert answer.tokens == k.shape[2]

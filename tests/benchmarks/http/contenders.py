@@ -1,4 +1,4 @@
-"""The contenders: each server in its own process, and the client it is called by."""
+"""Contenders: servers in processes of their own, and the clients that call them."""
 
 import os
 import re
@@ -19,11 +19,11 @@ TESTS = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server.
+    """Running server.
 
     Attributes:
-        url: its address.
-        pid: its process.
+        url: URL of the server.
+        pid: process id.
     """
 
     url: str
@@ -35,9 +35,9 @@ def servers(*names: str, budget: str = "128MiB") -> Iterator[dict[str, Server]]:
     """Start several servers and stop them at the end of the block.
 
     Args:
-        names: "raw", "ceiling", "bare", "naive", "null" (the service without a codec), "service" or "redis", which
-            is left out where it is not installed.
-        budget: what the service may store; appends to ever new sessions evict the least recently used ones.
+        names: "raw", "ceiling", "bare", "naive", "null" (the service without a codec), "service" or "redis". Redis is
+            skipped if it is not installed.
+        budget: memory budget of the service. Appends to new sessions evict the least recently used ones.
     """
     with ExitStack() as stack:
         starting = {name: _start(name, budget) for name in names if name != "redis" or has_redis()}
@@ -47,12 +47,12 @@ def servers(*names: str, budget: str = "128MiB") -> Iterator[dict[str, Server]]:
 
 
 def has_redis() -> bool:
-    """Whether there is a redis-server to compare with."""
+    """Return whether redis-server is installed."""
     return shutil.which("redis-server") is not None
 
 
 def _start(name: str, budget: str) -> tuple["subprocess.Popen[str]", int]:
-    """A process, and its port where it was told which to take."""
+    """Start a server; return its process, and its port if the port was chosen here."""
     port = 0
     if name == "redis":
         port = _free_port()
@@ -67,7 +67,7 @@ def _start(name: str, budget: str) -> tuple["subprocess.Popen[str]", int]:
 
 
 def _address(process: "subprocess.Popen[str]", port: int) -> str:
-    """Where a process listens, once it does."""
+    """Wait until a server listens; return its URL."""
     if port:
         url = f"http://127.0.0.1:{port}"
         _wait_for(url)
@@ -111,12 +111,12 @@ def _stopping(process: "subprocess.Popen[str]") -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A row of a table.
+    """Contender: a row of a table.
 
     Attributes:
-        label: as people read it.
-        server: its server's name.
-        open: connects a caller to the server's address.
+        label: first column of the row.
+        server: name of its server.
+        open: connects a client to the URL of the server.
     """
 
     label: str

@@ -7,27 +7,27 @@ from typing import Any
 
 
 def median(samples: Sequence[float]) -> float:
-    """The median."""
+    """Return the median."""
     return statistics.median(samples)
 
 
 def speed(samples: Sequence[float], than: Sequence[float]) -> float:
-    """How many times as fast as another, the median over rounds: what disturbs a round disturbs both."""
+    """Return the relative speed: the median of ratios within a round, because a disturbance affects both."""
     return median([theirs / mine for mine, theirs in zip(samples, than, strict=False)])
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:
-    """The smallest sample that is not below `percent` of them."""
+    """Return a percentile: the smallest sample that is at least as large as `percent` of the samples."""
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A figure that was aimed at.
+    """Aim for a figure.
 
     Attributes:
-        at_least: whether more is better.
+        at_least: whether larger is better.
     """
 
     what: str
@@ -38,32 +38,32 @@ class Aim:
 
     @property
     def reached(self) -> bool:
-        """Whether the aim is reached."""
+        """Return whether the aim is reached."""
         return self.measured >= self.aim if self.at_least else self.measured <= self.aim
 
     def row(self) -> list[str]:
-        """As a row of a table."""
+        """Return the row of a table."""
         sign = ">=" if self.at_least else "<="
         verdict = "reached" if self.reached else "missed"
         return [self.what, f"{sign} {self.aim:g} {self.unit}", f"{self.measured:.2f} {self.unit}", verdict]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the JSON file."""
+        """Return the entry of the JSON file."""
         return asdict(self) | {"reached": self.reached}
 
 
 def at_least(what: str, aim: float, measured: float, unit: str = "x") -> Aim:
-    """An aim where more is better."""
+    """Return an aim where larger is better."""
     return Aim(what, aim, measured, unit, at_least=True)
 
 
 def at_most(what: str, aim: float, measured: float, unit: str = "x") -> Aim:
-    """An aim where less is better."""
+    """Return an aim where smaller is better."""
     return Aim(what, aim, measured, unit, at_least=False)
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown: the first column to the left, the others to the right."""
+    """Return a Markdown table. The first column is aligned left, the others right."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     rule = [f"{'-' * widths[0]}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]

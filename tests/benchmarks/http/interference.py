@@ -1,4 +1,4 @@
-"""One-token calls while another connection uploads 64 MiB bodies without a pause."""
+"""Latency of one-token appends while another connection uploads 64 MiB bodies without a pause."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ SERVERS = {"bare ASGI": "bare", "naive FastAPI": "naive", "service without codec
 
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """Seconds of each small call by server, alone and during uploads."""
+    """Latencies in seconds by server, alone and during uploads."""
 
     alone: dict[str, list[float]]
     during: dict[str, list[float]]
 
 
 def measure(rounds: int, calls: int) -> Interference:
-    """Servers take turns; an uploader is a process of its own."""
+    """Measure the servers in turn. The uploader is a process of its own."""
     alone: dict[str, list[float]] = {label: [] for label in SERVERS}
     during: dict[str, list[float]] = {label: [] for label in SERVERS}
     with servers(*SERVERS.values()) as running:
@@ -63,7 +63,7 @@ def _upload(url: str, begun: Event, stop: Event) -> None:
 
 
 def report(found: Interference) -> str:
-    """The table."""
+    """Return the table."""
     rows = [
         [label, *(f"{f(samples[label]) * 1e3:.2f}" for samples in (found.alone, found.during) for f in (median, _p99))]
         for label in SERVERS
@@ -77,13 +77,13 @@ def _p99(samples: list[float]) -> float:
 
 
 def aims(found: Interference) -> list[Aim]:
-    """What was aimed at."""
+    """Return the aims."""
     p99 = _p99(found.during["service without codec"]) * 1e3
     return [at_most("one token during uploads, p99", 10, p99, "ms")]
 
 
 def to_json(found: Interference) -> dict[str, Any]:
-    """Percentiles in seconds."""
+    """Return percentiles in seconds."""
     parts = {"alone": found.alone, "during": found.during}
     return {
         part: {label: {"p50_s": median(s), "p99_s": _p99(s), "calls": len(s)} for label, s in by_label.items()}

@@ -1,6 +1,6 @@
-"""A closed-loop load generator: every connection sends its next request as soon as it has its answer.
+"""Closed-loop load generator: each connection sends its next request when it has received the response.
 
-Requests are encoded beforehand and answers only measured, so that the generator is not what is measured.
+Requests are encoded in advance, and only the length of responses is parsed, to keep the generator fast.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-# The length of a whole answer, told from its beginning; 0 if more of it is needed to tell.
+# Returns the length of a response by its first bytes; 0 if more bytes are needed.
 Length = Callable[[bytes], int]
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 def http_length(beginning: bytes) -> int:
-    """The length of an HTTP answer that is a success."""
+    """Return the length of a successful HTTP response."""
     end = beginning.find(b"\r\n\r\n")
     if end < 0:
         return 0
@@ -30,7 +30,7 @@ def http_length(beginning: bytes) -> int:
 
 
 def redis_length(beginning: bytes) -> int:
-    """The length of the answer to a SET that worked."""
+    """Return the length of the response to a successful SET."""
     assert beginning.startswith(b"+OK"), beginning[:100]
     return 5
 
@@ -68,7 +68,7 @@ class _Connection(asyncio.Protocol):
 
 
 def requests_per_second(url: str, requests: Sequence[bytes], length: Length, seconds: float) -> float:
-    """Answers a second with one connection for each request, which that connection sends again and again."""
+    """Return responses per second. Each request gets a connection that sends it repeatedly."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_generate(url, requests, length, seconds))
 

@@ -1,4 +1,4 @@
-"""How much memory a server takes for one 64 MiB append, at its peak. Linux only: it reads /proc."""
+"""Peak memory of a server during an append of 64 MiB. Linux only: it reads /proc."""
 
 import re
 import sys
@@ -17,19 +17,19 @@ SERVERS = {"naive FastAPI": "naive", "service": "service"}
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident bytes of a server before an append, and at most during it."""
+    """Resident memory of a server before an append, and its peak, bytes."""
 
     before: int
     peak: int
 
     @property
     def beyond(self) -> int:
-        """Bytes beyond the body and its packed form."""
+        """Return the bytes beyond the body and its packed form."""
         return self.peak - self.before - len(BULK.body) - BULK.packed_nbytes
 
 
 def measure() -> dict[str, Memory]:
-    """A fresh server each, so that no buffer of an earlier request is there already."""
+    """Measure each server in a new process, without buffers of earlier requests."""
     return {label: _measure(name) for label, name in SERVERS.items()} if sys.platform == "linux" else {}
 
 
@@ -55,7 +55,7 @@ def _status(pid: int, name: str) -> int:
 
 
 def report(found: dict[str, Memory]) -> str:
-    """The table."""
+    """Return the table."""
     rows = [
         [label, *(f"{nbytes / MIB:.0f}" for nbytes in (m.before, m.peak, m.peak - m.before, m.beyond))]
         for label, m in found.items()
@@ -66,10 +66,10 @@ def report(found: dict[str, Memory]) -> str:
 
 
 def aims(found: dict[str, Memory]) -> list[Aim]:
-    """What was aimed at."""
+    """Return the aims."""
     return [at_most("memory beyond body and packed", 32, found["service"].beyond / MIB, "MiB")] if found else []
 
 
 def to_json(found: dict[str, Memory]) -> dict[str, Any]:
-    """Bytes."""
+    """Return the figures in bytes."""
     return {label: {"before": m.before, "peak": m.peak, "beyond": m.beyond} for label, m in found.items()}

@@ -1,4 +1,4 @@
-"""Runs the benchmarks over HTTP, prints their tables, and says which aims are reached."""
+"""Benchmarks over HTTP: run them, print tables, and compare with the aims."""
 
 import argparse
 import json
@@ -11,10 +11,10 @@ from benchmarks.http.figures import Aim, table
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there as well")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute, rougher figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: less than a minute, less precise figures")
     options = parser.parse_args()
     found = _run(quick=options.quick)
     if options.json:

@@ -1,6 +1,6 @@
-"""The servers measured beside the service, each run in a process of its own: `python -m benchmarks.http.servers NAME`.
+"""Servers to compare with, each in a process of its own: `python -m benchmarks.http.servers NAME`.
 
-Every server binds a free loopback port and prints a line with its address once it listens.
+Every server binds a free loopback port and prints a line with its URL when it listens.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from hadakv_service.app import create_app
 
 
 class NullBackend(CpuBackend):
-    """A backend whose encoding costs nothing, so that what remains is the service."""
+    """Backend whose encoding costs nothing. The rest is the cost of the service."""
 
     name = "null"
     detail = "no codec"
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
-        """Arrays of the right shapes, the same ones each time."""
+        """Return arrays of the right shapes, the same ones each time."""
         return [_constant(x.shape[:-1], spec) for x, spec in streams]
 
 
@@ -42,7 +42,7 @@ def _constant(lead: tuple[int, ...], spec: CodecSpec) -> Encoded:
 
 
 def raw_sockets() -> None:
-    """Receive as many bytes as the bulk body has, answer as many as its answer has; no protocol at all."""
+    """Receive and send as many bytes as a bulk append, without a protocol."""
     body, answer = memoryview(bytearray(len(BULK.body))), bytes(answer_nbytes(len(BULK.body)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]},", flush=True)
@@ -65,7 +65,7 @@ def _answer_all(connection: socket.socket, body: memoryview, answer: bytes) -> N
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
-    """Discard the body, answer as many bytes as the service would."""
+    """Discard the body, and respond with as many bytes as the service."""
     more, nbytes = True, 0
     while more:
         message = await receive()
@@ -83,7 +83,7 @@ def _answer(body_nbytes: int) -> bytes:
 
 
 def naive() -> FastAPI:
-    """What one writes first: the whole body, unpacked, in a FastAPI route."""
+    """Run the obvious implementation: a FastAPI route that reads and unpacks the whole body."""
     app = FastAPI()
 
     @app.post("/sessions/{session}/kv")
@@ -101,7 +101,7 @@ def naive() -> FastAPI:
 
 
 class _Ceiling(asyncio.Protocol):
-    """Count the bytes of one-token requests and answer each at once: no server can be faster."""
+    """Count the bytes of one-token requests and respond at once. No server can be faster."""
 
     _answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % STEP.packed_nbytes + bytes(STEP.packed_nbytes)
     _missing = 0
@@ -133,14 +133,14 @@ def _serve(app: Any) -> None:
         lifespan="off",
         access_log=False,
         log_level="warning",
-        # As the service has it: a connection rests while the other contenders have their turns.
+        # As in the service: a connection is idle while other contenders are measured.
         timeout_keep_alive=75,
     )
     uvicorn.Server(config).run([listener])
 
 
 def main() -> None:
-    """Serve as the contender that the first argument names; the others are flags of the service."""
+    """Run the server that the first argument names. The other arguments are flags of the service."""
     name, *flags = sys.argv[1:]
     if name == "raw":
         raw_sockets()

@@ -1,4 +1,4 @@
-"""One token of a small model: how long a call takes, and how many a second at several connections."""
+"""Appends of one token of a small model: latency, and requests per second at several connections."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ CONTENDERS = (
     Contender("service without codec, our client", "null", lambda url: ClientCaller(url, STEP)),
     Contender("Redis SET of the float16 bytes", "redis", lambda url: RedisCaller(url, STEP)),
 )
-# Answers at once from a protocol class: what the load generator itself can do.
+# A protocol class that responds at once. It shows the limit of the load generator.
 CEILING = "the generator's own limit"
 LOADED = {CEILING: "ceiling", "bare ASGI": "bare", "service without codec": "null", "service": "service"}
 LOADED |= {"Redis SET of the float16 bytes": "redis"}
@@ -29,11 +29,11 @@ LOADED |= {"Redis SET of the float16 bytes": "redis"}
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """What was measured.
+    """Figures of small appends.
 
     Attributes:
-        latency: seconds of each call at one connection, by label.
-        rate: requests a second of each round, by label and number of connections.
+        latency: seconds of each request on one connection, by label.
+        rate: requests per second of each round, by label and number of connections.
     """
 
     latency: dict[str, list[float]]
@@ -41,7 +41,7 @@ class Small:
 
 
 def measure(rounds: int, calls: int, seconds: float) -> Small:
-    """Contenders take turns, `calls` calls and then `seconds` of load at a time."""
+    """Measure the contenders in turn: `calls` requests, then `seconds` of load."""
     with servers("ceiling", "bare", "null", "service", "redis", budget="1GiB") as running, ExitStack() as stack:
         callers: dict[str, Caller] = {}
         for contender in CONTENDERS:
@@ -61,7 +61,7 @@ def measure(rounds: int, calls: int, seconds: float) -> Small:
 
 
 def timed_calls(caller: Caller, calls: int) -> list[float]:
-    """Seconds of each of so many calls, after a few to warm up."""
+    """Return the seconds of each request, after a warm-up."""
     for _ in range(calls // 10):
         caller.call()
     samples = []
@@ -82,7 +82,7 @@ def _rate(label: str, url: str, connections: int, seconds: float, round_: int) -
 
 
 def report(small: Small) -> str:
-    """The tables."""
+    """Return the tables."""
     bare = median(small.latency["bare ASGI"])
     rows = []
     for label, samples in small.latency.items():
@@ -97,7 +97,7 @@ def report(small: Small) -> str:
 
 
 def aims(small: Small) -> list[Aim]:
-    """What was aimed at."""
+    """Return the aims."""
     p50 = {label: median(samples) for label, samples in small.latency.items()}
     ours, bare = small.rate["service without codec"][16], small.rate["bare ASGI"][16]
     return [
@@ -107,7 +107,7 @@ def aims(small: Small) -> list[Aim]:
 
 
 def to_json(small: Small) -> dict[str, Any]:
-    """Percentiles in seconds and median requests a second."""
+    """Return percentiles in seconds, and median requests per second."""
     latency = {
         label: {"p50_s": median(samples), "p99_s": percentile(samples, 99), "calls": len(samples)}
         for label, samples in small.latency.items()

@@ -1,4 +1,4 @@
-"""What it costs to have an append on disk before it is answered."""
+"""Cost of acknowledged appends: synced to disk before the response."""
 
 import tempfile
 import threading
@@ -19,7 +19,7 @@ BULK = tuple(RNG.standard_normal((32, 8, 512, 128)).astype(np.float16) for _ in 
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Milliseconds of calls alone, and calls a second of several clients; the kinds take turns."""
+    """Measure milliseconds of single requests, and requests per second of several clients, in turn."""
     rounds, calls, seconds = (1, 20, 0.3) if quick else (5, 200, 1.5)
     found: dict[str, dict[str, list[float]]] = {
         d: {"step": [], "bulk": [], **{f"rate {n}": [] for n in CONNECTIONS}} for d in DURABILITIES
@@ -49,7 +49,7 @@ def _milliseconds(caller: Caller, name: str, kv: Any) -> float:
 
 
 def _rate(url: str, durability: str, connections: int, seconds: float, name: str) -> float:
-    """Appends of one token a second, each connection to a session of its own."""
+    """Return appends of one token per second. Each connection has a session of its own."""
     counts = [0] * connections
     ready = threading.Barrier(connections)
 
@@ -71,7 +71,7 @@ def _rate(url: str, durability: str, connections: int, seconds: float, name: str
 
 
 def report(found: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table."""
     rows = [
         [
             durability,

@@ -1,4 +1,4 @@
-"""What a call costs as its session grows: an append of one token, a fork, a read of one token."""
+"""Cost of requests by session length: an append of one token, a fork, a read of one token."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from hadakv_service.testing import running_service
 from support.contract import Caller
 
 LENGTHS = (1_000, 10_000, 100_000)
-# Of a small model, so that the longest session takes little more than a GiB.
+# A small model, so that the longest session takes little more than 1 GiB.
 LAYERS, HEADS, HEAD_DIM = 8, 2, 64
 CHUNK = 1_000
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Seconds of each call at each length; the lengths take turns."""
+    """Measure the seconds of each request at each length. The lengths take turns."""
     lengths = LENGTHS[:2] if quick else LENGTHS
     rng = np.random.default_rng(7)
     k, v = (rng.standard_normal((LAYERS, HEADS, CHUNK, HEAD_DIM)).astype(np.float16) for _ in "kv")
@@ -46,7 +46,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table."""
     least = found[next(iter(found))]
     rows = [
         [

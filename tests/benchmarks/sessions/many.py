@@ -1,4 +1,4 @@
-"""What very many tiny sessions take beside their tokens. Linux only: it reads /proc."""
+"""Memory overhead of very many tiny sessions. Linux only: it reads /proc."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Resident bytes of a service before and after sessions of one token each, without and with a disk below."""
+    """Measure resident bytes of a service before and after sessions of one token, without and with a disk."""
     if sys.platform != "linux":
         return {}
     count = 2_000 if quick else 100_000
@@ -56,7 +56,7 @@ def _resident(pid: int) -> int:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table."""
     rows = [
         [
             way,

@@ -1,4 +1,4 @@
-"""Runs the benchmarks of sessions and prints their tables."""
+"""Benchmarks of sessions: run them and print tables."""
 
 import argparse
 import json
@@ -16,11 +16,11 @@ SECTIONS = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there as well")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and less of everything: rougher figures")
-    parser.add_argument("--only", choices=SECTIONS, help="one section alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and less data: less precise figures")
+    parser.add_argument("--only", choices=SECTIONS, help="run one section only")
     options = parser.parse_args()
     on = machine.describe()
     print(*(f"{name}: {value}" for name, value in on.items()), "", sep="\n", flush=True)

@@ -1,4 +1,4 @@
-"""How fast pages leave memory for the disk and come back, beside a plain file of the same bytes."""
+"""Speed of spilling pages to disk and loading them, compared with a plain file of the same bytes."""
 
 import os
 import tempfile
@@ -23,7 +23,7 @@ PAGES = {"large": ((32, 8, 256, 128), 32), "small": ((4, 2, 256, 64), 2000)}
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """MiB a second of each way, by the size of pages; ways take turns."""
+    """Measure MiB/s of each method by page size. The methods take turns."""
     backend = CpuBackend()
     return {
         label: _measure(backend, shape, count // 8 if quick else count, 1 if quick else 5)
@@ -51,7 +51,7 @@ def _measure(backend: CpuBackend, shape: tuple[int, int, int, int], count: int, 
 
 
 def _file(path: Path, page: Page, count: int) -> tuple[float, float]:
-    """Seconds to write the bytes to one file, as they are, to the disk; and to read them again, from the cache."""
+    """Return the seconds to write and sync a plain file, and to read it from the page cache."""
     parts = [array.tobytes() for stream in page.load() for array in (stream.packed, stream.norms)]
     start = time.perf_counter()
     with path.open("wb") as file:
@@ -67,7 +67,7 @@ def _file(path: Path, page: Page, count: int) -> tuple[float, float]:
 
 
 def _tier(directory: Path, page: Page, count: int, empty: Session, backend: CpuBackend) -> tuple[float, float]:
-    """Seconds until all pages have left memory and are on the disk; and until they are back, from the cache."""
+    """Return the seconds to spill all pages to disk, and to load them from the page cache."""
     tier = SqliteStore(directory, 1 << 40)
     store = SessionStore(1 << 40, disk=tier, backend=backend)
     session = empty
@@ -91,7 +91,7 @@ def _tier(directory: Path, page: Page, count: int, empty: Session, backend: CpuB
 
 
 def report(found: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table."""
     rows = []
     for measured in found.values():
         w, s, r, b = (measured[name] for name in ("file write, fsync", "spill", "file read", "restore"))

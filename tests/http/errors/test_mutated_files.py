@@ -13,8 +13,9 @@ from support.arrays import pair
 from support.backends import assert_same_bits
 from support.contract import Caller, Json
 from support.session_files import METADATA, exported, imported, put_together, taken_apart, tensors, told
+from support.thoroughness import examples
 
-FLIPS = 3_000
+FLIPS = examples(1_000, exhaustive=3_000)
 WRONG: list[Any] = [
     None,
     True,

@@ -9,7 +9,7 @@ from support import golden
 from support.contract import Answer, Caller, Json, array, encoded_stream, tensor
 from support.golden import GoldenCase, GoldenStream
 
-pytestmark = pytest.mark.every_backend
+pytestmark = pytest.mark.every_backend(exhaustive=True)
 
 
 def content(case: GoldenCase) -> tuple[object, ...]:
@@ -77,6 +77,7 @@ def test_encode_matches_the_kernel(caller: Caller, kernel: str) -> None:
     assert wrong == []
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("kernel", SINGLES)
 def test_encode_of_a_batch_matches_the_kernel(caller: Caller, kernel: str) -> None:
     streams = [case.streams[0] for case in distinct(kernel)]

@@ -13,8 +13,9 @@ from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflic
 from hadakv_service.sessions.layer_run import PAGE_TOKENS, same_bytes
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, Shape
+from support.thoroughness import examples
 
-EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=examples(60, exhaustive=150))
 BACKEND = CpuBackend()
 HEADS = 2
 SPEC = Codec().at(64)

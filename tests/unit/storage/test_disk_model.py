@@ -18,6 +18,7 @@ from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.memory_budget import EVICTED_PAGE_NBYTES, PAGE_OVERHEAD_NBYTES, metadata_nbytes
 from hadakv_service.storage.session_store import Key, SessionStore
 from support.sized_sessions import Clock, commit, fork
+from support.thoroughness import examples
 from unit.storage.test_page_sharing import CODEC, LAYERS, Model, numbered, numbers_of
 
 BACKEND = CpuBackend(1)
@@ -278,4 +279,4 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 TestDiskMachine = DiskMachine.TestCase
-TestDiskMachine.settings = settings(max_examples=150, stateful_step_count=40, phases=PHASES)
+TestDiskMachine.settings = settings(max_examples=examples(50, exhaustive=150), stateful_step_count=40, phases=PHASES)

@@ -19,6 +19,7 @@ from hadakv_service.storage import memory_budget
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from hadakv_service.storage.session_store import Key, SessionStore
 from support.sized_sessions import commit, fork
+from support.thoroughness import examples
 
 BACKEND = CpuBackend(1)
 CODEC = Codec(kind="float16")
@@ -169,7 +170,7 @@ class Sharing(RuleBasedStateMachine):
 
 
 TestSharing = Sharing.TestCase
-TestSharing.settings = settings(max_examples=120, stateful_step_count=30)
+TestSharing.settings = settings(max_examples=examples(50, exhaustive=120), stateful_step_count=30)
 
 
 def filled(*keys: Key) -> tuple[SessionStore, int]:

@@ -130,7 +130,7 @@ def test_small_pages_are_counted_until_they_are_merged() -> None:
         create,
         lambda store, key: create(store, key, ttl_seconds=1e6),
         lambda store, key: append(store, key, 1),
-        lambda store, key: [append(store, key, 1) for _ in range(50)],
+        lambda store, key: [append(store, key, 1) for _ in range(12)],
     ],
     ids=["no token", "with a TTL", "one token", "tokens one by one"],
 )

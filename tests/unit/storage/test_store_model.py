@@ -10,6 +10,7 @@ from hadakv_service.sessions.session import Session
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES
 from hadakv_service.storage.session_store import Key, Reservation, SessionStore
 from support.sized_sessions import ANN, BOB, EMPTY, TOKEN, Clock, cost, grown, opened
+from support.thoroughness import examples
 
 NAMES = (ANN, BOB, ("tenant", "ann"))
 KEYS = st.sampled_from(NAMES)
@@ -163,5 +164,5 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
-    derandomize=True, database=None, deadline=None, max_examples=250, stateful_step_count=40
+    derandomize=True, database=None, deadline=None, max_examples=examples(100, exhaustive=250), stateful_step_count=40
 )

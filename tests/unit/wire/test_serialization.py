@@ -16,8 +16,9 @@ from hadakv_service.errors import InvalidRequest, MalformedBody
 from hadakv_service.wire import messages, serialization
 from hadakv_service.wire.serialization import LARGE_TENSOR_NBYTES, encode_chunks
 from hadakv_service.wire.well_formed import MAX_DEPTH, MAX_ITEMS, check_well_formed
+from support.thoroughness import examples
 
-EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=120)
+EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=examples(60, exhaustive=120))
 
 KEYS = st.text(max_size=5) | st.integers(-5, 5)
 LEAVES = (
