@@ -135,7 +135,7 @@ class PositionConflict(Conflict):
 class RequestTimeout(ServiceError):
     """A head or a body took too long to come."""
 
-    status, slug, title = 408, "too-slow", "The request came too slowly"
+    status, slug, title = 408, "request-timeout", "The request came too slowly"
 
 
 class BodyTooLarge(ServiceError):
@@ -204,7 +204,7 @@ class NonFinite(InvalidRequest):
 class HeadersTooLarge(ServiceError):
     """A request's line and headers are over the limit."""
 
-    status, slug, title = 431, "head-too-large", "The request's head is too large"
+    status, slug, title = 431, "headers-too-large", "The request's head is too large"
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"A request's line and headers may have at most {limit} bytes.", limit=limit)

@@ -1,1 +1,1 @@
-"""Connections: the only package that imports uvicorn and httptools."""
+"""HTTP server: connections, limits, sockets and TLS. The only package that imports httptools."""

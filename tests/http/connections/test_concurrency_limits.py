@@ -217,4 +217,4 @@ def test_where_no_more_files_may_be_open_there_are_fewer_connections(tmp_path: P
 
         assert httpx.get(f"{service.url}/healthz").status_code == 200
 
-    assert "only 128 files may be open, so that there can be 64 connections, not 1024" in log.read_text("utf-8")
+    assert "limit of open files is 128: at most 64 connections instead of 1024" in log.read_text("utf-8")

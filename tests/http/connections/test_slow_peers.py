@@ -21,7 +21,7 @@ LARGE: bytes = msgpack.packb(append_body(*[np.ones((2, 4, 300, 128), np.float16)
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[RunningService]:
     """A service that waits half a second for anything, and takes heads of 2 KiB."""
-    flags = ("--header-seconds", "0.5", "--body-seconds", "0.5", "--max-head", "2KiB")
+    flags = ("--header-timeout", "0.5", "--stall-timeout", "0.5", "--max-header-size", "2KiB")
     with running_service(*flags, "--max-body", "64MiB", "--max-receiving", "64MiB") as service:
         yield service
 
@@ -75,7 +75,7 @@ def test_the_answer_is_a_problem_and_the_last_on_the_connection(hasty: RunningSe
     status, headers, document = slow(hasty, b"GET /sessions HTTP/1.1\r\n")
 
     assert (status, headers["content-type"], headers["connection"]) == (408, PROBLEM, "close")
-    assert document["type"] == "urn:hadakv:problem:too-slow"
+    assert document["type"] == "urn:hadakv:problem:request-timeout"
     assert "0.5 seconds" in str(document["detail"])
 
 
@@ -93,7 +93,7 @@ def test_a_body_that_does_not_go_on_is_answered_408_and_stores_nothing(
 
     status, _, document = slow(hasty, sent)
 
-    assert (status, document["type"]) == (408, "urn:hadakv:problem:too-slow")
+    assert (status, document["type"]) == (408, "urn:hadakv:problem:request-timeout")
     assert httpx.get(f"{hasty.url}/sessions/{session}").status_code == 404
 
 

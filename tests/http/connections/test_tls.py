@@ -168,14 +168,14 @@ def test_who_does_not_speak_tls_is_disconnected(secure: RunningService, trusting
 
 def test_who_never_says_hello_is_disconnected(files: Path) -> None:
     both = str(files / "both")
-    with running_service("--tls-cert", both, "--header-seconds", "0.5") as service:
+    with running_service("--tls-cert", both, "--header-timeout", "0.5") as service:
         address = urlsplit(service.url)
         with socket.create_connection((address.hostname, address.port), timeout=60) as silent:
             assert silent.recv(1) == b""
 
 
 def test_a_slow_body_is_answered_408_here_too(files: Path, trusting: ssl.SSLContext) -> None:
-    flags = ("--tls-cert", str(files / "both"), "--body-seconds", "0.5")
+    flags = ("--tls-cert", str(files / "both"), "--stall-timeout", "0.5")
     with running_service(*flags) as service, connected(service, trusting) as connection:
         connection.sendall(request("slow", BODY)[:100_000])
         with connection.makefile("rb") as stream:
@@ -220,20 +220,20 @@ def test_what_openssl_can_read_is_taken_be_it_a_pipe_or_with_a_comment_in_latin_
 BAD = {
     "no certificate": (("nothing", "key"), "cannot read .*nothing: No such file or directory"),
     "a key that is not there": (("cert", "nothing"), "cannot read .*nothing: No such file or directory"),
-    "no key": (("cert",), "cannot use .*cert: see to it that .*cert has its key, both in PEM .*"),
-    "another key": (("cert", "other"), "cannot use .*cert: the key in .*other is not the certificate's"),
+    "no key": (("cert",), "cannot use .*cert: .*cert must contain its key, both in PEM .*"),
+    "another key": (("cert", "other"), "cannot use .*cert: the key in .*other does not belong to the certificate"),
     "a password that is not told": (
         ("cert", "secret"),
-        "cannot use .*cert: the key in .*secret has a password: give --tls-key-password-file, .*",
+        "cannot use .*cert: the key in .*secret is encrypted; pass its password with --tls-key-password-file",
     ),
     "a wrong password": (
         ("cert", "secret", "wrong"),
-        "cannot use .*cert: the password in .*wrong does not open the key in .*secret",
+        "cannot use .*cert: the password in .*wrong does not decrypt the key in .*secret",
     ),
     "a password file that is not there": (("cert", "secret", "nothing"), "cannot read .*nothing: No such file.*"),
-    "something else": (("password", "key"), "cannot use .*: see to it that .*password begins with a certificate .*"),
-    "something that is no text": (("noise", "key"), "cannot use .*: see to it that .*noise begins with a cert.*"),
-    "a password that is no text": (("cert", "secret", "noise"), "cannot read .*noise: is no text"),
+    "something else": (("password", "key"), "cannot use .*: .*password must begin with a certificate .*"),
+    "something that is no text": (("noise", "key"), "cannot use .*: .*noise must begin with a certificate .*"),
+    "a password that is no text": (("cert", "secret", "noise"), "cannot read .*noise: not UTF-8 text"),
     "a folder": (("", "key"), "cannot read .*: Is a directory"),
     "a folder for a key": (("cert", ""), "cannot read .*: Is a directory"),
 }

@@ -100,7 +100,7 @@ def test_the_socket_of_a_living_process_stays_its_own(path: Path) -> None:
     with served(path):
         why = refused(path)
 
-        assert f"a process listens on {path} already" in why
+        assert f"another process already listens on {path}" in why
         assert status(path) == 200
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_socket_is_left_alone(path: Path, what: str) -> None:
 
     why = refused(path)
 
-    assert "is in the way" in why
+    assert "exists and is not a socket" in why
     assert os.path.lexists(path)
     assert what != "link" or target.read_text("utf-8") == "precious"
 

@@ -46,7 +46,7 @@ def test_attacks_on_a_service_that_lets_everyone_in_succeed(attacks: dict[str, A
 
 
 def test_a_slow_attack_on_a_service_that_waits_succeeds(attacks: dict[str, Attack]) -> None:
-    with target("--header-seconds", "1000", "--max-head", "1GiB") as patient:
+    with target("--header-timeout", "1000", "--max-header-size", "1GiB") as patient:
         assert not attacks["endless head"](patient).held
 
 

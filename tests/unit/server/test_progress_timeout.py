@@ -42,7 +42,7 @@ def test_haste_earns_no_time_to_stop_for_longer() -> None:
 
 def test_time_that_is_not_its_own_does_not_count() -> None:
     pace = ProgressTimeout()
-    late = [pace.expired(now, ("body", "body"), 0, SECONDS, held=now < 500) for now in range(600)]
+    late = [pace.expired(now, ("body", "body"), 0, SECONDS, is_blocked=now < 500) for now in range(600)]
 
     assert late.index(True) == 499 + SECONDS + 1
 
@@ -90,7 +90,7 @@ class Peer:
     def check_timeouts(self, now: float) -> None:
         """Nothing is late."""
 
-    def end(self) -> None:
+    def close(self) -> None:
         self.ended = True
 
     def reject(self, error: ServiceError) -> None:
