@@ -1,5 +1,6 @@
 """What tests of the service may ask for: callers, a session id nobody else uses, and a session that holds something."""
 
+import os
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -9,6 +10,12 @@ from hadakv_service.testing import RunningService, running_service
 from support.arrays import TTL_SECONDS
 from support.assertions import K, V
 from support.contract import Caller
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of limits that uvicorn's own protocol does not have."""
+    if os.environ.get("HADAKV_HTTP_PROTOCOL") == "uvicorn" and item.get_closest_marker("hadakv_protocol"):
+        pytest.skip("needs hadakv's own HTTP protocol")
 
 
 @pytest.fixture(scope="session")
