@@ -1,1 +1,1 @@
-"""HTTP server: connections, limits, sockets and TLS. The only package that imports httptools."""
+"""HTTP server: connections, limits, sockets and TLS. Only this package and `__main__` import uvicorn or httptools."""

@@ -32,9 +32,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
         context.load_cert_chain(cert, key, password=get_password)
     except OSError as error:
         # OpenSSL's error does not name the file that it cannot read.
-        for path in (cert, key):
-            if unreadable := _unreadable(path):
-                raise OSError(f"cannot read {path}: {unreadable}") from error
+        _check_readable(cert, key)
         # OpenSSL gives the same reason for all errors but a mismatch of key and certificate.
         if is_encrypted and password is None:
             reason = f"the key in {key} is encrypted; pass its password with --tls-key-password-file"
@@ -46,6 +44,12 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
             reason = f"{cert} must begin with a certificate and {key} must contain its key, both in PEM ({error})"
         raise OSError(f"cannot use the certificate {cert}: {reason}") from error
     return context
+
+
+def _check_readable(*paths: Path) -> None:
+    for path in paths:
+        if reason := _unreadable(path):
+            raise OSError(f"cannot read {path}: {reason}")
 
 
 def _unreadable(path: Path) -> str | None:

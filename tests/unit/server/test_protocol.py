@@ -117,8 +117,7 @@ def test_lost_connection_is_freed_without_gc(sent: bytes, responses: int) -> Non
                 chunk = await reader.read(1 << 16)
                 assert chunk, received
                 received += chunk
-            if not responses:
-                await asyncio.sleep(0.05)
+            await asyncio.sleep(0 if responses else 0.05)
             writer.close()
             for _ in range(200):
                 if made[0]() is None:
