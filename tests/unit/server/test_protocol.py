@@ -101,7 +101,7 @@ POST = GET.replace(b"GET", b"POST") + b"Content-Length: 200000\r\n\r\n"
         (POST + bytes(200_000) + GET + b"\r\n", 2),
         (POST + bytes(100_000), 0),
         (b"nonsense\r\n\r\n", 1),
-        (GET + b"X: " + b"a" * 20_000, 1),
+        (GET + b"X: " + b"a" * 20_000 + b"\r\n\r\n", 1),
     ],
     ids=["nothing", "half a head", "two requests", "large body", "half a body", "not HTTP", "large head"],
 )
@@ -128,7 +128,7 @@ def test_lost_connection_is_freed_without_gc(sent: bytes, responses: int) -> Non
     gc.collect()
     gc.disable()
     try:
-        received = uvloop.run(connect_and_disconnect())
+        received = uvloop.run(asyncio.wait_for(connect_and_disconnect(), 60))
         lost = [reference() is None for reference in made]
     finally:
         gc.enable()
