@@ -1,16 +1,9 @@
 """Run the service: `python -m hadakv_service --help`."""
 
-import asyncio
-import gc
-import logging
-import os
 import signal
-import socket
 import ssl
 import sys
-import threading
-import time
-from types import FrameType
+from functools import partial
 
 import uvicorn
 from pydantic import ByteSize, ValidationError
@@ -22,64 +15,10 @@ from hadakv_service.http.app_state import AppState
 from hadakv_service.observability import logging_config
 from hadakv_service.observability.tracing import provider_from_environment
 from hadakv_service.server.malloc import keep_memory
-from hadakv_service.server.server import Server
+from hadakv_service.server.server import EXIT_INTERRUPTED, Server
 from hadakv_service.server.tls import tls_context
 from hadakv_service.settings import parse_settings
 from hadakv_service.storage.disk.interface import DiskStoreError
-from hadakv_service.tenants.token_file import TokenFile
-
-log = logging.getLogger(__name__)
-# Exit status that shells use for an interrupted process.
-INTERRUPTED = 128 + signal.SIGINT
-
-
-class _Server(Server):
-    """Says where it listens once it does."""
-
-    def __init__(self, config: uvicorn.Config, service: AppState, tokens: TokenFile | None) -> None:
-        super().__init__(config, service.settings)
-        self._service = service
-        self._tokens = tokens
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            if self._tokens:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._tokens.reload)
-            # What was made until now stays; looking through it again and again would only hold up requests.
-            gc.collect()
-            gc.freeze()
-            print(startup_line(self._service, self._address()), flush=True)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            app = self.config.app
-            grace = self._service.settings.shutdown_timeout
-            app.state.ends_at = time.monotonic() + 0.9 * grace  # type: ignore[union-attr]  # it is ours
-            # Whatever hangs, in a driver say: what is on disk is whole at any moment, the rest was promised to nobody.
-            threading.Thread(target=_end_after, args=(grace,), daemon=True).start()
-        elif sig == signal.SIGINT:
-            log.warning("asked to end twice: ending at once; sessions that are not on disk yet are lost")
-            os._exit(INTERRUPTED)
-        super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Else what is frozen would never be taken apart, and extension modules report that as leaks.
-        gc.unfreeze()
-        await super().shutdown(sockets)
-
-    def _address(self) -> str:
-        if self._service.settings.uds:
-            return f"unix:{self._service.settings.uds}"
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        scheme = "https" if self.config.is_ssl else "http"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _end_after(seconds: float) -> None:
-    time.sleep(seconds)
-    log.error("shutdown not finished after %g seconds: exiting now", seconds)
-    os._exit(1)
 
 
 def startup_line(service: AppState, address: str) -> str:
@@ -93,14 +32,19 @@ def startup_line(service: AppState, address: str) -> str:
     )
 
 
+def _print_startup_line(service: AppState, address: str) -> None:
+    print(startup_line(service, address), flush=True)
+
+
 def main() -> None:
     """Read the settings, build the app, and serve until a signal arrives."""
     app, config = _prepare()
     _set_signal_handlers(reloads_tokens=app.state.tokens is not None)
+    state: AppState = app.state.context
     try:
-        _Server(config, app.state.context, app.state.tokens).run()
+        Server(config, state.settings, partial(_print_startup_line, state), app.state.tokens).run()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _prepare() -> tuple[Application, uvicorn.Config]:
@@ -123,7 +67,9 @@ def _server_config(app: Application, tls: ssl.SSLContext | None, shutdown_timeou
     return uvicorn.Config(
         app,
         loop="uvloop",
-        # The server chooses the address and the protocol itself.
+        # The service has no WebSockets. With --http-protocol uvicorn, treat offers of them as ordinary requests.
+        ws="none",
+        # `Server` takes the address to listen on and the protocol from the settings.
         ssl_context_factory=(lambda *_: tls) if tls else None,
         # uvicorn's loggers propagate to the root logger.
         log_config=None,

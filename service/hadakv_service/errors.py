@@ -135,7 +135,7 @@ class PositionConflict(Conflict):
 class RequestTimeout(ServiceError):
     """The headers or the body of the request did not arrive in time."""
 
-    status, slug, title = 408, "too-slow", "The request came too slowly"
+    status, slug, title = 408, "request-timeout", "The request came too slowly"
 
 
 class BodyTooLarge(ServiceError):
@@ -205,7 +205,7 @@ class NonFinite(InvalidRequest):
 class HeadersTooLarge(ServiceError):
     """The request line and headers exceed the limit; `limit` is the maximum in bytes."""
 
-    status, slug, title = 431, "head-too-large", "The request's head is too large"
+    status, slug, title = 431, "headers-too-large", "The request's head is too large"
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request line and headers exceed the limit of {limit} bytes.", limit=limit)

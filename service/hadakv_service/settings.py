@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     max_body_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
         None, description="Memory for request bodies being received, for example 4GiB; default: twice --max-body."
     )
-    max_head: Annotated[ByteSize, Field(ge=1024)] = Field(
-        ByteSize(64 << 10), description="Largest request line and headers."
+    max_header_size: Annotated[ByteSize, Field(ge=1024)] = Field(
+        ByteSize(64 << 10), description="Maximum size of a request line and headers."
     )
     max_requests: Annotated[
         int, Field(ge=1, description="Maximum number of requests in progress. Further requests get 503.")
@@ -107,14 +107,19 @@ class Settings(BaseSettings):
     max_connections: Annotated[
         int, Field(ge=1, description="Maximum number of connections. When exceeded, the longest idle one is closed.")
     ] = 1024
-    header_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS, description="Time a request's head may take.")] = (
-        10
+    header_timeout: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] = Field(
+        10, description="Seconds from the first to the last byte of a request's headers."
     )
-    body_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] = Field(
-        20, description="How far a body or an answer may fall behind --min-rate, in seconds."
+    stall_timeout: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] = Field(
+        20, description="Seconds a transfer may stay below --min-transfer-rate before it is aborted."
     )
-    min_rate: Annotated[ByteSize, Field(ge=1)] = Field(
-        ByteSize(256 << 10), description="Bytes a second that a body must come with, and an answer be taken."
+    min_transfer_rate: Annotated[ByteSize, Field(ge=1)] = Field(
+        ByteSize(256 << 10), description="Minimum transfer rate of request bodies and responses, in bytes per second."
+    )
+    http_protocol: Literal["hadakv", "uvicorn"] = Field(
+        "hadakv",
+        description="HTTP protocol implementation. uvicorn: the stock one, without header, stall and pipelining "
+        "limits; bodies are copied.",
     )
     ttl_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] | None = Field(
         None,

@@ -26,7 +26,7 @@ BODY: bytes = msgpack.packb(append_body(K, V))
 SECRET = "secret"
 TOKENS = {"alice": "token-of-alice", "mallory": "token-of-mallory"}
 # Short timeouts, so that attacks on them end soon. Few connections, so that 1,000 are too many.
-FLAGS = ("--header-seconds", "1", "--body-seconds", "1", "--max-connections", "300", "--memory-budget", "256MiB")
+FLAGS = ("--header-timeout", "1", "--stall-timeout", "1", "--max-connections", "300", "--memory-budget", "256MiB")
 PATIENCE_SECONDS = 20
 
 

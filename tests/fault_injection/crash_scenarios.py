@@ -12,7 +12,7 @@ from fault_injection.schedule import Plan
 from fault_injection.service import Service
 
 KILLED = -signal.SIGKILL
-# Seconds that a shutdown may take beyond --grace.
+# Seconds that a shutdown may take beyond --shutdown-timeout.
 END_SECONDS = 30.0
 ALWAYS = 10**9
 

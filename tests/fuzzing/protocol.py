@@ -168,7 +168,7 @@ class Peer:
         return self._loop.run_until_complete(self._outcome(data))
 
     async def _outcome(self, data: bytes) -> str:
-        protocol = HttpProtocol(self._config, self._state, {}, self._loop, watch=self._watch)
+        protocol = HttpProtocol(self._config, self._state, {}, self._loop, monitor=self._watch)
         wire = Wire(self._loop, protocol, stalls=bool(data) and data[0] % 4 == 3)
         protocol.connection_made(wire)
         for piece in _pieces(data):

@@ -1,5 +1,6 @@
 """Fixtures for tests over HTTP: clients, a new session id, and a session with tokens."""
 
+import os
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -10,6 +11,12 @@ from support.arrays import TTL_SECONDS
 from support.assertions import K, V
 from support.contract import Caller
 from support.program import WITHOUT_MAINTENANCE
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of limits that uvicorn's own protocol does not have."""
+    if os.environ.get("HADAKV_HTTP_PROTOCOL") == "uvicorn" and item.get_closest_marker("hadakv_protocol"):
+        pytest.skip("needs hadakv's own HTTP protocol")
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""Connections: the only package that imports uvicorn and httptools."""
+"""HTTP server: connections, limits, sockets and TLS. Only this package and `__main__` import uvicorn or httptools."""

@@ -1,4 +1,4 @@
-"""Looks after all connections: ends those that take too long, and finds room for new ones."""
+"""Check all connections for timeouts, and close idle ones when there are too many."""
 
 import asyncio
 from collections.abc import Collection
@@ -7,21 +7,21 @@ from typing import Protocol
 
 from hadakv_service.errors import Busy, ServiceError
 
-# At most so long after it is too late is it noticed.
-MOST_SECONDS = 1.0
+# Maximum time between two checks of a connection.
+MAX_INTERVAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a peer may do.
+    """Limits for connections.
 
     Attributes:
-        head_nbytes: largest request line and headers, and trailers.
-        connections: how many there may be.
-        idle_seconds: without a request.
-        head_seconds: from the first byte of a head to its last.
-        body_seconds: how far a body or an answer may fall behind `rate`.
-        rate: bytes a second that a body must come with, and an answer be taken.
+        max_header_nbytes: maximum size of a request line and headers, and of trailers.
+        max_connections: maximum number of connections.
+        idle_seconds: maximum time without a request.
+        header_timeout: maximum time from the first to the last byte of a request head, in seconds.
+        stall_timeout: seconds that a body or a response may fall behind `min_bytes_per_second`.
+        min_bytes_per_second: minimum transfer rate of bodies and responses.
     """
 
     max_header_nbytes: int
@@ -33,85 +33,86 @@ class Limits:
 
 
 class Connection(Protocol):
-    """What the watch has to know of a connection."""
+    """A connection, as the monitor needs it."""
 
     @property
     def last_activity(self) -> float:
-        """When something last came."""
+        """When data arrived last, in seconds."""
         ...
 
     def is_idle(self) -> bool:
-        """Whether it has no request under way, and nothing to send."""
+        """Whether no request is open and no data waits to be sent."""
         ...
 
     def check_timeouts(self, now: float) -> None:
-        """End it if it takes too long."""
+        """Close the connection if its peer is too slow."""
         ...
 
-    def end(self) -> None:
-        """End it."""
+    def close(self) -> None:
+        """Close the connection."""
         ...
 
     def reject(self, error: ServiceError) -> None:
-        """End it and say why."""
+        """Send an error and close the connection."""
         ...
 
 
 class ConnectionMonitor:
-    """Looks at every connection now and then.
+    """Periodic timeout check of all connections, and the limit on their number.
 
     Args:
-        connections: all there are, whichever these are at the time.
-        limits: for each of them.
-        loop: whose clock and timers are used.
+        connections: the open connections; the server updates this collection.
+        limits: limits for each connection.
+        loop: event loop, for its clock and timers.
     """
 
     def __init__(self, connections: Collection[Connection], limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.limits = limits
         self._connections = connections
         self._loop = loop
-        self._seconds = min(MOST_SECONDS, min(limits.idle_seconds, limits.header_timeout, limits.stall_timeout) / 4)
+        shortest = min(limits.idle_seconds, limits.header_timeout, limits.stall_timeout)
+        self._interval = min(MAX_INTERVAL_SECONDS, shortest / 4)
         self._timer: asyncio.TimerHandle | None = None
-        # Stands still while the loop does: that what came meanwhile was not read is not the peers' doing.
+        # This clock pauses when the event loop is blocked, so peers are not blamed for data we did not read.
         self._clock = 0.0
-        self._looked = loop.time()
-        # Free connections, the one idle for longest last, with when each was heard.
+        self._last_check = loop.time()
+        # Idle connections with their last activity. The one idle for longest is at the end.
         self._idle: list[tuple[float, Connection]] = []
 
     def start(self) -> None:
-        """Look from now on."""
-        self._timer = self._loop.call_later(self._seconds, self._look)
+        """Start the periodic checks."""
+        self._timer = self._loop.call_later(self._interval, self._check)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop the periodic checks."""
         if self._timer:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self.start()
         self._idle = []
         now = self._loop.time()
-        self._clock += min(now - self._looked, 2 * self._seconds)
-        self._looked = now
+        self._clock += min(now - self._last_check, 2 * self._interval)
+        self._last_check = now
         for connection in list(self._connections):
             connection.check_timeouts(self._clock)
 
     def admit(self, newcomer: Connection) -> None:
-        """Let a new connection stay, in place of the one idle for longest if there are too many."""
+        """Accept a new connection. If there are too many, close the one idle for longest, or reject the new one."""
         if len(self._connections) <= self.limits.max_connections:
             return
-        idle = self._longest_idle(newcomer)
+        idle = self._pop_longest_idle(newcomer)
         if idle is None:
             newcomer.reject(Busy("All connections are in use."))
         else:
-            idle.end()
+            idle.close()
 
-    def _longest_idle(self, newcomer: Connection) -> Connection | None:
-        """One that is free. They are sorted once and then taken one by one: many may come at once."""
+    def _pop_longest_idle(self, newcomer: Connection) -> Connection | None:
+        """Return the connection idle for longest, from a sorted list that serves many newcomers."""
         while self._idle:
-            heard, connection = self._idle.pop()
-            if connection.last_activity == heard and connection.is_idle():
+            last_activity, connection = self._idle.pop()
+            if connection.last_activity == last_activity and connection.is_idle():
                 return connection
-        free = [(each.last_activity, each) for each in self._connections if each is not newcomer and each.is_idle()]
-        self._idle = sorted(free, key=lambda entry: entry[0], reverse=True)
+        idle = [(each.last_activity, each) for each in self._connections if each is not newcomer and each.is_idle()]
+        self._idle = sorted(idle, key=lambda item: item[0], reverse=True)
         return self._idle.pop()[1] if self._idle else None

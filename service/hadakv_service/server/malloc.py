@@ -1,7 +1,7 @@
-"""Keeps glibc's malloc from mapping and unmapping memory for every chunk a socket delivers.
+"""Tune glibc's malloc for receive buffers.
 
-Chunks of 256 KiB lie beyond glibc's threshold of 128 KiB, above which each allocation is its own mapping: fault in,
-copy, unmap, thousands of times for one large body. Other C libraries are left alone.
+A socket delivers chunks of 256 KiB. glibc maps each allocation above 128 KiB separately. For one large body, that means
+thousands of mappings, page faults and unmappings. Other C libraries are not changed.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ _OPTIONS = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 1 << 30, _TOP_PAD: 64 <<
 
 
 def keep_memory() -> None:
-    """Let freed memory be used again instead of going back to the system. Only for the service's own process."""
+    """Reuse freed memory instead of returning it to the system. Call this in the service's own process only."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option, nbytes in _OPTIONS.items():

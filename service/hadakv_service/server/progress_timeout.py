@@ -1,35 +1,46 @@
-"""Whether what somebody does takes too long, told from a look at it now and then."""
+"""A timeout that progress extends, up to its initial length."""
 
 
 class ProgressTimeout:
-    """How long the same thing may still go on without coming further: what comes is worth time, but none to save up."""
+    """Timeout of one activity at a time, checked now and then.
 
-    __slots__ = ("_came", "_left", "_looked", "_of")
+    Progress extends the remaining time, but never beyond the full timeout. A fast start does not allow a longer stop.
+    """
+
+    __slots__ = ("_activity", "_last_checked", "_last_progress", "_remaining")
 
     def __init__(self) -> None:
-        self._of: tuple[object, object] = (None, None)
-        self._left = self._looked = self._came = 0.0
+        self._activity: tuple[object, object] = (None, None)
+        self._remaining = self._last_checked = self._last_progress = 0.0
 
     def reset(self) -> None:
-        """Nothing is under way."""
-        self._of = (None, None)
+        """Forget the current activity."""
+        self._activity = (None, None)
 
     def expired(
-        self, now: float, of: tuple[object, object], came: float, seconds: float, *, held: bool = False
+        self,
+        now: float,
+        activity: tuple[object, object],
+        progress: float,
+        seconds: float,
+        *,
+        is_blocked: bool = False,
     ) -> bool:
-        """Whether what is under way has fallen behind by more than it may.
+        """Return whether the activity has fallen behind by more than the timeout.
 
         Args:
-            now: on any clock.
-            of: what is under way, and of what; it is another thing once one of them is another object.
-            came: how far it has come, in the seconds that this may take.
-            seconds: how far it may fall behind.
-            held: it could not go on by itself, so that the time since the last look does not count.
+            now: time in seconds, by any clock.
+            activity: kind of activity and the object it is about. If one of the two is a different object than at the
+                last check, the timeout starts again.
+            progress: total progress so far, as the seconds that it may take.
+            seconds: the timeout: how far the activity may fall behind.
+            is_blocked: whether the activity could not proceed. The time since the last check does not count then.
         """
-        if of[0] is not self._of[0] or of[1] is not self._of[1]:
-            self._of, self._left = of, seconds
+        if activity[0] is not self._activity[0] or activity[1] is not self._activity[1]:
+            self._activity, self._remaining = activity, seconds
         else:
-            spent = 0.0 if held else now - self._looked
-            self._left = min(seconds, self._left - spent + max(0.0, came - self._came))
-        self._looked, self._came = now, came
-        return self._left < 0
+            elapsed = 0.0 if is_blocked else now - self._last_checked
+            progressed = max(0.0, progress - self._last_progress)
+            self._remaining = min(seconds, self._remaining - elapsed + progressed)
+        self._last_checked, self._last_progress = now, progress
+        return self._remaining < 0

@@ -1,229 +1,228 @@
-"""The connection once more: its peer has only so much time, may send only so large a head, and may have to give way.
+"""HTTP protocol of a connection: uvicorn's, with limits and with the ASGI extensions of `asgi_extensions`.
 
-A request costs nothing but a note of what came. Once in a while the watch looks at each connection: what its peer is
-at, since when, and how many bytes it has moved meanwhile. Who takes too long is answered 408 where an answer can still
-be given, and disconnected. So slow senders hold no requests, and readers that have stopped no answers, for ever.
+Limits: slow peers get 408, large request heads 431, and too many pipelined requests 503. The connection monitor checks
+each connection once a second. So a request costs no timer, only a few counters.
+
+Extensions: a large body is received straight into the application's buffer. A complete response goes out in one write,
+which saves a system call and often a packet. The application can ask whether the client is still connected.
 """
 
 import asyncio
-from enum import Enum, auto
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hadakv_service.asgi_extensions import RECORD_REJECTED
+from hadakv_service.asgi_extensions import CLIENT_DISCONNECTED, RECEIVE_INTO, SEND_RESPONSE, record_rejected
 from hadakv_service.errors import Busy, HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
 from hadakv_service.observability.request_record import HEADER
 from hadakv_service.problem_details import problem_response
 from hadakv_service.server.connection_monitor import ConnectionMonitor
+from hadakv_service.server.direct_receive import DirectBodyReceiver
 from hadakv_service.server.progress_timeout import ProgressTimeout
-from hadakv_service.server.whole_protocol import WholeProtocol
+from hadakv_service.server.uvicorn_adapter import Cycle, PeerState, UvicornAdapter
 
-# Requests that a connection may send ahead of their answers.
+# Maximum number of requests that a peer may send before it gets the responses to earlier ones.
 MAX_PIPELINED = 100
 
 
-class PeerState(Enum):
-    """What a connection's peer is at."""
-
-    IDLE = auto()
-    AWAITING_RESPONSE = auto()
-    SENDING_HEAD = auto()
-    SENDING_BODY = auto()
-
-
-class HttpProtocol(WholeProtocol):
-    """The connection, with limits to what it waits for.
+class HttpProtocol(HttpToolsProtocol):
+    """HTTP connection that times out slow peers, rejects large heads, and can be closed to make room for another.
 
     Attributes:
-        heard: when something last came, by `perf_counter`: the loop has whole milliseconds, in which many may come.
+        last_activity: when data arrived last, by `perf_counter`. The event loop's clock has millisecond resolution,
+            so it cannot order the connections of one millisecond.
     """
 
-    def __init__(self, *args: Any, watch: ConnectionMonitor, **options: Any) -> None:
+    def __init__(self, *args: Any, monitor: ConnectionMonitor, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._watch = watch
-        self._limits = watch.limits
-        self._incoming = ProgressTimeout()
-        self._outgoing = ProgressTimeout()
-        self._refusal: ServiceError | None = None
-        # What came of a head that is still incomplete, and of trailers; and the last that came of anything. What a
-        # head begins in may have been another request's before: at least so much is of the head, and at most.
-        self._head_nbytes = self._head_most = 0
-        self._trailers_nbytes: int | None = None
-        self._arrived_nbytes = 0
+        self._uvicorn = UvicornAdapter(self)
+        self._monitor = monitor
+        self._limits = monitor.limits
+        self._request_timeout = ProgressTimeout()
+        self._response_timeout = ProgressTimeout()
+        # Why a callback stopped the parser.
+        self._rejection: ServiceError | None = None
+        self._received_nbytes = 0  # by the last read
         self._body_nbytes = 0
+        # Bounds of the size of an incomplete head. A head may begin in the same read that ends an earlier request.
+        self._min_head_nbytes = self._max_head_nbytes = 0
+        # Size of incomplete trailers; None outside of trailers.
+        self._trailers_nbytes: int | None = None
         self.last_activity = 0.0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Find room for the connection."""
+    # Transport events
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's signature
+        """Register the connection, which may close another one or this one."""
         super().connection_made(transport)
         self.last_activity = perf_counter()
-        self._watch.admit(self)
+        self._monitor.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the application about each open request. uvicorn does this for the last one only."""
+        for cycle in self._uvicorn.open_requests():
+            self._uvicorn.mark_disconnected(cycle)
+        super().connection_lost(exc)
+        self._uvicorn.detach()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, and refuse a head that goes on for too long."""
+        """Parse received bytes, and limit the size of heads and trailers."""
         self.last_activity = perf_counter()
-        self._arrived_nbytes = len(data)
-        super().data_received(data)
-        if self._whole is self.scope:
-            return
-        if self.cycle is None or self.cycle.scope is not self.scope:
-            self._head_nbytes += len(data) if self._head_nbytes else self._parsed_nbytes()
-            self._head_most += len(data)
-            self._end_if_larger(self._head_nbytes)
-        elif self._trailers_nbytes is not None:
+        self._received_nbytes = len(data)
+        try:
+            self._uvicorn.parse(data)
+        except httptools.HttpParserError:
+            self.reject(self._rejection or MalformedRequest("Invalid HTTP request received."))
+        state = self._uvicorn.peer_state()
+        if state is PeerState.SENDING_HEAD:
+            self._min_head_nbytes += len(data) if self._min_head_nbytes else self._uvicorn.head_nbytes()
+            self._max_head_nbytes += len(data)
+            self._reject_if_larger(self._min_head_nbytes)
+        elif state is PeerState.SENDING_BODY and self._trailers_nbytes is not None:
             self._trailers_nbytes += len(data)
-            self._end_if_larger(self._trailers_nbytes)
+            self._reject_if_larger(self._trailers_nbytes)
 
-    def _end_if_larger(self, nbytes: int) -> None:
+    def _reject_if_larger(self, nbytes: int) -> None:
         if nbytes > self._limits.max_header_nbytes:
             self.reject(HeadersTooLarge(self._limits.max_header_nbytes))
 
+    # Parser callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header. Strip spaces after the value, because the parser keeps them."""
+        super().on_header(name, value.rstrip(b" \t"))
+
     def on_headers_complete(self) -> None:
-        """Refuse a head that is too large, and a request too many ahead of its answer."""
+        """Check the limits, then start the request and offer the extensions. The application's task starts later."""
         limit = self._limits.max_header_nbytes
-        # Only where much came is it worth measuring.
-        if self._head_most + self._arrived_nbytes > limit and self._parsed_nbytes() > limit:
-            self._refuse_parsing(HeadersTooLarge(limit))
-        if len(self.pipeline) > MAX_PIPELINED:
-            self._refuse_parsing(Busy("Too many requests were sent ahead of their answers."))
-        self._head_nbytes = self._head_most = 0
+        # Measuring takes time. Do it only if enough bytes arrived to exceed the limit.
+        if self._max_head_nbytes + self._received_nbytes > limit and self._uvicorn.head_nbytes() > limit:
+            self._stop_parsing(HeadersTooLarge(limit))
+        if self._uvicorn.pipelined() > MAX_PIPELINED:
+            self._stop_parsing(Busy("Too many pipelined requests."))
+        self._min_head_nbytes = self._max_head_nbytes = 0
+        if self._uvicorn.offers_upgrade():
+            return
         super().on_headers_complete()
-        if not self.parser.should_upgrade():
-            # What comes as trailers is no part of the head that was checked.
-            self.headers = []
+        cycle = self._uvicorn.add_request()
+        extensions: dict[str, Any] = {
+            RECEIVE_INTO: partial(self._receive_into, cycle),
+            SEND_RESPONSE: partial(self._uvicorn.send_response, cycle),
+            CLIENT_DISCONNECTED: partial(self._uvicorn.is_disconnected, cycle),
+        }
+        self.scope["extensions"] = extensions
 
-    def _parsed_nbytes(self) -> int:
-        lines = sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
-        return len("GET  HTTP/1.1\r\n\r\n") + len(self.url) + lines
-
-    def _refuse_parsing(self, refusal: ServiceError) -> None:
-        self._refusal = refusal
-        raise httptools.HttpParserError(refusal.detail)
+    def _stop_parsing(self, rejection: ServiceError) -> None:
+        self._rejection = rejection
+        raise httptools.HttpParserError(rejection.detail)
 
     def on_chunk_header(self) -> None:
-        """Count, until there is a body: after the last chunk's header come trailers, which are kept by the parser."""
-        # The rest of what has just arrived may be anything.
-        self._trailers_nbytes = -self._arrived_nbytes
+        """Start to count trailers, which the parser buffers: they follow the last chunk's header."""
+        # The rest of the last read may belong to the body, so it does not count.
+        self._trailers_nbytes = -self._received_nbytes
 
     def on_body(self, body: bytes) -> None:
-        """Count what came; it is no trailer."""
+        """Count body bytes. They are not trailers."""
         self._trailers_nbytes = None
         self._body_nbytes += len(body)
         super().on_body(body)
 
-    def count_body(self, nbytes: int) -> None:
-        """Note that so much of a body came past the parser."""
-        self._body_nbytes += nbytes
+    def on_message_complete(self) -> None:
+        """Note the end of a request, but not of one that will be parsed again without its Upgrade header."""
+        if not self._uvicorn.offers_upgrade():
+            self._uvicorn.finish_receiving()
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request. As uvicorn's, but for its timer: who stays idle is the watch's matter."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        """Continue with the next request. The connection monitor closes idle connections."""
+        self._uvicorn.start_next_request()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed, or was refused while it was."""
-        self.reject(self._refusal or MalformedRequest(msg))
+    # ASGI extensions
+
+    async def _receive_into(self, cycle: Cycle, buffer: memoryview) -> bool:
+        """Fill a buffer that is as long as the request's body. Return False if the connection is lost first."""
+        filled, is_complete = self._uvicorn.take_body(cycle, buffer)
+        if is_complete:
+            return filled == len(buffer)
+        if self._uvicorn.is_disconnected(cycle):
+            return False
+        receiver = DirectBodyReceiver(self, buffer[filled:])
+        self._uvicorn.receive_with(receiver)
+        return await receiver.is_filled
+
+    def on_direct_data(self, nbytes: int) -> None:
+        """Count body bytes that did not pass through the parser."""
+        self._body_nbytes += nbytes
+
+    def on_direct_body_complete(self) -> None:
+        """Receive the next request, as if the parser had seen the whole body of this one."""
+        self._uvicorn.finish_body()
+
+    # Rejections
 
     def reject(self, error: ServiceError) -> None:
-        """Answer for the app, if it is this request's turn to be answered, and end the connection."""
-        if not self.transport.is_closing() and self._can_reject_now():
+        """Close the connection. Send a problem first, unless responses to earlier requests are still due."""
+        if not self.transport.is_closing() and self._uvicorn.can_reject():
             request_id = self._record_rejection(error)
             response = problem_response(error)
-            headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
-            headers += [(HEADER, request_id)] if request_id else []
-            lines = [b"%b: %b\r\n" % header for header in headers]
-            self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", bytes(response.body)]))
-        for cycle in self._cycles:
-            # Whatever the app still has to say, the connection has no room for it.
-            cycle.disconnected = True
+            headers = [*response.raw_headers, *([(HEADER, request_id)] if request_id else [])]
+            self._uvicorn.write_response(error.status, headers, bytes(response.body), keep_alive=False)
+        for cycle in self._uvicorn.open_requests():
+            self._uvicorn.mark_disconnected(cycle)
         self.transport.close()
 
     def _record_rejection(self, error: ServiceError) -> bytes:
-        """Let the request be counted and logged; its id."""
-        scope = None
-        if self.cycle is not None and not self.cycle.response_complete:
-            scope = self.cycle.scope
-            # Whatever the app answers now is too late.
-            self.cycle.disconnected = self.cycle.response_complete = True
-            self.cycle.message_event.set()
-        unread = self.app_state.get(RECORD_REJECTED)
-        request_id: bytes = unread(self.client, scope, error.status) if unread else b""
+        """Let the application count and log the rejected request. Return the request's id."""
+        request_id = record_rejected(self.app_state, self.client, self._uvicorn.take_over(), error.status)
         if request_id:
             error.fields = {**error.fields, "request_id": request_id.decode()}
         return request_id
 
-    def _can_reject_now(self) -> bool:
-        """Whether the request that is coming in is the first that was not answered."""
-        unanswered = [cycle for cycle in self._cycles if not cycle.response_complete]
-        if self.peer_state() is PeerState.SENDING_BODY:
-            return unanswered == [self.cycle] and not self.cycle.response_started
-        return not unanswered
-
-    def peer_state(self) -> PeerState:
-        """What the peer is at."""
-        if self._whole is self.scope:
-            answered = self.cycle is None or (self.cycle.response_complete and not self.pipeline)
-            return PeerState.IDLE if answered else PeerState.AWAITING_RESPONSE
-        # uvicorn makes a cycle of a scope once the head is complete.
-        if self.cycle is None or self.cycle.scope is not self.scope:
-            return PeerState.SENDING_HEAD
-        return PeerState.SENDING_BODY
+    # Connection monitor
 
     def is_idle(self) -> bool:
-        """Whether it has no request under way, and nothing to send."""
-        # A request that was answered before its end is under way no more, though its body still comes.
-        unanswered = any(not cycle.response_complete for cycle in self._cycles)
-        return not (unanswered or self.transport.is_closing() or self.transport.get_write_buffer_size())
+        """Whether no request is open and no data waits to be sent."""
+        # A request with a complete response is not open, even if its body is still arriving.
+        is_sending = self.transport.is_closing() or self.transport.get_write_buffer_size()
+        return not (is_sending or self._uvicorn.open_requests())
 
-    def end(self) -> None:
-        """End the connection, of which nobody expects anything now."""
+    def close(self) -> None:
+        """Close the idle connection."""
         self.transport.close()
 
     def check_timeouts(self, now: float) -> None:
-        """End the connection if its peer has taken too long."""
-        if self._takes_answer_too_slowly(now):
-            # To close would be to wait until it has taken the rest.
+        """Close the connection if its peer is too slow."""
+        if self._is_response_stalled(now):
+            # close() would wait until the peer has taken the rest.
             self.transport.abort()
+        if self.transport.is_closing():
             return
-        doing, limits = self.peer_state(), self._limits
-        if doing is PeerState.IDLE:
-            if self._incoming.expired(now, (doing, self._whole), 0, limits.idle_seconds):
-                self.end()
-        elif doing is PeerState.SENDING_HEAD:
-            if self._incoming.expired(now, (doing, self.scope), 0, limits.header_timeout, held=self._is_blocked(None)):
-                self.reject(RequestTimeout(f"The head was not complete within {limits.header_timeout:g} seconds."))
-        elif doing is PeerState.SENDING_BODY:
-            came = self._body_nbytes / limits.min_bytes_per_second
-            held = self._is_blocked(self.cycle)
-            if self._incoming.expired(now, (doing, self.scope), came, limits.stall_timeout, held=held):
-                self.reject(
-                    RequestTimeout(
-                        f"The body came too slowly: with less than {limits.min_bytes_per_second} bytes a second."
-                    )
-                )
+        state, limits, request = self._uvicorn.peer_state(), self._limits, self._request_timeout
+        if state is PeerState.IDLE:
+            if request.expired(now, (state, self.scope), 0, limits.idle_seconds):
+                self.close()
+        elif state is PeerState.SENDING_HEAD:
+            is_blocked = self._uvicorn.is_blocked()
+            if request.expired(now, (state, self.scope), 0, limits.header_timeout, is_blocked=is_blocked):
+                self.reject(RequestTimeout(f"The headers were not complete within {limits.header_timeout:g} seconds."))
+        elif state is PeerState.SENDING_BODY:
+            progress = self._body_nbytes / limits.min_bytes_per_second
+            is_blocked = self._uvicorn.is_blocked()
+            if request.expired(now, (state, self.scope), progress, limits.stall_timeout, is_blocked=is_blocked):
+                rate = limits.min_bytes_per_second
+                self.reject(RequestTimeout(f"The body arrived too slowly: less than {rate} bytes per second."))
         else:
-            self._incoming.reset()
+            request.reset()
 
-    def _is_blocked(self, under_way: RequestResponseCycle | None) -> bool:
-        """Whether the peer cannot send, not being read from, or need not, others being to be answered first."""
-        others = (cycle for cycle in self._cycles if cycle is not under_way and not cycle.response_complete)
-        return self.flow.read_paused or any(others)
-
-    def _takes_answer_too_slowly(self, now: float) -> bool:
-        waiting = self.transport.get_write_buffer_size()
-        if not waiting:
-            self._outgoing.reset()
+    def _is_response_stalled(self, now: float) -> bool:
+        unsent_nbytes = self.transport.get_write_buffer_size()
+        if not unsent_nbytes:
+            self._response_timeout.reset()
             return False
-        # What of an answer is not yet written counts as well: both become less only as the peer takes them.
-        under_way = (cycle for cycle in self._cycles if cycle.response_started and not cycle.response_complete)
-        answered = next(under_way, None)
-        to_come = answered.expected_content_length if answered else 0
-        came = -(waiting + to_come) / self._limits.min_bytes_per_second
-        return self._outgoing.expired(now, (self, answered), came, self._limits.stall_timeout)
+        # Count also what the application has not yet written. Both shrink only as the peer takes data.
+        cycle, unwritten_nbytes = self._uvicorn.unwritten_response()
+        progress = -(unsent_nbytes + unwritten_nbytes) / self._limits.min_bytes_per_second
+        return self._response_timeout.expired(now, (self, cycle), progress, self._limits.stall_timeout)

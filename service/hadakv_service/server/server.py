@@ -1,11 +1,17 @@
-"""Listens: on an address or a Unix domain socket, with TLS or without, for as many connections as there may be."""
+"""uvicorn's server with hadakv's sockets, connections and shutdown."""
 
 import asyncio
+import gc
 import logging
+import os
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -14,74 +20,112 @@ from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
 from hadakv_service.server.protocol import HttpProtocol
 from hadakv_service.server.sockets import bind_unix, inode, raise_open_file_limit
 from hadakv_service.settings import Settings
+from hadakv_service.tenants.token_file import TokenFile
 
 log = logging.getLogger(__name__)
 
-# How long a peer may take to take its leave, once all is said.
+# Seconds to wait for the peer's TLS closing message.
 TLS_SHUTDOWN_SECONDS = 5
+# Exit status after Ctrl-C, as in a shell.
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
-Factory = Callable[[], asyncio.Protocol]
+ProtocolFactory = Callable[[], asyncio.Protocol]
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with sockets and connections of its own making.
+    """Server that listens on TCP or a Unix socket, limits connections, and shuts down within a time limit.
 
     Args:
-        config: of uvicorn.
-        settings: what to listen on, and what peers may do.
+        config: uvicorn's configuration. Its app is a FastAPI application.
+        settings: where to listen, and the limits for connections.
+        on_listening: called with the address once the server listens.
+        tokens: token file to reload on SIGHUP.
     """
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        settings: Settings,
+        on_listening: Callable[[str], None],
+        tokens: TokenFile | None = None,
+    ) -> None:
         super().__init__(config)
         self._settings = settings
-        self._watch: ConnectionMonitor | None = None
+        self._on_listening = on_listening
+        self._tokens = tokens
+        self._monitor: ConnectionMonitor | None = None
         self._inode: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Start the app, then listen; exit with a line that says why not, if that cannot be done."""
+        """Start the application, then listen. Exit with a one-line reason if one of the two fails."""
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         loop = asyncio.get_running_loop()
-        connections = raise_open_file_limit(self._settings.max_connections)
-        self._watch = ConnectionMonitor(self.server_state.connections, self._limits(connections), loop)  # type: ignore[arg-type]  # all are patient
-        factory = partial(
-            HttpProtocol,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-            watch=self._watch,
-        )
         try:
-            self.servers = [await self._listen(loop, factory)]
+            self.servers = [await self._listen(loop, self._protocol_factory(loop))]
         except OSError as error:
             await self.lifespan.shutdown()
             sys.exit(f"hadakv: {error}")
-        self._watch.start()
+        if self._monitor:
+            self._monitor.start()
         self.started = True
+        if self._tokens:
+            loop.add_signal_handler(signal.SIGHUP, self._tokens.reload)
+        # Objects made so far live until the end. Do not scan them in each garbage collection, which delays requests.
+        gc.collect()
+        gc.freeze()
+        self._on_listening(self._address())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, let requests under way end, then the app."""
+        """Stop listening, wait for open requests, then stop the application."""
+        # Frozen objects would never be freed, which extension modules report as leaks.
+        gc.unfreeze()
         await super().shutdown(sockets)
-        if self._watch:
-            self._watch.stop()
+        if self._monitor:
+            self._monitor.stop()
         if self._settings.uds and self._inode is not None and inode(self._settings.uds) == self._inode:
             self._settings.uds.unlink(missing_ok=True)
 
-    def _limits(self, connections: int) -> Limits:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to shut down. At the second Ctrl-C, exit at once."""
+        if not self.should_exit:
+            seconds = self._settings.shutdown_timeout
+            self.config.app.state.ends_at = time.monotonic() + 0.9 * seconds  # type: ignore[union-attr]  # a FastAPI app
+            # A thread, because the event loop may hang, for example in a driver. Exiting is safe at any moment: the
+            # disk store is always consistent, and data that is only in memory has no durability guarantee.
+            threading.Thread(target=_exit_after, args=(seconds,), daemon=True).start()
+        elif sig == signal.SIGINT:
+            log.warning("second interrupt: exiting at once; sessions that are not on disk are lost")
+            os._exit(EXIT_INTERRUPTED)
+        super().handle_exit(sig, frame)
+
+    def _protocol_factory(self, loop: asyncio.AbstractEventLoop) -> ProtocolFactory:
+        """Return a function that makes the protocol object of a connection."""
+        max_connections = raise_open_file_limit(self._settings.max_connections)
+        options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        if self._settings.http_protocol == "uvicorn":
+            log.warning(
+                "http protocol uvicorn: no limits on header size, slow clients, pipelined requests and connections; "
+                "no detection of disconnected clients; bodies are copied"
+            )
+            return partial(self.config.http_protocol_class, **options)
+        self._monitor = ConnectionMonitor(self.server_state.connections, self._limits(max_connections), loop)  # type: ignore[arg-type]  # all are HttpProtocol
+        return partial(HttpProtocol, monitor=self._monitor, **options)
+
+    def _limits(self, max_connections: int) -> Limits:
         settings = self._settings
         return Limits(
-            max_header_nbytes=int(settings.max_head),
-            max_connections=connections,
+            max_header_nbytes=int(settings.max_header_size),
+            max_connections=max_connections,
             idle_seconds=self.config.timeout_keep_alive,
-            header_timeout=settings.header_seconds,
-            stall_timeout=settings.body_seconds,
-            min_bytes_per_second=int(settings.min_rate),
+            header_timeout=settings.header_timeout,
+            stall_timeout=settings.stall_timeout,
+            min_bytes_per_second=int(settings.min_transfer_rate),
         )
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, factory: Factory) -> asyncio.Server:
+    async def _listen(self, loop: asyncio.AbstractEventLoop, factory: ProtocolFactory) -> asyncio.Server:
         tls = self.config.ssl
-        patience = (self._settings.header_seconds, TLS_SHUTDOWN_SECONDS) if tls else (None, None)
         listen = partial(loop.create_server, host=self._settings.host, port=self._settings.port)
         if self._settings.uds:
             bound = bind_unix(self._settings.uds, int(self._settings.uds_mode, 8))
@@ -91,6 +135,20 @@ class Server(uvicorn.Server):
             factory,
             ssl=tls,
             backlog=self.config.backlog,
-            ssl_handshake_timeout=patience[0],
-            ssl_shutdown_timeout=patience[1],
+            ssl_handshake_timeout=self._settings.header_timeout if tls else None,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS if tls else None,
         )
+
+    def _address(self) -> str:
+        """Return the URL of the server, or `unix:` and the path of its socket."""
+        if self._settings.uds:
+            return f"unix:{self._settings.uds}"
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        scheme = "https" if self.config.is_ssl else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _exit_after(seconds: float) -> None:
+    time.sleep(seconds)
+    log.error("shutdown not finished after %g seconds: exiting now", seconds)
+    os._exit(1)

@@ -1,4 +1,4 @@
-"""Bind Unix domain sockets; raise the limit of open files."""
+"""Bind Unix domain sockets, and raise the limit of open files."""
 
 import logging
 import resource
@@ -9,7 +9,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-# File descriptors for all but connections, and those for connections that are in the middle of being made.
+# File descriptors for everything but accepted connections, including connections that are being set up.
 SPARE_FILES = 512
 
 
@@ -22,20 +22,20 @@ def inode(path: Path) -> int | None:
 
 
 def bind_unix(path: Path, mode: int) -> socket.socket:
-    """A socket bound to a path, in place of one that a process left there when it ended.
+    """Bind a socket to a path. Replace the socket of a process that no longer runs.
 
     Args:
-        path: of the socket.
-        mode: its permissions; who may write may connect.
+        path: path of the socket.
+        mode: permissions of the socket. Users with write permission may connect.
 
     Raises:
-        OSError: a process listens there, or something else is in the way.
+        OSError: a process listens on the path, or the path exists and is not a socket.
     """
-    _remove_left_over(path)
+    _remove_stale_socket(path)
     bound = socket.socket(socket.AF_UNIX)
     try:
         bound.bind(str(path))
-        # Nobody can connect before it listens.
+        # Connections are refused until the socket listens, so this is early enough.
         path.chmod(mode)
     except OSError as error:
         bound.close()
@@ -43,14 +43,14 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
     return bound
 
 
-def _remove_left_over(path: Path) -> None:
+def _remove_stale_socket(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(f"{path} is in the way, and is no socket")
+            raise OSError(f"{path} exists and is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        # One whose queue is full does not answer, but lives.
+        # A process whose queue is full does not accept connections, but it runs.
         probe.settimeout(1)
         try:
             probe.connect(str(path))
@@ -58,15 +58,18 @@ def _remove_left_over(path: Path) -> None:
             path.unlink()
             return
         except OSError as error:
-            raise OSError(f"{path} is in the way: {error.strerror or error}") from error
-    raise OSError(f"a process listens on {path} already")
+            raise OSError(f"cannot replace {path}: {error.strerror or error}") from error
+    raise OSError(f"another process already listens on {path}")
 
 
 def raise_open_file_limit(connections: int) -> int:
-    """Raise the number of files that may be open, which on a Mac is 256, to what so many connections need.
+    """Raise the limit of open files to what the connections need. On a Mac the default is 256 files.
+
+    Args:
+        connections: wanted number of connections.
 
     Returns:
-        How many connections there can be.
+        Possible number of connections, at most the wanted number.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + SPARE_FILES
@@ -80,5 +83,5 @@ def raise_open_file_limit(connections: int) -> int:
     if possible == wanted:
         return connections
     fewer = max(possible - SPARE_FILES, possible // 2)
-    log.warning("only %d files may be open, so that there can be %d connections, not %d", possible, fewer, connections)
+    log.warning("limit of open files is %d: at most %d connections instead of %d", possible, fewer, connections)
     return min(fewer, connections)

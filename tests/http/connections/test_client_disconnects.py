@@ -1,10 +1,11 @@
-"""Clients that leave before their answer is whole: counted once, as gone, with just the bytes that came and went."""
+"""Clients that disconnect before the response is complete: counted once, with status 499 and the bytes transferred."""
 
 import os
 import socket
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import PACKED
@@ -12,12 +13,12 @@ from support.blocked_device import HELD
 from support.contract import MSGPACK, Caller, connect
 from support.prometheus import a_call, counts, eventually, moved, of_http, scrape
 
+pytestmark = pytest.mark.hadakv_protocol
+
 KV = "/sessions/{id}/kv"
 
 
-def test_a_client_that_leaves_before_its_body_is_whole_is_counted_as_gone(
-    watched: RunningService, session: str
-) -> None:
+def test_disconnect_during_the_body_counts_as_499(watched: RunningService, session: str) -> None:
     gone = ("hadakv_http_requests_total", f"method=POST route={KV} status=499")
     head = f"POST /sessions/{session}/kv HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MSGPACK}\r\n"
 
@@ -31,11 +32,11 @@ def test_a_client_that_leaves_before_its_body_is_whole_is_counted_as_gone(
 
     found = moved(watched.url, act)
 
-    # Of a body that goes straight into a buffer nothing counts unless all of it comes.
+    # A body received straight into a buffer is counted only if it is complete.
     assert counts(of_http(found)) == a_call(KV, "POST", 499, 499, received=100)
 
 
-def test_a_client_that_leaves_before_its_answer_is_counted_as_gone_though_its_tokens_are_stored(tmp_path: Path) -> None:
+def test_disconnect_before_the_response_counts_as_499(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     head = (
@@ -58,9 +59,7 @@ def test_a_client_that_leaves_before_its_answer_is_counted_as_gone_though_its_to
     assert found["hadakv_appended_tokens_total", ""] == 5
 
 
-def test_a_client_that_leaves_while_its_answer_is_sent_is_counted_as_gone(
-    watched: RunningService, asking: Caller, session: str
-) -> None:
+def test_disconnect_during_the_response_counts_as_499(watched: RunningService, asking: Caller, session: str) -> None:
     call = f"method=GET route={KV}"
     gone = ("hadakv_http_requests_total", f"{call} status=499")
     x = np.zeros((8, 8, 1024, 128), np.float16)
@@ -76,4 +75,4 @@ def test_a_client_that_leaves_while_its_answer_is_sent_is_counted_as_gone(
     found = moved(watched.url, act)
 
     assert found[gone] == found["hadakv_http_request_seconds_count", call] == 1
-    assert found["hadakv_http_sent_bytes_total", call] < 2 * 4 * x.size, "what was not sent is not counted"
+    assert found["hadakv_http_sent_bytes_total", call] < 2 * 4 * x.size, "only sent bytes are counted"

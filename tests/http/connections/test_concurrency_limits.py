@@ -1,4 +1,4 @@
-"""Many at once: requests, connections, large bodies; and as many files as that needs."""
+"""Limits on concurrent requests, on memory for bodies, on connections, and on open files."""
 
 import asyncio
 import resource
@@ -26,17 +26,17 @@ LARGE: bytes = msgpack.packb(append_body(*[np.ones((2, 4, 300, 64), np.float16)]
 
 @contextmanager
 def half_sent(service: RunningService, session: str, body: bytes, part: int = 1000) -> Iterator[socket.socket]:
-    """A connection on which an append is under way, but for the rest of its body."""
+    """Yield a connection on which an append is open: a part of its body is missing."""
     lines = [f"POST /sessions/{session}/kv HTTP/1.1", "Host: localhost", f"Content-Type: {MSGPACK}"]
     with connect(service.url) as connection:
         head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
         connection.sendall(head.encode() + body[:part])
-        # On another connection the service answers only after it has read that.
+        # When this response arrives, the service has read the partial body as well.
         httpx.get(f"{service.url}/healthz")
         yield connection
 
 
-def answered(service: RunningService, path: str) -> Answer:
+def response_of(service: RunningService, path: str) -> Answer:
     with Caller(service.url) as caller:
         return caller.get(path)
 
@@ -44,16 +44,16 @@ def answered(service: RunningService, path: str) -> Answer:
 # Requests
 
 
-def test_callers_are_told_to_come_back_while_too_many_requests_are_under_way(session: str) -> None:
+def test_request_above_the_limit_gets_503(session: str) -> None:
     with running_service("--max-requests", "2") as service:
         with half_sent(service, session, PACKED) as one, half_sent(service, session, LARGE):
-            busy = answered(service, "/sessions")
-            alive = answered(service, "/healthz")
+            busy = response_of(service, "/sessions")
+            alive = response_of(service, "/healthz")
             one.sendall(PACKED[1000:])
             done = status_line(one)
-            then = answered(service, "/sessions")
+            then = response_of(service, "/sessions")
         with half_sent(service, session, PACKED), half_sent(service, session, PACKED):
-            again = answered(service, "/sessions")
+            again = response_of(service, "/sessions")
 
     assert busy.problem(503, "busy")["detail"]
     assert int(busy.headers["retry-after"]) >= 1
@@ -66,13 +66,13 @@ def test_callers_are_told_to_come_back_while_too_many_requests_are_under_way(ses
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[RunningService]:
-    """A service that takes in bodies of 1 MiB, all together."""
+    """Run a service that accepts 1 MiB of bodies in total."""
     with running_service("--max-body", str(MOST), "--max-body-memory", str(MOST)) as service:
         yield service
 
 
 @pytest.mark.parametrize("part", [0, 1000, 200_000])
-def test_what_a_large_body_claims_others_cannot_have(narrow: RunningService, session: str, part: int) -> None:
+def test_body_memory_is_reserved_by_content_length(narrow: RunningService, session: str, part: int) -> None:
     with Caller(narrow.url) as caller:
         path = f"/sessions/{session}-other/kv"
         with half_sent(narrow, session, LARGE + bytes(MOST - len(LARGE)), part):
@@ -80,7 +80,7 @@ def test_what_a_large_body_claims_others_cannot_have(narrow: RunningService, ses
             in_chunks = caller.http.post(path, content=iter([LARGE]), headers={"content-type": MSGPACK})
             small = caller.send("POST", path, PACKED)
             caller.delete(f"/sessions/{session}-other")
-        # The connection has broken off, upon which the claim is void.
+        # The connection is closed, so its reservation is released.
         caller.get("/healthz")
         after = caller.send("POST", path, LARGE)
 
@@ -89,11 +89,11 @@ def test_what_a_large_body_claims_others_cannot_have(narrow: RunningService, ses
     assert (in_chunks.status_code, small.status, after.status) == (503, 201, 201)
 
 
-def test_bodies_in_chunks_count_as_they_come() -> None:
+def test_chunked_body_reserves_memory_as_it_arrives() -> None:
     reader = BodyReader(limit=1000 * SMALL_BODY_NBYTES, memory_limit=10 * SMALL_BODY_NBYTES)
 
     async def read(chunks: int, pause: asyncio.Event) -> int:
-        """Take in a body of so many chunks; it pauses before the last."""
+        """Read a body of several chunks. Pause before the last one."""
         left = chunks
 
         async def receive() -> dict[str, Any]:
@@ -106,7 +106,7 @@ def test_bodies_in_chunks_count_as_they_come() -> None:
         async with reader.read(Request({"type": "http", "headers": []}, receive)) as body:
             return len(body)
 
-    async def story() -> list[int]:
+    async def scenario() -> list[int]:
         pause, none = asyncio.Event(), asyncio.Event()
         none.set()
         first = asyncio.create_task(read(7, pause))
@@ -117,10 +117,10 @@ def test_bodies_in_chunks_count_as_they_come() -> None:
         pause.set()
         return [fitting, await first, await read(10, none)]
 
-    assert asyncio.run(story()) == [4 * SMALL_BODY_NBYTES, 7 * SMALL_BODY_NBYTES, 10 * SMALL_BODY_NBYTES]
+    assert asyncio.run(scenario()) == [4 * SMALL_BODY_NBYTES, 7 * SMALL_BODY_NBYTES, 10 * SMALL_BODY_NBYTES]
 
 
-def test_bodies_one_after_the_other_find_room_without_end(narrow: RunningService, session: str) -> None:
+def test_body_memory_is_released_after_each_request(narrow: RunningService, session: str) -> None:
     with Caller(narrow.url) as caller:
         statuses = {caller.send("POST", f"/sessions/{session}/kv", LARGE).status for _ in range(20)}
         broken = {caller.send("POST", "/encode", bytes(MOST)).status for _ in range(5)}
@@ -132,7 +132,8 @@ def test_bodies_one_after_the_other_find_room_without_end(narrow: RunningService
 # Connections
 
 
-def test_the_connection_idle_for_longest_makes_room_for_another() -> None:
+@pytest.mark.hadakv_protocol
+def test_connection_idle_for_longest_is_closed() -> None:
     with running_service("--max-connections", "3") as service, ExitStack() as stack:
         clients = []
         for _ in range(5):
@@ -148,7 +149,7 @@ def test_the_connection_idle_for_longest_makes_room_for_another() -> None:
 
 
 def is_served(connection: socket.socket, stream: BinaryIO) -> bool:
-    """Whether a connection that is kept has a request answered."""
+    """Return whether a connection gets a response to a request."""
     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     if stream.readline() != b"HTTP/1.1 200 OK\r\n":
         return False
@@ -156,7 +157,8 @@ def is_served(connection: socket.socket, stream: BinaryIO) -> bool:
     return len(stream.read(length)) == length
 
 
-def test_a_half_head_makes_room_too() -> None:
+@pytest.mark.hadakv_protocol
+def test_connection_with_half_a_head_is_closed() -> None:
     with running_service("--max-connections", "2") as service, ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(connect(service.url)).sendall(b"GET /")
@@ -164,7 +166,8 @@ def test_a_half_head_makes_room_too() -> None:
         assert httpx.get(f"{service.url}/healthz").status_code == 200
 
 
-def test_a_newcomer_is_told_where_all_connections_have_requests_under_way(session: str) -> None:
+@pytest.mark.hadakv_protocol
+def test_new_connection_gets_503_if_all_are_busy(session: str) -> None:
     with (
         running_service("--max-connections", "1") as service,
         connect(service.url) as one,
@@ -188,7 +191,7 @@ def test_a_newcomer_is_told_where_all_connections_have_requests_under_way(sessio
 
 
 def limited(soft: int, hard: int) -> tuple[str, ...]:
-    """The program, where so many files may be open."""
+    """Return a program that runs the service with limits of open files."""
     return (
         "-c",
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
@@ -196,7 +199,7 @@ def limited(soft: int, hard: int) -> tuple[str, ...]:
     )
 
 
-def test_more_connections_than_files_may_be_open_at_first() -> None:
+def test_soft_limit_of_open_files_is_raised() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with running_service(program=limited(64, hard)) as service, ExitStack() as stack:
         for _ in range(200):
@@ -205,7 +208,8 @@ def test_more_connections_than_files_may_be_open_at_first() -> None:
         assert httpx.get(f"{service.url}/healthz").status_code == 200
 
 
-def test_where_no_more_files_may_be_open_there_are_fewer_connections(tmp_path: Path) -> None:
+@pytest.mark.hadakv_protocol
+def test_hard_limit_of_open_files_limits_connections(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with (
         log.open("w") as into,
@@ -217,4 +221,4 @@ def test_where_no_more_files_may_be_open_there_are_fewer_connections(tmp_path: P
 
         assert httpx.get(f"{service.url}/healthz").status_code == 200
 
-    assert "only 128 files may be open, so that there can be 64 connections, not 1024" in log.read_text("utf-8")
+    assert "limit of open files is 128: at most 64 connections instead of 1024" in log.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Answers of small appends: in one write, no different from those that go the ordinary way, ends of connections."""
+"""Responses that are sent in one write: same content as other responses, keep-alive, disconnected clients."""
 
 import socket
 import subprocess
@@ -16,7 +16,7 @@ from support.contract import MSGPACK, Json, append_body, connect
 
 K = np.random.default_rng(12).standard_normal((2, 4, 1, 128)).astype(np.float16)
 BODY = cast(bytes, msgpack.packb(append_body(K, K)))
-# Large enough for a piece of its own on the ordinary way.
+# Large enough that a streamed response sends the tensor as a separate chunk.
 LONG = np.random.default_rng(12).standard_normal((1, 1, 60, 256)).astype(np.float16)
 
 
@@ -33,7 +33,8 @@ def answer(stream: BinaryIO) -> tuple[bytes, dict[str, str], Json]:
     return status, headers, msgpack.unpackb(stream.read(int(headers["content-length"])))
 
 
-def test_a_small_answer_arrives_as_one(server: RunningService) -> None:
+@pytest.mark.hadakv_protocol
+def test_small_response_arrives_in_one_read(server: RunningService) -> None:
     with connect(server.url) as connection:
         connection.sendall(request(uuid4().hex, BODY))
 
@@ -46,7 +47,7 @@ def test_a_small_answer_arrives_as_one(server: RunningService) -> None:
 
 @pytest.mark.parametrize("x", [K, LONG], ids=["one token", "more"])
 @pytest.mark.parametrize("codec", [None, {"kind": "float16"}])
-def test_the_answer_is_that_of_the_ordinary_way(
+def test_response_equals_that_of_a_streamed_response(
     server: RunningService, x: "np.ndarray[Any, Any]", codec: Json | None
 ) -> None:
     body = cast(bytes, msgpack.packb(append_body(x, x) | ({"codec": codec} if codec else {})))
@@ -64,9 +65,7 @@ def test_the_answer_is_that_of_the_ordinary_way(
 
 
 @pytest.mark.parametrize(("more", "version"), [(["Connection: close"], "1.1"), ([], "1.0")])
-def test_a_connection_that_is_to_end_ends_with_the_answer(
-    server: RunningService, more: list[str], version: str
-) -> None:
+def test_connection_close_is_honoured(server: RunningService, more: list[str], version: str) -> None:
     with connect(server.url) as connection, connection.makefile("rb") as stream:
         connection.sendall(request(uuid4().hex, BODY, *more, version=version))
 
@@ -77,7 +76,7 @@ def test_a_connection_that_is_to_end_ends_with_the_answer(
         assert stream.read() == b""
 
 
-def test_nobody_is_answered_who_has_left_and_others_are(server: RunningService) -> None:
+def test_disconnected_clients_do_not_affect_others(server: RunningService) -> None:
     session = uuid4().hex
     for _ in range(20):
         with connect(server.url) as connection:
@@ -89,7 +88,7 @@ def test_nobody_is_answered_who_has_left_and_others_are(server: RunningService) 
         assert answer(stream)[0] == b"HTTP/1.1 201 Created"
 
 
-def test_a_body_asked_for_first_is_answered_as_ever(server: RunningService) -> None:
+def test_client_that_expects_100_continue_gets_it(server: RunningService) -> None:
     sent = request(uuid4().hex, BODY, "Expect: 100-continue")
     with connect(server.url) as connection, connection.makefile("rb") as stream:
         connection.sendall(sent[: -len(BODY)])
@@ -100,8 +99,8 @@ def test_a_body_asked_for_first_is_answered_as_ever(server: RunningService) -> N
         assert answer(stream)[0] == b"HTTP/1.1 201 Created"
 
 
-def test_clients_that_leave_are_nothing_to_log(tmp_path: Path) -> None:
-    """Some are found out by the connection, and only then by the request."""
+def test_disconnected_clients_are_not_logged(tmp_path: Path) -> None:
+    """The connection notices some of the disconnects before the request does."""
     command = [sys.executable, "-m", "hadakv_service", "--port", "0", "--disk-budget", "0"]
     with (
         (tmp_path / "log").open("w+b") as log,

@@ -1,4 +1,4 @@
-"""TLS: with certificates made here, the Python client over https, and bodies that go past the parser."""
+"""TLS: certificates and keys, the Python client over https, and bodies received straight into a buffer."""
 
 import os
 import re
@@ -36,13 +36,13 @@ SMALL: bytes = msgpack.packb(append_body(LARGE[:, :, :1], LARGE[:, :, :1]))
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Who signs the service's certificate."""
+    """Make the authority that signs the service's certificate."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    """What a client needs to trust that."""
+    """Make a client's TLS context that trusts the authority."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -50,7 +50,7 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture(scope="module")
 def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a certificate and its key: apart, together, and the key with a password."""
+    """Make a folder with a certificate and its key: apart, together, and the key encrypted."""
     folder = tmp_path_factory.mktemp("tls")
     issued = authority.issue_cert("localhost", "127.0.0.1")
     chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
@@ -71,14 +71,14 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def secure(files: Path) -> Iterator[RunningService]:
-    """A service that speaks TLS."""
+    """Run a service with TLS."""
     with running_service("--tls-cert", str(files / "cert"), "--tls-key", str(files / "key")) as service:
         yield service
 
 
 @contextmanager
 def connected(service: RunningService, trusting: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
-    """A bare TLS connection."""
+    """Yield a TLS connection."""
     address = urlsplit(service.url)
     with (
         socket.create_connection((address.hostname, address.port), timeout=60) as plain,
@@ -92,11 +92,11 @@ def request(session: str, body: bytes, *more: str) -> bytes:
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", *more, "", ""]).encode() + body
 
 
-def test_the_first_line_says_https(secure: RunningService) -> None:
+def test_startup_line_shows_https(secure: RunningService) -> None:
     assert re.search(r", https://127\.0\.0\.1:\d+, ", secure.startup_line)
 
 
-def test_the_client_works_over_https(secure: RunningService, files: Path) -> None:
+def test_client_works_over_https(secure: RunningService, files: Path) -> None:
     with Client(secure.url, ca_file=files / "authority") as client:
         session = client.session(uuid4().hex, codec={"kind": "float16"})
         session.append(LARGE, -LARGE)
@@ -107,15 +107,13 @@ def test_the_client_works_over_https(secure: RunningService, files: Path) -> Non
     assert np.array_equal(cache.v, np.concatenate([-LARGE, LARGE[:, :, :1]], axis=2))
 
 
-def test_a_client_that_does_not_trust_the_certificate_says_so(secure: RunningService) -> None:
+def test_client_reports_an_untrusted_certificate(secure: RunningService) -> None:
     with Client(secure.url, retries=0) as client, pytest.raises(ConnectionLost, match="CERTIFICATE_VERIFY_FAILED"):
         client.session("a").info()
 
 
 @pytest.mark.parametrize("pace", [10_000, 1 << 30], ids=["in pieces", "at once"])
-def test_large_and_small_bodies_one_behind_another_are_taken_whole(
-    secure: RunningService, trusting: ssl.SSLContext, pace: int
-) -> None:
+def test_pipelined_bodies_are_received(secure: RunningService, trusting: ssl.SSLContext, pace: int) -> None:
     session = uuid4().hex
     bodies = [BODY, SMALL, BODY, BODY, SMALL]
     sent = b"".join(request(session, body) for body in bodies[:-1]) + request(session, SMALL, "Connection: close")
@@ -130,7 +128,7 @@ def test_large_and_small_bodies_one_behind_another_are_taken_whole(
 
 
 @pytest.mark.parametrize("sent", [100, 100_000, len(BODY) - 1])
-def test_a_body_that_breaks_off_stores_nothing(secure: RunningService, trusting: ssl.SSLContext, sent: int) -> None:
+def test_incomplete_body_stores_nothing(secure: RunningService, trusting: ssl.SSLContext, sent: int) -> None:
     session = uuid4().hex
     whole = request(session, BODY)
 
@@ -141,7 +139,7 @@ def test_a_body_that_breaks_off_stores_nothing(secure: RunningService, trusting:
     assert httpx.get(f"{secure.url}/readyz", verify=trusting).status_code == 200
 
 
-def test_a_sender_that_waits_to_be_asked_is_asked(secure: RunningService, trusting: ssl.SSLContext) -> None:
+def test_client_that_expects_100_continue_gets_it(secure: RunningService, trusting: ssl.SSLContext) -> None:
     whole = request(uuid4().hex, BODY, "Expect: 100-continue", "Connection: close")
     with connected(secure, trusting) as connection, connection.makefile("rb") as stream:
         connection.sendall(whole[: -len(BODY)])
@@ -151,7 +149,7 @@ def test_a_sender_that_waits_to_be_asked_is_asked(secure: RunningService, trusti
         assert re.findall(rb"HTTP/1\.1 (\d+)", stream.read()) == [b"201"]
 
 
-def test_its_own_pages_are_those_under_https(secure: RunningService, trusting: ssl.SSLContext) -> None:
+def test_own_origin_is_https(secure: RunningService, trusting: ssl.SSLContext) -> None:
     with httpx.Client(base_url=secure.url, verify=trusting) as browser:
         own = browser.get("/sessions", headers={"origin": secure.url}).status_code
         plain = browser.get("/sessions", headers={"origin": secure.url.replace("https", "http")}).status_code
@@ -159,23 +157,24 @@ def test_its_own_pages_are_those_under_https(secure: RunningService, trusting: s
     assert (own, plain) == (200, 403)
 
 
-def test_who_does_not_speak_tls_is_disconnected(secure: RunningService, trusting: ssl.SSLContext) -> None:
+def test_plain_http_is_disconnected(secure: RunningService, trusting: ssl.SSLContext) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(secure.url.replace("https", "http") + "/healthz")
 
     assert httpx.get(f"{secure.url}/healthz", verify=trusting).status_code == 200
 
 
-def test_who_never_says_hello_is_disconnected(files: Path) -> None:
+def test_missing_tls_handshake_is_disconnected(files: Path) -> None:
     both = str(files / "both")
-    with running_service("--tls-cert", both, "--header-seconds", "0.5") as service:
+    with running_service("--tls-cert", both, "--header-timeout", "0.5") as service:
         address = urlsplit(service.url)
         with socket.create_connection((address.hostname, address.port), timeout=60) as silent:
             assert silent.recv(1) == b""
 
 
-def test_a_slow_body_is_answered_408_here_too(files: Path, trusting: ssl.SSLContext) -> None:
-    flags = ("--tls-cert", str(files / "both"), "--body-seconds", "0.5")
+@pytest.mark.hadakv_protocol
+def test_stalled_body_gets_408(files: Path, trusting: ssl.SSLContext) -> None:
+    flags = ("--tls-cert", str(files / "both"), "--stall-timeout", "0.5")
     with running_service(*flags) as service, connected(service, trusting) as connection:
         connection.sendall(request("slow", BODY)[:100_000])
         with connection.makefile("rb") as stream:
@@ -186,7 +185,7 @@ def test_a_slow_body_is_answered_408_here_too(files: Path, trusting: ssl.SSLCont
 
 
 @pytest.mark.parametrize("flags", [("both",), ("cert", "secret", "password"), ("both", "key")])
-def test_the_key_may_be_in_the_same_file_or_have_a_password(
+def test_key_may_be_in_the_same_file_or_encrypted(
     files: Path, trusting: ssl.SSLContext, flags: tuple[str, ...]
 ) -> None:
     names = ("--tls-cert", "--tls-key", "--tls-key-password-file")
@@ -195,9 +194,7 @@ def test_the_key_may_be_in_the_same_file_or_have_a_password(
         assert httpx.get(f"{service.url}/healthz", verify=trusting).status_code == 200
 
 
-def test_what_openssl_can_read_is_taken_be_it_a_pipe_or_with_a_comment_in_latin_1(
-    files: Path, trusting: ssl.SSLContext, tmp_path: Path
-) -> None:
+def test_pipe_and_comment_in_latin_1_are_accepted(files: Path, trusting: ssl.SSLContext, tmp_path: Path) -> None:
     commented = tmp_path / "commented"
     commented.write_bytes("Jérôme's\n".encode("latin-1") + (files / "cert").read_bytes())
     key, writing = os.pipe()
@@ -219,30 +216,28 @@ def test_what_openssl_can_read_is_taken_be_it_a_pipe_or_with_a_comment_in_latin_
 
 BAD = {
     "no certificate": (("nothing", "key"), "cannot read .*nothing: No such file or directory"),
-    "a key that is not there": (("cert", "nothing"), "cannot read .*nothing: No such file or directory"),
-    "no key": (("cert",), "cannot use .*cert: see to it that .*cert has its key, both in PEM .*"),
-    "another key": (("cert", "other"), "cannot use .*cert: the key in .*other is not the certificate's"),
-    "a password that is not told": (
+    "missing key": (("cert", "nothing"), "cannot read .*nothing: No such file or directory"),
+    "no key": (("cert",), "cannot use .*cert: .*cert must contain its key, both in PEM .*"),
+    "another key": (("cert", "other"), "cannot use .*cert: the key in .*other does not belong to the certificate"),
+    "no password": (
         ("cert", "secret"),
-        "cannot use .*cert: the key in .*secret has a password: give --tls-key-password-file, .*",
+        "cannot use .*cert: the key in .*secret is encrypted; pass its password with --tls-key-password-file",
     ),
     "a wrong password": (
         ("cert", "secret", "wrong"),
-        "cannot use .*cert: the password in .*wrong does not open the key in .*secret",
+        "cannot use .*cert: the password in .*wrong does not decrypt the key in .*secret",
     ),
-    "a password file that is not there": (("cert", "secret", "nothing"), "cannot read .*nothing: No such file.*"),
-    "something else": (("password", "key"), "cannot use .*: see to it that .*password begins with a certificate .*"),
-    "something that is no text": (("noise", "key"), "cannot use .*: see to it that .*noise begins with a cert.*"),
-    "a password that is no text": (("cert", "secret", "noise"), "cannot read .*noise: is no text"),
+    "missing password file": (("cert", "secret", "nothing"), "cannot read .*nothing: No such file.*"),
+    "another file": (("password", "key"), "cannot use .*: .*password must begin with a certificate .*"),
+    "certificate not text": (("noise", "key"), "cannot use .*: .*noise must begin with a certificate .*"),
+    "password not text": (("cert", "secret", "noise"), "cannot read .*noise: not UTF-8 text"),
     "a folder": (("", "key"), "cannot read .*: Is a directory"),
     "a folder for a key": (("cert", ""), "cannot read .*: Is a directory"),
 }
 
 
 @pytest.mark.parametrize(("flags", "reason"), BAD.values(), ids=BAD)
-def test_the_program_says_in_one_line_what_it_cannot_use_and_what_to_look_at(
-    files: Path, flags: tuple[str, ...], reason: str
-) -> None:
+def test_unusable_certificate_is_explained_in_one_line(files: Path, flags: tuple[str, ...], reason: str) -> None:
     names = ("--tls-cert", "--tls-key", "--tls-key-password-file")
     given = [word for name, file in zip(names, flags, strict=False) for word in (name, str(files / file))]
 
@@ -252,7 +247,7 @@ def test_the_program_says_in_one_line_what_it_cannot_use_and_what_to_look_at(
     assert re.fullmatch(f"hadakv: {reason}\n", finished.stderr), finished.stderr
 
 
-def test_tls_lets_nobody_in_beyond_loopback_without_a_token(files: Path) -> None:
+def test_tls_beyond_loopback_needs_a_token(files: Path) -> None:
     finished = run("--host", "0.0.0.0", "--tls-cert", str(files / "both"))
 
     assert "refusing to bind 0.0.0.0 without tokens" in finished.stderr

@@ -1,4 +1,4 @@
-"""A Unix domain socket: whose it is, who may connect, and what becomes of it."""
+"""Unix domain sockets: owner, permissions, stale sockets, and removal at shutdown."""
 
 import os
 import signal
@@ -23,14 +23,14 @@ PROGRAM = [sys.executable, "-m", "hadakv_service"]
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """A path that is short enough for a socket, wherever tests keep their files."""
+    """Yield a path that is short enough for a socket, wherever temporary files are."""
     with TemporaryDirectory() as folder:
         yield Path(folder) / "s"
 
 
 @contextmanager
 def served(path: Path, *flags: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A service on that path, and its first line."""
+    """Run a service on a path. Yield its process and its startup line."""
     process = subprocess.Popen([*PROGRAM, "--uds", str(path), *flags], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -45,7 +45,7 @@ def status(path: Path, **headers: str) -> int:
         return client.get("/sessions", headers=headers).status_code
 
 
-def test_the_service_listens_on_a_unix_socket_where_asked(path: Path) -> None:
+def test_service_listens_on_a_unix_socket(path: Path) -> None:
     with served(path) as (_, line), Client("http://anything.example", uds=str(path)) as client:
         placed = client.session("a").append(K, V)
 
@@ -54,7 +54,7 @@ def test_the_service_listens_on_a_unix_socket_where_asked(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("flags", "mode"), [((), 0o600), (("--uds-mode", "0660"), 0o660)])
-def test_only_its_owner_may_connect_unless_told(path: Path, flags: tuple[str, ...], mode: int) -> None:
+def test_socket_mode_is_private_by_default(path: Path, flags: tuple[str, ...], mode: int) -> None:
     with served(path, *flags):
         found = path.stat().st_mode
 
@@ -62,13 +62,13 @@ def test_only_its_owner_may_connect_unless_told(path: Path, flags: tuple[str, ..
     assert stat.S_IMODE(found) == mode
 
 
-def test_no_name_is_checked_but_pages_are(path: Path) -> None:
+def test_socket_checks_origin_but_not_host(path: Path) -> None:
     with served(path):
         assert status(path, host="evil.example") == 200
         assert status(path, origin="http://evil.example") == 403
 
 
-def test_the_socket_is_gone_after_an_end_in_order(path: Path) -> None:
+def test_clean_shutdown_removes_the_socket(path: Path) -> None:
     with served(path) as (process, _):
         process.terminate()
         assert process.wait(30) == 0
@@ -76,7 +76,7 @@ def test_the_socket_is_gone_after_an_end_in_order(path: Path) -> None:
     assert not path.exists()
 
 
-def test_what_a_killed_process_left_is_replaced(path: Path) -> None:
+def test_socket_of_a_killed_process_is_replaced(path: Path) -> None:
     with served(path) as (process, _):
         process.send_signal(signal.SIGKILL)
         process.wait(30)
@@ -87,8 +87,8 @@ def test_what_a_killed_process_left_is_replaced(path: Path) -> None:
         assert status(path) == 200
 
 
-def refused(path: Path) -> str:
-    """Why the service does not start on that path."""
+def startup_error(path: Path) -> str:
+    """Return the message of a service that cannot start on a path."""
     finished = subprocess.run([*PROGRAM, "--uds", str(path)], capture_output=True, text=True, timeout=60, check=False)
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr.startswith("hadakv: "), finished.stderr
@@ -96,15 +96,15 @@ def refused(path: Path) -> str:
     return finished.stderr
 
 
-def test_the_socket_of_a_living_process_stays_its_own(path: Path) -> None:
+def test_socket_of_a_running_process_is_kept(path: Path) -> None:
     with served(path):
-        why = refused(path)
+        why = startup_error(path)
 
-        assert f"a process listens on {path} already" in why
+        assert f"another process already listens on {path}" in why
         assert status(path) == 200
 
 
-def test_another_services_socket_is_not_taken_away_at_the_end(path: Path) -> None:
+def test_shutdown_keeps_the_socket_of_another_service(path: Path) -> None:
     with served(path) as (process, _):
         path.unlink()
         with served(path):
@@ -114,25 +114,25 @@ def test_another_services_socket_is_not_taken_away_at_the_end(path: Path) -> Non
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "link"])
-def test_what_is_no_socket_is_left_alone(path: Path, what: str) -> None:
+def test_path_that_is_not_a_socket_is_kept(path: Path, what: str) -> None:
     target = path.with_name("target")
     {"file": path.touch, "folder": path.mkdir, "link": lambda: path.symlink_to(target)}[what]()
     if what == "link":
         target.write_text("precious", "utf-8")
 
-    why = refused(path)
+    why = startup_error(path)
 
-    assert "is in the way" in why
+    assert "exists and is not a socket" in why
     assert os.path.lexists(path)
     assert what != "link" or target.read_text("utf-8") == "precious"
 
 
 @pytest.mark.parametrize("name", ["no-such-folder/s", "s" * 200])
-def test_a_path_that_cannot_be_bound_is_named(path: Path, name: str) -> None:
-    assert name in refused(path.parent / name)
+def test_path_that_cannot_be_bound_is_named(path: Path, name: str) -> None:
+    assert name in startup_error(path.parent / name)
 
 
-def test_a_process_whose_queue_is_full_lives(path: Path) -> None:
+def test_socket_with_a_full_queue_is_kept(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
         listener.bind(str(path))
         listener.listen(0)

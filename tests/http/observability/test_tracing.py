@@ -1,5 +1,6 @@
 """Spans of requests, from the real service over real connections."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.app import create_app
-from hadakv_service.server.whole_protocol import WholeProtocol
+from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.protocol import HttpProtocol
 from hadakv_service.settings import Settings
 from support.assertions import PACKED, K, V
 from support.contract import Caller, tensor
@@ -59,11 +62,20 @@ class Traced:
         return [(span, inner[span.context.span_id]) for span in ended if span.kind is SpanKind.SERVER]
 
 
+class Protocol(HttpProtocol):
+    """The service's protocol, without timeouts."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        limits = Limits(1 << 16, 1000, 60, 60, 60, 1)
+        monitor = ConnectionMonitor(set(), limits, asyncio.get_running_loop())
+        super().__init__(*args, monitor=monitor, **options)
+
+
 @contextmanager
 def served(provider: TracerProvider) -> Iterator[str]:
     """Run the service on a free port in this process, and yield its URL."""
     app = create_app(Settings(memory_budget=1 << 28), Failing(2), provider)
-    config = uvicorn.Config(app, http=WholeProtocol, loop="uvloop", log_config=None, lifespan="on")
+    config = uvicorn.Config(app, http=Protocol, loop="uvloop", log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -46,7 +46,7 @@ def test_attacks_succeed_on_an_unprotected_service(attacks: dict[str, Attack], t
 
 
 def test_slow_attack_succeeds_without_a_timeout(attacks: dict[str, Attack]) -> None:
-    with target("--header-seconds", "1000", "--max-head", "1GiB") as attacked:
+    with target("--header-timeout", "1000", "--max-header-size", "1GiB") as attacked:
         assert not attacks["endless head"](attacked).held
 
 
