@@ -49,7 +49,7 @@ def test_a_budget_that_is_used_up_is_named_and_no_disk_is_blamed(
 
     detail = refusal(store)
 
-    assert "which is its budget" in detail
+    assert "allowed by the disk budget" in detail
     assert not caplog.records
     store.close(float("inf"))
 
