@@ -173,7 +173,7 @@ class AppendOperation(WriteOperation, ChunkedJob[AppendOutcome]):
         return self._request.shape.tokens if self._is_at_end else 0
 
     def _check_repetition(self, page: Page) -> None:
-        """Compare the append with stored tokens. Of an append larger than the window, only the end is stored."""
+        """Compare the append with stored tokens. Only the end of an append larger than the window is stored."""
         shape = self._request.shape
         stop = self._position + shape.tokens
         first, _, _ = self._session.common_range(shape.layer, shape.layers)

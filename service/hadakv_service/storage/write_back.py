@@ -93,7 +93,7 @@ class WriteBack:
     def mark_dirty(self, key: Key, old: SessionRecord | None, new: SessionRecord) -> None:
         """Note a changed session for the next group commit, if the disk must know before the response is sent.
 
-        That is so for acknowledged sessions, and where the manifest on disk no longer is a prefix of the session.
+        The disk must know of acknowledged sessions, and of sessions of which its manifest no longer is a prefix.
         """
         if new.is_acknowledged or (new.manifest is not None and not is_prefix(new.manifest, new.session)):
             self._records_before.setdefault(key, old)
@@ -121,7 +121,7 @@ class WriteBack:
 
     def _write_dirty(self, keys: Iterable[Key]) -> None:
         dirty = {key: record for key in keys if (record := self._table.get(key))}
-        # Of other sessions the manifest on disk has tokens that were truncated since. Delete it.
+        # The manifests of other dirty sessions have tokens that were truncated since. Delete these manifests.
         stale = [key for key, record in dirty.items() if not record.is_acknowledged]
         writes = [record.to_write(key) for key, record in dirty.items() if record.is_acknowledged]
         try:

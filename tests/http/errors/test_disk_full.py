@@ -49,7 +49,7 @@ def test_exhausted_disk_budget_is_named(
 
     detail = rejection(store)
 
-    assert "which is its budget" in detail
+    assert "allowed by the disk budget" in detail
     assert not caplog.records
     store.close(float("inf"))
 

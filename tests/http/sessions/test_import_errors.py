@@ -201,7 +201,7 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "no runs": (says(runs=None), "runs", "is missing"),
     "runs that are no list": (says(runs={}), "runs", "array"),
     "a run of no layers": (runs({"layers": 0}), "runs[0].layers", ">= 1"),
-    "a run of too many layers": (runs({"layers": 1023}), "runs", "at most 1024"),
+    "a run of too many layers": (runs({"layers": 1023}), "runs", "the maximum is 1024"),
     "a run without a length": (says(runs=[{"layers": 1, "base": 0}]), "runs[0].length", "is missing"),
     "a run that knows more": (runs({"pages": 1}), "runs[0].pages", "not known"),
     "a negative base": (runs({"base": -1}), "runs[0].base", ">= 0"),

@@ -140,7 +140,7 @@ def discard_failed_commit(connection: sqlite3.Connection) -> bool:
         ((busy, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return not busy
     with suppress(sqlite3.Error):
-        # That failed. Overwrite the failed transaction with another one, so that the log ends there.
+        # The checkpoint failed. Overwrite the transaction with another one, so that the log ends there.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(TOUCH)
     return False
