@@ -16,6 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from attacks.attack import ATTACKS, Attack, Outcome, Target, target
+from support import fork_server
 
 MODULES = ("credentials", "ids", "oversized_lengths", "slow_clients", "browser_requests", "framing", "files")
 FILES = 2048
@@ -28,8 +29,11 @@ def main() -> int:
     _, most = getrlimit(RLIMIT_NOFILE)
     setrlimit(RLIMIT_NOFILE, (FILES, most))
     began = monotonic()
+    # Attacks start a dozen services.
+    fork_server.install()
     with target() as attacked:
         succeeded = table(attacked, ATTACKS)
+    fork_server.uninstall()
     verdict = "none succeeded" if not succeeded else f"{len(succeeded)} SUCCEEDED: {', '.join(succeeded)}"
     print(f"\n{len(ATTACKS)} attacks in {monotonic() - began:.0f} s: {verdict}")
     return 1 if succeeded else 0
