@@ -59,7 +59,7 @@ MUTATIONS = {
         _KILLS,
     ),
     "take a truncated session for an unchanged prefix": Mutation(
-        "storage/manifest.py",
+        "storage/disk/manifest.py",
         "    return len(stored) <= len(lengths)",
         "    return True or len(stored) <= len(lengths)",
         _KILLS,
@@ -71,7 +71,7 @@ MUTATIONS = {
         ("kill", "term"),
     ),
     "keep a rejected append in memory": Mutation(
-        "storage/write_back.py",
+        "storage/group_commit.py",
         "                    self._roll_back(key, old)",
         "                    pass",
         ("errors", "budget"),
@@ -83,7 +83,7 @@ MUTATIONS = {
         "storage/session_table.py", "sync=reason in _SYNCED_REASONS)", "sync=False)", ("power",)
     ),
     "truncate without a sync": Mutation(
-        "storage/write_back.py", "sync=bool(writes or stale)", "sync=bool(writes)", ("power",)
+        "storage/group_commit.py", "sync=bool(writes or stale)", "sync=bool(writes)", ("power",)
     ),
     "write nothing at a clean shutdown": Mutation(
         "storage/session_store.py", "unwritten = self._write_back.checkpoint(until)", "unwritten = 0", ("term",)

@@ -22,7 +22,7 @@ from hadakv_service.storage.disk.interface import (
     PageInfo,
     display_key,
 )
-from hadakv_service.storage.manifest import session_with_pages
+from hadakv_service.storage.disk.manifest import session_with_pages
 from hadakv_service.storage.memory_budget import MemoryBudget, load_nbytes, page_nbytes_in_memory
 
 log = logging.getLogger(__name__)

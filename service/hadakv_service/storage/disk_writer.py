@@ -8,7 +8,7 @@ from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.disk.interface import DiskStore, Key, Manifest
-from hadakv_service.storage.manifest import manifest_from_session
+from hadakv_service.storage.disk.manifest import manifest_from_session
 
 # Pages that one transaction deletes, so that no request waits long for it.
 GARBAGE_BATCH = 64

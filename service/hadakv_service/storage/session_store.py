@@ -19,6 +19,7 @@ from hadakv_service.storage.disk.null_store import NullStore
 from hadakv_service.storage.disk_space import DiskSpace
 from hadakv_service.storage.disk_writer import DiskWriter
 from hadakv_service.storage.eviction import Evictor
+from hadakv_service.storage.group_commit import GroupCommit
 from hadakv_service.storage.memory_budget import (
     PAGE_OVERHEAD_NBYTES,
     MemoryBudget,
@@ -80,6 +81,7 @@ class SessionStore(SessionLookup):
         space = DiskSpace(self.disk, self.pool, self._writer, self._table)
         self._space = space
         self._write_back = WriteBack(self.disk, self.pool, self._writer, self._table, space)
+        self._group_commit = GroupCommit(self._writer, self._table, self._write_back)
         self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
 
     def _free_memory(self, nbytes: int) -> None:
@@ -205,7 +207,7 @@ class SessionStore(SessionLookup):
         record = SessionRecord(session, old.created if old else now, now, old.manifest if old else None)
         self._table.replace(key, record, gained, lost)
         reservation.release()
-        self._write_back.mark_dirty(key, old, record)
+        self._group_commit.mark_dirty(key, old, record)
         if self.memory.stored > self.memory.limit and self.disk.budget:
             # The new value can be spilled now, which the old one could not.
             with suppress(InsufficientStorage):
@@ -286,7 +288,7 @@ class SessionStore(SessionLookup):
         Returns:
             the error of each session that could not be written. These sessions are as they were before.
         """
-        return self._write_back.group_commit()
+        return self._group_commit.run()
 
     def close(self, until: float) -> int:
         """Write a checkpoint and close the disk store.

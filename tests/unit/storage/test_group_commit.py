@@ -1,4 +1,4 @@
-"""WriteBack: group commit, rollback, and stale manifests."""
+"""GroupCommit: rollback, and stale manifests."""
 
 from pathlib import Path
 
