@@ -38,11 +38,11 @@ from hadakv_client.errors import (
     UnknownHost,
     UnsupportedMediaType,
 )
-from hadakv_client.flow import Retries
 from hadakv_client.http.arguments import SessionOptions, check_session_id
 from hadakv_client.http.files import Progress
 from hadakv_client.http.transport import DEFAULT_URL, check_url
 from hadakv_client.results import AppendResult, Codecs, LayerSpan, Range, SessionInfo, StoredAppend
+from hadakv_client.retries import Retries
 from hadakv_client.session import Session
 from hadakv_kernels import Codec, Diagnostics, Encoded, UnsupportedCodec
 

@@ -9,7 +9,7 @@ import httpx
 
 from hadakv_client.async_session import AsyncSession
 from hadakv_client.errors import HadakvError, TransportError
-from hadakv_client.flow import Flow, Retries, SessionFlows, Sleep, Step, with_retries
+from hadakv_client.flow import SessionFlows
 from hadakv_client.http import calls
 from hadakv_client.http.arguments import CodecOptions
 from hadakv_client.http.body import CHUNK_NBYTES, Body
@@ -26,6 +26,7 @@ from hadakv_client.http.transport import (
 )
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.results import SessionInfo
+from hadakv_client.retries import Flow, Retries, Sleep, Step, with_retries
 from hadakv_kernels import Diagnostics, Encoded
 
 T = TypeVar("T")

@@ -2,12 +2,13 @@
 
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
-from hadakv_client.flow import Flow, SessionFlows
+from hadakv_client.flow import SessionFlows
 from hadakv_client.http.arguments import Position, SessionOptions
 from hadakv_client.http.files import FileDestination, PathLike, Progress
 from hadakv_client.http.responses import Form, Layout, ValueForm
 from hadakv_client.http.tensors import Array
 from hadakv_client.results import AppendResult, Range, SessionInfo, StoredAppend
+from hadakv_client.retries import Flow
 from hadakv_kernels import Encoded
 
 T = TypeVar("T")

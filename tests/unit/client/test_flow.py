@@ -1,4 +1,4 @@
-"""Retries, their delays, and append positions. The tests drive the flows step by step."""
+"""Retry policy, its delays, and append positions. The tests drive the flows step by step."""
 
 import json
 from typing import Any
@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hadakv_client import Busy, ConnectionLost, PositionConflict, Retries, SessionNotFound, Timeout
-from hadakv_client.flow import Flow, SessionFlows, Sleep, with_retries
+from hadakv_client.flow import SessionFlows
 from hadakv_client.http import calls
 from hadakv_client.protocol import Request, Response
+from hadakv_client.retries import Flow, Sleep, with_retries
 
 KV = (np.ones((1, 1, 1, 64), np.float16),) * 2
 GET = calls.info("a")
