@@ -11,28 +11,9 @@ from pathlib import Path
 from hadakv_kernels import tables
 from hadakv_service import __version__
 from hadakv_service.storage.disk.interface import DataDirectoryError
+from hadakv_service.storage.disk.schema import APPLICATION_ID, FORMAT, SCHEMA
 
 FILE = "sessions.hadakv"
-# "hdkv"
-APPLICATION_ID = 0x68646B76
-# Version of the schema below and of the contents of its columns.
-FORMAT = 1
-_SCHEMA = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, nbytes INTEGER NOT NULL, created REAL NOT NULL,
-    last_used REAL NOT NULL, expires REAL, permanent INTEGER NOT NULL, checksum BLOB NOT NULL, header BLOB NOT NULL,
-    UNIQUE (owner, name));
-CREATE INDEX by_use ON sessions (last_used) WHERE NOT permanent;
-CREATE INDEX by_end ON sessions (expires) WHERE expires IS NOT NULL;
-CREATE TABLE pages (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, layers INTEGER NOT NULL, tokens INTEGER NOT NULL, nbytes INTEGER NOT NULL,
-    checksum BLOB NOT NULL, header BLOB NOT NULL, content BLOB NOT NULL);
-CREATE TABLE holds (
-    session INTEGER NOT NULL, run INTEGER NOT NULL, place INTEGER NOT NULL, page INTEGER NOT NULL,
-    PRIMARY KEY (session, run, place)) WITHOUT ROWID;
-CREATE INDEX by_page ON holds (page);
-"""
 # With blocks of 4 KiB, large blobs are read and written at half the speed. With 64 KiB, small blobs take more space.
 # The log is checkpointed every 64 MiB, so that one fsync is shared by as much data; on a small disk more often.
 BLOCK_NBYTES = 32 << 10
@@ -233,7 +214,7 @@ def _configure(connection: sqlite3.Connection, log: int, *, new: bool) -> None:
 def _create(connection: sqlite3.Connection) -> None:
     about = {"tables": tables.fingerprint(), "made by": __version__}
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA.split(";\n"):
+    for statement in SCHEMA.split(";\n"):
         connection.execute(statement)
     connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
