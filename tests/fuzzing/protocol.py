@@ -21,8 +21,9 @@ from hadakv_service.errors import ServiceError
 from hadakv_service.http.content import MsgpackResponse
 from hadakv_service.http.request_body import BodyReader
 from hadakv_service.problem_details import problem_response
-from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.connection_monitor import ConnectionMonitor
 from hadakv_service.server.protocol import HttpProtocol
+from hadakv_service.server.timeouts import Limits
 from support.contract import MSGPACK
 
 LIMIT = 1 << 20

@@ -2,34 +2,13 @@
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Protocol
 
 from hadakv_service.errors import Busy, ServiceError
+from hadakv_service.server.timeouts import Limits
 
 # Maximum time between two checks of a connection.
 MAX_INTERVAL_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits for connections.
-
-    Attributes:
-        max_header_nbytes: maximum size of a request line and headers, and of trailers.
-        max_connections: maximum number of connections.
-        idle_seconds: maximum time without a request.
-        header_timeout: maximum time from the first to the last byte of a request head, in seconds.
-        stall_timeout: seconds that a body or a response may fall behind `min_bytes_per_second`.
-        min_bytes_per_second: minimum transfer rate of bodies and responses.
-    """
-
-    max_header_nbytes: int
-    max_connections: int
-    idle_seconds: float
-    header_timeout: float
-    stall_timeout: float
-    min_bytes_per_second: int
 
 
 class Connection(Protocol):

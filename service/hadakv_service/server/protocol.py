@@ -21,7 +21,7 @@ from hadakv_service.observability.request_record import HEADER
 from hadakv_service.problem_details import problem_response
 from hadakv_service.server.connection_monitor import ConnectionMonitor
 from hadakv_service.server.direct_receive import DirectBodyReceiver
-from hadakv_service.server.progress_timeout import ProgressTimeout
+from hadakv_service.server.timeouts import ConnectionTimeouts
 from hadakv_service.server.uvicorn_adapter import Cycle, PeerState, UvicornAdapter
 
 # Maximum number of requests that a peer may send before it gets the responses to earlier ones.
@@ -41,8 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._uvicorn = UvicornAdapter(self)
         self._monitor = monitor
         self._limits = monitor.limits
-        self._request_timeout = ProgressTimeout()
-        self._response_timeout = ProgressTimeout()
+        self._timeouts = ConnectionTimeouts(monitor.limits)
         # Why a callback stopped the parser.
         self._rejection: ServiceError | None = None
         self._received_nbytes = 0  # by the last read
@@ -200,29 +199,26 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         if self.transport.is_closing():
             return
-        state, limits, request = self._uvicorn.peer_state(), self._limits, self._request_timeout
+        state, timeouts, limits = self._uvicorn.peer_state(), self._timeouts, self._limits
         if state is PeerState.IDLE:
-            if request.expired(now, (state, self.scope), 0, limits.idle_seconds):
+            if timeouts.is_idle_too_long(now, self.scope):
                 self.close()
         elif state is PeerState.SENDING_HEAD:
-            is_blocked = self._uvicorn.is_blocked()
-            if request.expired(now, (state, self.scope), 0, limits.header_timeout, is_blocked=is_blocked):
+            if timeouts.is_head_late(now, self.scope, is_blocked=self._uvicorn.is_blocked()):
                 self.reject(RequestTimeout(f"The headers were not complete within {limits.header_timeout:g} seconds."))
         elif state is PeerState.SENDING_BODY:
-            progress = self._body_nbytes / limits.min_bytes_per_second
             is_blocked = self._uvicorn.is_blocked()
-            if request.expired(now, (state, self.scope), progress, limits.stall_timeout, is_blocked=is_blocked):
+            if timeouts.is_body_stalled(now, self.scope, self._body_nbytes, is_blocked=is_blocked):
                 rate = limits.min_bytes_per_second
                 self.reject(RequestTimeout(f"The body arrived too slowly: less than {rate} bytes per second."))
         else:
-            request.reset()
+            timeouts.stop_request()
 
     def _is_response_stalled(self, now: float) -> bool:
         unsent_nbytes = self.transport.get_write_buffer_size()
         if not unsent_nbytes:
-            self._response_timeout.reset()
+            self._timeouts.stop_response()
             return False
         # Count also what the application has not yet written. Both shrink only as the peer takes data.
         cycle, unwritten_nbytes = self._uvicorn.unwritten_response()
-        progress = -(unsent_nbytes + unwritten_nbytes) / self._limits.min_bytes_per_second
-        return self._response_timeout.expired(now, (self, cycle), progress, self._limits.stall_timeout)
+        return self._timeouts.is_response_stalled(now, cycle, unsent_nbytes + unwritten_nbytes)

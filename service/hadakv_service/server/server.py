@@ -16,9 +16,10 @@ from types import FrameType
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.connection_monitor import ConnectionMonitor
 from hadakv_service.server.protocol import HttpProtocol
 from hadakv_service.server.sockets import bind_unix, inode, raise_open_file_limit
+from hadakv_service.server.timeouts import Limits
 from hadakv_service.settings import Settings
 from hadakv_service.tenants.token_file import TokenFile
 

@@ -20,8 +20,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.app import create_app
-from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.connection_monitor import ConnectionMonitor
 from hadakv_service.server.protocol import HttpProtocol
+from hadakv_service.server.timeouts import Limits
 from hadakv_service.settings import Settings
 from support.assertions import PACKED, K, V
 from support.contract import Caller, tensor

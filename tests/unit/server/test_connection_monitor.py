@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from hadakv_service.errors import Busy, ServiceError
-from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.connection_monitor import ConnectionMonitor
+from hadakv_service.server.timeouts import Limits
 
 
 @dataclass(eq=False)

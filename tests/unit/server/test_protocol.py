@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from hadakv_service.asgi_extensions import is_disconnected, receive_into, send_response
-from hadakv_service.server.connection_monitor import ConnectionMonitor, Limits
+from hadakv_service.server.connection_monitor import ConnectionMonitor
 from hadakv_service.server.protocol import HttpProtocol
+from hadakv_service.server.timeouts import Limits
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -1,8 +1,8 @@
-"""ProgressTimeout on a clock that the test sets."""
+"""ProgressTimeout and the timeouts of connections, on a clock that the test sets."""
 
 import pytest
 
-from hadakv_service.server.progress_timeout import ProgressTimeout
+from hadakv_service.server.timeouts import ConnectionTimeouts, Limits, ProgressTimeout
 
 SECONDS = 10
 
@@ -62,3 +62,29 @@ def test_reset_restarts_the_timeout() -> None:
     timeout.reset()
 
     assert not timeout.expired(100, ("body", "request"), 0, SECONDS)
+
+
+def connection_timeouts() -> ConnectionTimeouts:
+    return ConnectionTimeouts(Limits(1 << 16, 10, 75.0, 10.0, 20.0, 1000))
+
+
+def test_idle_and_head_timeouts_are_separate() -> None:
+    timeouts, last = connection_timeouts(), object()
+
+    assert not timeouts.is_idle_too_long(0, last)
+    assert not timeouts.is_idle_too_long(74, last)
+    assert not timeouts.is_head_late(75, last, is_blocked=False)
+    assert timeouts.is_head_late(86, last, is_blocked=False)
+
+
+def test_stalls_are_measured_by_the_minimum_rate() -> None:
+    timeouts, request, response = connection_timeouts(), object(), object()
+
+    bodies = [timeouts.is_body_stalled(now, request, nbytes, is_blocked=False) for now, nbytes in _TRANSFER]
+    responses = [timeouts.is_response_stalled(now, response, 9999 - nbytes) for now, nbytes in _TRANSFER]
+
+    assert bodies == responses == [False, False, True]
+
+
+# Times, and the bytes transferred so far: 5 seconds' worth, then nothing.
+_TRANSFER = [(0, 0), (24, 5000), (26, 5000)]
