@@ -177,10 +177,18 @@ class Session:
     def conflict(self, shape: Shape) -> PositionConflict:
         """Return the error for an append that is neither at the end nor a repetition."""
         first, length, _ = self.common_range(shape.layer, shape.layers)
-        detail = (
-            f"The layers have {length} tokens. The append at position {shape.position} differs from what is stored."
-        )
-        if shape.position is not None and shape.position < first:
+        position = length if shape.position is None else shape.position
+        stop = position + shape.tokens
+        detail, append = f"The layers have {length} tokens", f"The append at position {position}"
+        if position > length:
+            detail += f": the next append must be at position {length}, not {position}."
+        elif stop > length:
+            detail += f". {append} reaches beyond them, to {stop}: append the rest at position {length}."
+        elif position < first and stop <= first:
+            detail += f". {append} is not at the end."
+        else:
+            detail += f". {append} differs from what is stored."
+        if position < first:
             detail += f" Tokens before {first} have left the window and cannot be compared."
         return PositionConflict(detail, length)
 

@@ -220,14 +220,23 @@ def test_append_is_at_the_end_or_a_repetition(position: int | None, count: int, 
     assert session.append_position(Shape(0, 1, HEADS, count, 64, position)) == place
 
 
-@pytest.mark.parametrize(("position", "count"), [(11, 1), (0, 11), (9, 2), (2**63, 1)])
-def test_append_elsewhere_is_a_conflict(position: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("position", "count", "detail"),
+    [
+        (11, 1, ": the next append must be at position 10, not 11."),
+        (2**63, 1, f": the next append must be at position 10, not {2**63}."),
+        (0, 11, ". The append at position 0 reaches beyond them, to 11: append the rest at position 10."),
+        (9, 2, ". The append at position 9 reaches beyond them, to 11: append the rest at position 10."),
+    ],
+)
+def test_append_elsewhere_is_a_conflict(position: int, count: int, detail: str) -> None:
     session = opened().append(0, page([[1] * 10]), BACKEND)
 
     with pytest.raises(PositionConflict) as rejected:
         session.append_position(Shape(0, 1, HEADS, count, 64, position))
 
     assert rejected.value.fields == {"length": 10}
+    assert rejected.value.detail == "The layers have 10 tokens" + detail
 
 
 @pytest.mark.parametrize(("position", "count"), [(0, 10), (0, 7), (5, 2), (5, 3), (6, 3), (6, 0), (9, 1)])
@@ -246,6 +255,7 @@ def test_repetition_outside_window_or_past_end_is_a_conflict(position: int, coun
 
     assert rejected.value.fields == {"length": 10}
     assert ("window" in rejected.value.detail) == (position < 6)
+    assert "differs" not in rejected.value.detail
 
 
 @pytest.mark.parametrize(
