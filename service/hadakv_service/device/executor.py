@@ -81,7 +81,7 @@ class DeviceExecutor:
             Busy: the queue is full.
         """
         if self.depth >= self.limit:
-            raise Busy(f"The device queue is full: {self.limit} requests are waiting.")
+            raise Busy(f"The device queue is full: {self.limit} jobs are queued or running.")
         return await self._enqueue(job)
 
     async def call(self, work: Callable[[], T], key: Hashable = None) -> T:

@@ -270,7 +270,7 @@ def test_call_unbounded_ignores_the_queue_limit() -> None:
             asyncio.ensure_future(device.call_unbounded(lambda: threading.current_thread().name)) for _ in range(3)
         ]
         await asyncio.sleep(0)
-        with pytest.raises(Busy):
+        with pytest.raises(Busy, match=r"^The device queue is full: \d+ jobs are queued or running\.$"):
             await device.run(RecordingJob("late", []))
         first.gate.set()
         await held
