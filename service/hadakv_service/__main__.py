@@ -1,5 +1,6 @@
 """Run the service: `python -m hadakv_service --help`."""
 
+import os
 import signal
 import ssl
 import sys
@@ -7,6 +8,7 @@ from functools import partial
 
 import uvicorn
 from pydantic import ByteSize, ValidationError
+from pydantic_core import ErrorDetails
 
 from hadakv_kernels import BackendUnavailable
 from hadakv_service import __version__
@@ -56,11 +58,23 @@ def _prepare() -> tuple[Application, uvicorn.Config]:
         app = create_app(settings, traces=provider_from_environment())
         tls = tls_context(settings) if settings.tls_cert else None
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-        sys.exit(f"hadakv: {reasons}")
+        sys.exit(f"hadakv: {'; '.join(map(_setting_error, error.errors()))}")
     except (BackendUnavailable, DiskStoreError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            sys.exit(f"hadakv: cannot read {error.filename}: {error.strerror}")
         sys.exit(f"hadakv: {error}")
     return app, _server_config(app, tls, settings.shutdown_timeout)
+
+
+def _setting_error(error: ErrorDetails) -> str:
+    """Return the reason why a setting is invalid, after the name of its flag or environment variable."""
+    reason = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return reason
+    name = str(error["loc"][0])
+    flag, variable = f"--{name.replace('_', '-')}", f"HADAKV_{name.upper()}"
+    has_flag = any(argument.partition("=")[0] in (flag, f"--no{flag[1:]}") for argument in sys.argv)
+    return f"{variable if variable in os.environ and not has_flag else flag}: {reason}"
 
 
 def _server_config(app: Application, tls: ssl.SSLContext | None, shutdown_timeout: float) -> uvicorn.Config:

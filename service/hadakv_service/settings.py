@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         env_prefix="HADAKV_",
         cli_kebab_case=True,
         cli_implicit_flags=True,
-        cli_prog_name="python -m hadakv_service",
+        cli_prog_name="hadakv-service",
         cli_hide_none_type=True,
         extra="forbid",
     )

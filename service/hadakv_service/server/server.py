@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from hadakv_service.server.connection_monitor import ConnectionMonitor
 from hadakv_service.server.protocol import HttpProtocol
-from hadakv_service.server.sockets import bind_unix, inode, raise_open_file_limit
+from hadakv_service.server.sockets import bind_unix, inode, listen_error, raise_open_file_limit
 from hadakv_service.server.timeouts import Limits
 from hadakv_service.settings import Settings
 from hadakv_service.tenants.token_file import TokenFile
@@ -127,18 +128,21 @@ class Server(uvicorn.Server):
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, factory: ProtocolFactory) -> asyncio.Server:
         tls = self.config.ssl
-        listen = partial(loop.create_server, host=self._settings.host, port=self._settings.port)
+        options: dict[str, Any] = {
+            "ssl": tls,
+            "backlog": self.config.backlog,
+            "ssl_handshake_timeout": self._settings.header_timeout if tls else None,
+            "ssl_shutdown_timeout": TLS_SHUTDOWN_SECONDS if tls else None,
+        }
         if self._settings.uds:
             bound = bind_unix(self._settings.uds, int(self._settings.uds_mode, 8))
             self._inode = inode(self._settings.uds)
-            listen = partial(loop.create_unix_server, sock=bound)
-        return await listen(
-            factory,
-            ssl=tls,
-            backlog=self.config.backlog,
-            ssl_handshake_timeout=self._settings.header_timeout if tls else None,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS if tls else None,
-        )
+            return await loop.create_unix_server(factory, sock=bound, **options)
+        host, port = self._settings.host, self._settings.port
+        try:
+            return await loop.create_server(factory, host=host, port=port, **options)
+        except OSError as error:
+            raise listen_error(host, port, error) from error
 
     def _address(self) -> str:
         """Return the URL of the server, or `unix:` and the path of its socket."""

@@ -1,6 +1,8 @@
 """Bind Unix domain sockets, and raise the limit of open files."""
 
+import errno
 import logging
+import os
 import resource
 import socket
 import stat
@@ -19,6 +21,19 @@ def inode(path: Path) -> int | None:
         return path.lstat().st_ino
     except OSError:
         return None
+
+
+def listen_error(host: str, port: int, error: OSError) -> OSError:
+    """Return an error that says in plain words why the service cannot listen on an address, and what to do."""
+    if isinstance(error, socket.gaierror):
+        return OSError(f"cannot listen on {host}: unknown host name. Choose another --host.")
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    reasons = {
+        errno.EADDRINUSE: "address already in use. Stop that process, or choose another --port.",
+        errno.EADDRNOTAVAIL: "this machine does not have the address. Choose another --host.",
+    }
+    reason = reasons.get(error.errno or 0) or (os.strerror(error.errno).lower() if error.errno else str(error))
+    return OSError(f"cannot listen on {address}: {reason}")
 
 
 def bind_unix(path: Path, mode: int) -> socket.socket:

@@ -23,6 +23,7 @@ AGENT = Path(__file__).parents[3] / "service" / "launchd" / "dev.hadakv.service.
 def test_help_lists_every_setting_and_its_default() -> None:
     finished = run("--help", COLUMNS="1000")
 
+    assert finished.stdout.startswith("usage: hadakv-service ")
     listed = set(re.findall(r"--[a-z][a-z-]+", finished.stdout))
     assert (finished.returncode, finished.stderr) == (0, "")
     assert {f"--{name.replace('_', '-')}" for name in Settings.model_fields} <= listed
@@ -130,9 +131,21 @@ def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BAD_STARTS = {
-    "port that is not a number": (("--port", "http"), r"hadakv: port: .*integer.*"),
-    "address beyond loopback": (("--host", "0.0.0.0"), r"hadakv: .*refusing to bind 0\.0\.0\.0 without tokens.*"),
-    "missing token file": (("--token-file", "/nowhere/tokens"), r"hadakv: .*/nowhere/tokens.*"),
+    "port that is not a number": (("--port", "http"), r"hadakv: --port: .*integer.*"),
+    "address beyond loopback": (("--host", "0.0.0.0"), r"hadakv: refusing to bind 0\.0\.0\.0 without tokens.*"),
+    "missing token file": (
+        ("--token-file", "/nowhere/tokens"),
+        r"hadakv: cannot read /nowhere/tokens: No such file or directory",
+    ),
+    "value that is not a size": (("--memory-budget", "much"), r"hadakv: --memory-budget: .+"),
+    "unknown host name": (
+        ("--host", "no-host.invalid", "--insecure"),
+        r"hadakv: cannot listen on no-host\.invalid: unknown host name\. Choose another --host\.",
+    ),
+    "address of another machine": (
+        ("--host", "192.0.2.1", "--insecure"),
+        r"hadakv: cannot listen on 192\.0\.2\.1:0: this machine does not have the address\. Choose another --host\.",
+    ),
     **{
         f"{gpu} without a GPU": (("--backend", gpu), f"hadakv: the {gpu} backend needs a GPU .*")
         for gpu in GPUS
@@ -149,6 +162,16 @@ def test_failed_start_prints_one_line(flags: tuple[str, ...], message: str) -> N
     assert re.fullmatch(message + "\n", finished.stderr)
 
 
+def test_port_in_use_is_named_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        finished = run("--port", str(port))
+
+    advice = "address already in use. Stop that process, or choose another --port."
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1] == f"hadakv: cannot listen on 127.0.0.1:{port}: {advice}"
+
+
 def test_unknown_flag_is_rejected_with_its_name() -> None:
     finished = run("--colour", "red")
 
@@ -160,7 +183,7 @@ def test_invalid_environment_prints_one_line() -> None:
     finished = run(HADAKV_MAX_QUEUED_JOBS="none")
 
     assert finished.returncode == 1
-    assert re.fullmatch(r"hadakv: max_queued_jobs: .+\n", finished.stderr)
+    assert re.fullmatch(r"hadakv: HADAKV_MAX_QUEUED_JOBS: .+\n", finished.stderr)
 
 
 def test_insecure_allows_bind_beyond_loopback() -> None:

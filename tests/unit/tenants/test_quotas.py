@@ -56,4 +56,4 @@ def test_negative_quota_flag_is_rejected(flag: str, value: str) -> None:
     finished = run(flag, value)
 
     assert finished.returncode == 1
-    assert finished.stderr.startswith(f"hadakv: {flag.strip('-').replace('-', '_')}: ")
+    assert finished.stderr.startswith(f"hadakv: {flag}: ")
