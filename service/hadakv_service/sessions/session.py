@@ -1,7 +1,7 @@
 """Session: an immutable value; page_diff between two values."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise, zip_longest
 from typing import Literal
@@ -138,7 +138,7 @@ class Session:
             raise ShapeMismatch(f"The session has {limit} layers, the tensors reach layer {last - 1}.", layers=limit)
         if codecs and self.codecs and codecs != self.codecs:
             stored = {name: codec.to_mapping() for name, codec in zip("kv", self.codecs, strict=True)}
-            raise CodecMismatch("The session was created with another codec.", codec=stored)
+            raise CodecMismatch(_codec_mismatch(self.codecs, codecs), codec=stored)
         if self.has_shape:
             return self
         chosen = self.codecs or codecs or (Codec(), Codec())
@@ -319,6 +319,16 @@ class Session:
             if part.start < part.stop:
                 yield at + part.start, run, part
             at += run.layers
+
+
+def _codec_mismatch(stored: tuple[Codec, Codec], requested: tuple[Codec, Codec]) -> str:
+    """Return the options in which the codecs differ."""
+    streams = []
+    for name, mine, given in zip("kv", map(asdict, stored), map(asdict, requested), strict=True):
+        if differing := [option for option in mine if mine[option] != given[option]]:
+            old, new = (", ".join(f"{option} {codec[option]}" for option in differing) for codec in (mine, given))
+            streams.append(f"{name} has {old}, not {new}")
+    return f"The session was created with another codec: {'; '.join(streams)}."
 
 
 def _one(pages: list[Page], axis: int, backend: Backend) -> Page:

@@ -326,3 +326,13 @@ def test_same_bytes_compares_packed_bytes_and_norms() -> None:
     assert not same_bytes(one, page([[1, 2]]), BACKEND)
     assert not same_bytes(Page(zero, v), Page(minus_zero, v), BACKEND)
     assert not same_bytes(one, Page(k, Encoded(v.packed, k.norms)), BACKEND)
+
+
+def test_codec_mismatch_names_the_options_that_differ() -> None:
+    codecs = Codec(bits=4), Codec(bits=4)
+    session = Session(codecs=codecs, kv_heads=HEADS, head_dim=64)
+
+    with pytest.raises(CodecMismatch) as rejected:
+        session.with_shape(Shape(0, 1, HEADS, 1, 64), (codecs[0], Codec(bits=8)))
+
+    assert rejected.value.detail == "The session was created with another codec: v has bits 4, not bits 8."
