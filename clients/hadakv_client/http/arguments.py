@@ -51,8 +51,15 @@ def to_codec(options: CodecOptions | None) -> Codec:
 
     Raises:
         UnsupportedCodec: an option is unknown or its value is not supported. It is a `ValueError`.
+        TypeError: the codec is not a mapping.
     """
+    _check_codec_type(options)
     return options if isinstance(options, Codec) else Codec.from_mapping(options or {})
+
+
+def _check_codec_type(options: object) -> None:
+    if options is not None and not isinstance(options, Codec | Mapping):
+        raise TypeError(f'codec must be a Codec or a mapping such as {{"bits": 4}}, not {options!r}')
 
 
 def session_codec(options: CodecOptions | None) -> dict[str, Any] | None:
@@ -61,7 +68,9 @@ def session_codec(options: CodecOptions | None) -> dict[str, Any] | None:
     Raises:
         UnsupportedCodec: an option is unknown or its value is not supported. It is a `ValueError`.
         ValueError: there are other keys next to `k` or `v`.
+        TypeError: the codec is not a mapping.
     """
+    _check_codec_type(options)
     if options is None or isinstance(options, Codec) or not options.keys() & {"k", "v"}:
         return None if options is None else to_codec(options).to_mapping()
     if unknown := options.keys() - {"k", "v"}:

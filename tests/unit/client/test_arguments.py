@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hadakv_client import Codec, UnsupportedCodec, check_session_id
+from hadakv_client import AsyncClient, Client, Codec, UnsupportedCodec, check_session_id
 from hadakv_client.http import calls
 from hadakv_client.http.arguments import kv_arrays, session_codec
 
@@ -48,3 +48,10 @@ def test_unsupported_session_codec_raises_value_error(codec: dict[str, Any]) -> 
 def test_unsupported_codec_raises_the_error_of_the_kernels() -> None:
     with pytest.raises(UnsupportedCodec, match="bits"):
         calls.encode(K, {"bits": 7}, diagnostics=False)
+
+
+@pytest.mark.parametrize("codec", [4, "bits", 0, {"k": 4}])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_codec_that_is_no_mapping_raises_type_error(client: Any, codec: Any) -> None:
+    with pytest.raises(TypeError, match="codec must be a Codec or a mapping"):
+        client("http://127.0.0.1:1").session("a", codec)
