@@ -1,10 +1,11 @@
 """Commands of `hadakv`. Each takes the client and the parsed arguments."""
 
+import sys
 from argparse import Namespace
 from errno import EEXIST
 
 from hadakv_cli.output import describe, format_size, show_progress, summarize, table_rows
-from hadakv_client import Client
+from hadakv_client import Client, SessionNotFound
 
 
 def export_session(client: Client, options: Namespace) -> None:
@@ -37,6 +38,18 @@ def show_session(client: Client, options: Namespace) -> None:
 
 
 def delete_sessions(client: Client, options: Namespace) -> None:
-    """Delete sessions. Stop at the first error."""
+    """Delete sessions. Go on after one that does not exist.
+
+    Raises:
+        SessionNotFound: the last of the sessions that do not exist. Each one before it is printed on stderr.
+    """
+    missing: SessionNotFound | None = None
     for session in [client.session(each) for each in options.ids]:
-        session.delete()
+        try:
+            session.delete()
+        except SessionNotFound as error:
+            if missing:
+                print(f"hadakv: {missing}", file=sys.stderr)
+            missing = error
+    if missing:
+        raise missing

@@ -114,6 +114,14 @@ def test_missing_session_prints_one_line(run: Run, tmp_path: Path, arguments: tu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rm_goes_on_after_missing_sessions(run: Run, names: tuple[str, str]) -> None:
+    finished = run("rm", "missing", names[0], "gone", names[1])
+
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert re.fullmatch(r"hadakv: .*'missing'.*\nhadakv: .*'gone'.*\n", finished.stderr), finished.stderr
+    assert run("list", names[0][:-1]).stdout == ""
+
+
 def test_import_of_invalid_file_prints_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("other")
 
