@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -13,7 +14,8 @@ EXECUTED = {"sh", "python", "console"}
 DATA = {"text", "json", "yaml", "ini", "mermaid"}
 
 # What a block needs that the machine may not have.
-NEEDS = {"mac", "docker", "gpu"}
+NEEDS = {"mac", "docker", "gpu", "mlx-lm"}
+HAS_MLX_LM = find_spec("mlx_lm") is not None
 
 _FENCE = re.compile(r"^```(\S*)\s*$")
 _MARKER = re.compile(r"^<!--\s*(.*?)\s*-->$")
@@ -41,7 +43,8 @@ class Block:
     @property
     def is_executed(self) -> bool:
         """Whether the examples' test runs the block."""
-        return self.language in EXECUTED and (not self.marker or self.marker == "background")
+        markers = {"", "background"} | ({"needs: mlx-lm"} if HAS_MLX_LM else set())
+        return self.language in EXECUTED and self.marker in markers
 
     @property
     def marker_problem(self) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import markdown
 from docs.execution import ExampleFailed, Runner
 from docs.markdown import Block, anchors, blocks, links
 from docs.output import matches
@@ -63,12 +64,19 @@ def test_marked_blocks_are_not_executed(runner: Runner) -> None:
     assert runner.executed == []
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_mlx_lm_block_is_executed_if_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markdown, "HAS_MLX_LM", installed)
+
+    assert Block("python", "", 1, "needs: mlx-lm").is_executed is installed
+
+
 @pytest.mark.parametrize("marker", ["need: mac", "needs: luck", "needs", "not executed", "background: x", "todo"])
 def test_unknown_marker_is_a_problem(marker: str) -> None:
     assert Block("sh", "", 1, marker).marker_problem
 
 
-@pytest.mark.parametrize("marker", ["", "background", "needs: mac", "not executed: takes minutes"])
+@pytest.mark.parametrize("marker", ["", "background", "needs: mac", "needs: mlx-lm", "not executed: takes minutes"])
 def test_known_marker_is_no_problem(marker: str) -> None:
     assert Block("sh", "", 1, marker).marker_problem == ""
 
