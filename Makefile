@@ -41,7 +41,7 @@ check: $(INSTALLED)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
-	@$(RUN) tests/support/folder_sizes.py service clients kernels
+	@$(RUN) tests/support/folder_sizes.py service clients kernels tests
 	@$(BIN)/hadolint Dockerfile.macos
 	@$(RUN) -c "import plistlib; plistlib.load(open('service/launchd/dev.hadakv.service.plist', 'rb'))"
 	@bash -n .ci/run service/launchd/install.sh

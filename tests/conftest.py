@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hadakv_service.testing import RunningService, running_service
-from support import fork_server, thoroughness
+from support import thoroughness
 from support.backends import SERVED
+from support.services import fork_server
 
 # The same examples on every machine, and no failures because a machine is slow.
 settings.register_profile(

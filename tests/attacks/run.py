@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from attacks.attack import ATTACKS, Attack, Outcome, Target, target
-from support import fork_server
+from support.services import fork_server
 
 MODULES = ("credentials", "ids", "oversized_lengths", "slow_clients", "browser_requests", "framing", "files")
 FILES = 2048

@@ -11,7 +11,7 @@ from hadakv_client import (
     PositionConflict,
 )
 from hadakv_kernels import DTYPES, reference
-from support.codecs import CODECS, assert_same
+from support.inputs.codecs import CODECS, assert_same
 
 pytestmark = pytest.mark.every_backend
 

@@ -22,7 +22,7 @@ from hadakv_client import (
     SessionNotFound,
 )
 from hadakv_service.testing import running_service
-from support.codecs import CODECS, assert_same
+from support.inputs.codecs import CODECS, assert_same
 
 
 @pytest.mark.every_backend

@@ -15,7 +15,7 @@ from hadakv_client import (
     SessionNotFound,
 )
 from hadakv_kernels import reference
-from support.codecs import CODECS, assert_same
+from support.inputs.codecs import CODECS, assert_same
 
 pytestmark = pytest.mark.every_backend
 

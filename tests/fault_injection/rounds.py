@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from fault_injection import disk
-from fault_injection.check import Check
-from fault_injection.crash_scenarios import END_SECONDS, Scenario, scenario_of
-from fault_injection.interpose import AVAILABLE, Interposed
-from fault_injection.model import KnownSession
-from fault_injection.pool import SHAPES, Pool
-from fault_injection.power_loss import lose_power
+from fault_injection.faults import disk
+from fault_injection.faults.crash_scenarios import END_SECONDS, Scenario, scenario_of
+from fault_injection.faults.interpose import AVAILABLE, Interposed
+from fault_injection.faults.power_loss import lose_power
+from fault_injection.faults.schedule import Plan
+from fault_injection.faults.service import Service
 from fault_injection.report import Tally, Violation
-from fault_injection.schedule import Plan
-from fault_injection.service import Service
-from fault_injection.workload import ANSWER_SECONDS, Worker
+from fault_injection.sessions.check import Check
+from fault_injection.sessions.model import KnownSession
+from fault_injection.sessions.pool import SHAPES, Pool
+from fault_injection.sessions.workload import ANSWER_SECONDS, Worker
 from hadakv_client import Client
 from hadakv_service.storage.disk.sqlite_file import page_cost
 from hadakv_service.storage.disk.sqlite_transaction import SESSION_NBYTES

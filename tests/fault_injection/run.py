@@ -15,10 +15,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fault_injection import disk
+from fault_injection.faults import disk
+from fault_injection.faults.schedule import KINDS, Plan, schedule
 from fault_injection.report import Violation
 from fault_injection.rounds import Rounds
-from fault_injection.schedule import KINDS, Plan, schedule
 
 SERVICE = ("-m", "hadakv_service")
 RUN_MUTATED = Path(__file__).with_name("run_mutated.py")

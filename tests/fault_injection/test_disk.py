@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fault_injection.interpose import AVAILABLE, Action, Call, Interposed
-from fault_injection.power_loss import lose_power
-from fault_injection.service import Service
+from fault_injection.faults.interpose import AVAILABLE, Action, Call, Interposed
+from fault_injection.faults.power_loss import lose_power
+from fault_injection.faults.service import Service
 from hadakv_kernels import Codec
 from support.contract import Caller, stream
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fault_injection.interpose import Call, journal_of
-from fault_injection.model import KnownSession, State
+from fault_injection.faults.interpose import Call, journal_of
+from fault_injection.faults.power_loss import SECTOR, lose_power
+from fault_injection.faults.schedule import possible, schedule
 from fault_injection.mutations import MUTATIONS
-from fault_injection.pool import SHAPES, Pool
-from fault_injection.power_loss import SECTOR, lose_power
-from fault_injection.recorded_calls import Evicted, Expectations
 from fault_injection.report import Tally, Violation
-from fault_injection.schedule import possible, schedule
-from fault_injection.workload import Worker
+from fault_injection.sessions.model import KnownSession, State
+from fault_injection.sessions.pool import SHAPES, Pool
+from fault_injection.sessions.recorded_calls import Evicted, Expectations
+from fault_injection.sessions.workload import Worker
 from hadakv_client import Client
 from hadakv_kernels import Encoded, reference
 from hadakv_service.sessions.session import Durability

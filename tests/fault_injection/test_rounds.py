@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fault_injection.interpose import AVAILABLE
+from fault_injection.faults.interpose import AVAILABLE
+from fault_injection.faults.schedule import KINDS, possible
 from fault_injection.mutants import seen
 from fault_injection.mutations import MUTATIONS
-from fault_injection.schedule import KINDS, possible
 
 RUN = Path(__file__).with_name("run.py")
 # Three ways to fail: a broken manifest after a kill, a missing sync at a power loss, no writes at shutdown.

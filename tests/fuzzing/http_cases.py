@@ -9,7 +9,7 @@ import msgpack
 
 from fuzzing import values
 from support.contract import JSON, MSGPACK, Json
-from support.mutated_bodies import MUTATIONS, VALID, replace_value
+from support.inputs.mutated_bodies import MUTATIONS, VALID, replace_value
 
 BODIES: dict[str, Json] = {
     **VALID,

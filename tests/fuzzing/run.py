@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
-from fuzzing import calls, connections, in_process, openapi_cases, sessions
 from fuzzing.report import Limit, Tally, table
+from fuzzing.targets import calls, connections, in_process, openapi_cases, sessions
 from hadakv_service.testing import RunningService, running_service
 
 SHOWN = 20

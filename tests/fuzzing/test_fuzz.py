@@ -8,12 +8,12 @@ import httpx
 import numpy as np
 import pytest
 
-from fuzzing import calls, connections, in_process, openapi_cases, parse, sessions
 from fuzzing.deleted_sessions import DeletedSessions
 from fuzzing.expected_state import Contradiction, ExpectedSession
 from fuzzing.report import Limit, Tally, table
 from fuzzing.run import small_service
 from fuzzing.streams import InvalidHttp, statuses
+from fuzzing.targets import calls, connections, in_process, openapi_cases, parse, sessions
 from hadakv_service.testing import RunningService
 from support.contract import tensor
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fuzzing.report import Limit, Tally
 from hadakv_service.testing import RunningService
 from support.contract import Caller
-from support.process_memory import resident_nbytes
+from support.services.process_memory import resident_nbytes
 
 # Number of cases after which the memory of a service should not grow much.
 WARM_CASES = 200

@@ -7,10 +7,10 @@ from uuid import uuid4
 import pytest
 
 from hadakv_service.testing import RunningService, running_service
-from support.arrays import TTL_SECONDS
 from support.assertions import K, V
 from support.contract import Caller
-from support.program import WITHOUT_MAINTENANCE
+from support.inputs.arrays import TTL_SECONDS
+from support.services.program import WITHOUT_MAINTENANCE
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

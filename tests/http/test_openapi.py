@@ -10,9 +10,9 @@ import pytest
 
 from hadakv_service.http.openapi.problem_schemas import error_classes
 from hadakv_service.testing import RunningService
-from support.arrays import pair
 from support.contract import JSON, MSGPACK, Caller, Json
-from support.session_files import OCTETS
+from support.inputs.arrays import pair
+from support.inputs.session_files import OCTETS
 
 
 def test_probes_report_version_and_backend(server: RunningService, caller: Caller) -> None:

@@ -20,9 +20,9 @@ from metal_emulator.proofs import kernel_calls as calls
 from metal_emulator.proofs.hard_vectors import ROWS, boundary_vectors, hard_vectors, unrotated_bytes
 from metal_emulator.proofs.kernel_calls import Call, Decoding, Encoding
 from metal_emulator.proofs.outputs import check, check_decoding, check_encoding
-from support import golden
 from support.backends import without_denormals
 from support.covering import thinned
+from support.inputs import golden
 from unit.kernels.backends.test_golden import matches, spec_of
 
 

@@ -12,11 +12,11 @@ import time
 
 from pydantic import ByteSize, TypeAdapter
 
-from fault_injection.check import Check
-from fault_injection.model import KnownSession
-from fault_injection.pool import SHAPES, Pool
 from fault_injection.report import Tally, Violation
-from fault_injection.workload import Expectations, Worker
+from fault_injection.sessions.check import Check
+from fault_injection.sessions.model import KnownSession
+from fault_injection.sessions.pool import SHAPES, Pool
+from fault_injection.sessions.workload import Expectations, Worker
 from hadakv_client import Client
 from hadakv_service.testing import RunningService, running_service
 from soak.watch import Watch, table

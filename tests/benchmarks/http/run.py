@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.http import bulk, interference, memory, small
 from benchmarks.http.figures import Aim, table
+from benchmarks.http.sections import bulk, interference, memory, small
 
 
 def main() -> None:

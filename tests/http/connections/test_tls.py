@@ -27,7 +27,7 @@ from hadakv_service.server.tls import tls_context
 from hadakv_service.settings import Settings
 from hadakv_service.testing import RunningService, running_service
 from support.contract import MSGPACK, append_body
-from support.program import run
+from support.services.program import run
 
 LARGE = np.random.default_rng(6).standard_normal((4, 8, 1024, 128)).astype(np.float16)
 BODY: bytes = msgpack.packb(append_body(LARGE[:, :, :300], LARGE[:, :, :300]))

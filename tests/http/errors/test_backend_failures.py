@@ -7,7 +7,7 @@ import pytest
 
 from hadakv_service.testing import running_service
 from support.contract import Caller, append_body, connect
-from support.failing_backend import PROGRAM
+from support.services.failing_backend import PROGRAM
 
 K = np.ones((1, 1, 13, 64), np.float16)
 

@@ -11,10 +11,10 @@ from hadakv_service.storage.disk.sqlite_file import FILE
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import running_service
-from support.arrays import pair
 from support.contract import Caller
-from support.restarted_service import K, V, holds, service
-from support.sized_sessions import ANN, BACKEND, append, fork
+from support.inputs.arrays import pair
+from support.inputs.sized_sessions import ANN, BACKEND, append, fork
+from support.services.restarted_service import K, V, holds, service
 
 MORE = pair(2, 2, 3)
 

@@ -17,9 +17,9 @@ from hadakv_kernels import Codec, tables
 from hadakv_service.storage.disk.interface import DataDirectoryError
 from hadakv_service.storage.disk.sqlite_file import FILE, open_database
 from hadakv_service.testing import running_service
-from support.arrays import pair
 from support.contract import Caller, stream
-from support.restarted_service import K, V, holds, service
+from support.inputs.arrays import pair
+from support.services.restarted_service import K, V, holds, service
 
 UNPRIVILEGED_UID = 65534
 

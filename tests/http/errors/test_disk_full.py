@@ -9,8 +9,8 @@ from hadakv_service.errors import InsufficientStorage
 from hadakv_service.storage.disk import sqlite_store
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
-from support.restarted_service import K, V, holds, service
-from support.sized_sessions import ANN, BACKEND, append
+from support.inputs.sized_sessions import ANN, BACKEND, append
+from support.services.restarted_service import K, V, holds, service
 
 MEMORY = 1 << 20
 

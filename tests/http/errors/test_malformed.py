@@ -10,7 +10,7 @@ from hadakv_kernels import Codec
 from hadakv_service.testing import RunningService
 from support.assertions import PACKED, K
 from support.contract import JSON, MSGPACK, Answer, Caller, connect, status_line, stream
-from support.session_files import OCTETS
+from support.inputs.session_files import OCTETS
 
 # 400: the body cannot be parsed
 

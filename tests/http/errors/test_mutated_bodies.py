@@ -12,8 +12,8 @@ import pytest
 from hadakv_kernels import Codec
 from hadakv_service.testing import RunningService, running_service
 from support.contract import MSGPACK, Caller, append_body, connect, status_line, stream
-from support.mutated_bodies import SIZED, VALID, K, requests
-from support.process_memory import peak_nbytes
+from support.inputs.mutated_bodies import SIZED, VALID, K, requests
+from support.services.process_memory import peak_nbytes
 
 BODIES = 2_000
 EXTRA_NBYTES = 64 << 20

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hadakv_service.testing import running_service
-from support.arrays import pair
 from support.backends import assert_same_bits
 from support.contract import Caller, Json
-from support.session_files import METADATA, exported, imported, put_together, taken_apart, tensors, told
+from support.inputs.arrays import pair
+from support.inputs.session_files import METADATA, exported, imported, put_together, taken_apart, tensors, told
 from support.thoroughness import examples
 
 FLIPS = examples(1_000, exhaustive=3_000)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import DTYPES, HEAD_DIMS, Codec
-from support.arrays import CODECS, DEFAULT, pair, row_nbytes
 from support.contract import MSGPACK, Caller, append_body, stream, tensor
+from support.inputs.arrays import CODECS, DEFAULT, pair, row_nbytes
 
 
 def test_first_append_creates_session_and_next_extends_it(caller: Caller, session: str) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Codec, reference
-from support.arrays import CODECS, DEFAULT, FORMS, RNG, decoded, pair, values
 from support.contract import Caller, stream, tensor
+from support.inputs.arrays import CODECS, DEFAULT, FORMS, RNG, decoded, pair, values
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (5,), (0,), (2, 3), (2, 0, 3), (1, 2, 3, 1)], ids=str)

@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from hadakv_kernels import Encoded
-from support import golden
 from support.contract import Answer, Caller, Json, array, encoded_stream, tensor
-from support.golden import GoldenCase, GoldenStream
+from support.inputs import golden
+from support.inputs.golden import GoldenCase, GoldenStream
 
 pytestmark = pytest.mark.every_backend(exhaustive=True)
 

@@ -7,8 +7,8 @@ import pytest
 
 from hadakv_kernels import Codec
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
-from support.arrays import CODECS, DEFAULT, FORMS, decoded, pair
 from support.contract import Caller, Json, array, stream, tensor
+from support.inputs.arrays import CODECS, DEFAULT, FORMS, decoded, pair
 
 
 @pytest.mark.parametrize("length", [255, 256, 257, 512, 513])

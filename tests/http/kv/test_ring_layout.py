@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from support.arrays import FORMS, pair
 from support.contract import Caller, array
+from support.inputs.arrays import FORMS, pair
 
 
 @pytest.mark.parametrize("form", ["packed", *FORMS])

@@ -5,8 +5,8 @@ import pytest
 from hadakv_kernels import Codec
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
-from support.arrays import DEFAULT, pair, row_nbytes
 from support.contract import Caller, stream
+from support.inputs.arrays import DEFAULT, pair, row_nbytes
 
 
 def test_window_keeps_last_tokens_and_positions(caller: Caller, session: str) -> None:

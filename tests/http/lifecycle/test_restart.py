@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hadakv_service.testing import running_service
-from support.arrays import pair
 from support.contract import Caller, stream
-from support.restarted_service import CODEC, K, V, holds, service
+from support.inputs.arrays import pair
+from support.services.restarted_service import CODEC, K, V, holds, service
 
 
 def test_clean_shutdown_keeps_sessions(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hadakv_service.settings import Settings, is_loopback, user_data_directory
 from hadakv_service.testing import running_service
 from support.backends import GPUS_HERE
 from support.contract import Caller
-from support.program import run
+from support.services.program import run
 
 AGENT = Path(__file__).parents[3] / "service" / "launchd" / "dev.hadakv.service.plist"
 

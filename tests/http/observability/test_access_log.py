@@ -15,8 +15,8 @@ import pytest
 from hadakv_service.testing import running_service
 from support.assertions import PACKED, K, V
 from support.contract import MSGPACK, Caller, append_body, connect, status_line
-from support.failing_backend import PROGRAM as FAILING
-from support.prometheus import eventually, scrape
+from support.services.failing_backend import PROGRAM as FAILING
+from support.services.prometheus import eventually, scrape
 
 KV = "/sessions/{id}/kv"
 FIELDS = ["time", "level", "logger", "message", "request_id", "tenant", "method", "route", "status"]

@@ -10,9 +10,9 @@ import pytest
 
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V
-from support.blocked_device import HELD
 from support.contract import Caller, append_body
-from support.prometheus import Samples, counts, eventually, moved, scrape
+from support.services.blocked_device import HELD
+from support.services.prometheus import Samples, counts, eventually, moved, scrape
 
 WAITED = ("wait_seconds_count", "job_seconds_count")
 

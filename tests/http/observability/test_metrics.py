@@ -29,9 +29,9 @@ from hadakv_service.observability.tier_gauges import MemoryTierGauges
 from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V
-from support.blocked_device import HELD
 from support.contract import Caller
-from support.prometheus import METHODS, Samples, eventually, label_values, moved, samples, scrape
+from support.services.blocked_device import HELD
+from support.services.prometheus import METHODS, Samples, eventually, label_values, moved, samples, scrape
 
 KV = "/sessions/{id}/kv"
 TABLE = Path(__file__).parents[3] / "docs" / "running.md"

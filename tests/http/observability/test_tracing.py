@@ -26,7 +26,7 @@ from hadakv_service.server.timeouts import Limits
 from hadakv_service.settings import Settings
 from support.assertions import PACKED, K, V
 from support.contract import Caller, tensor
-from support.prometheus import moved
+from support.services.prometheus import moved
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 KV = "/sessions/{id}/kv"

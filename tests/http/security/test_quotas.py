@@ -9,8 +9,8 @@ import numpy as np
 
 from hadakv_kernels import Codec
 from hadakv_service.testing import running_service
-from support.arrays import pair, row_nbytes
 from support.contract import Caller
+from support.inputs.arrays import pair, row_nbytes
 
 K, V = pair(1, 1, 10)
 TOKENS = {"ann": "a" * 20, "bob": "b" * 20}

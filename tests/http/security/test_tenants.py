@@ -10,7 +10,7 @@ from hadakv_kernels import Codec
 from hadakv_service.testing import running_service
 from support.assertions import PACKED, K, V
 from support.contract import MSGPACK, Caller, connect, status_line, stream
-from support.session_files import exported, imported
+from support.inputs.session_files import exported, imported
 
 
 @pytest.fixture(scope="module")

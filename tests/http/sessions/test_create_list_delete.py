@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from hadakv_kernels import Codec
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
-from support.arrays import DEFAULT, RNG, TTL_SECONDS, pair, row_nbytes
 from support.contract import JSON, MSGPACK, Caller, Json, stream
+from support.inputs.arrays import DEFAULT, RNG, TTL_SECONDS, pair, row_nbytes
 
 # PUT
 

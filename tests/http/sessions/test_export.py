@@ -11,11 +11,11 @@ from safetensors import safe_open
 from hadakv_kernels import Codec
 from hadakv_kernels.tables import fingerprint
 from hadakv_service.testing import RunningService, running_service
-from support.arrays import CODECS, pair
 from support.backends import assert_same_bits
 from support.contract import Caller, array, connect, status_line
-from support.process_memory import peak_nbytes
-from support.session_files import METADATA, OCTETS, exported, taken_apart, tensors, told
+from support.inputs.arrays import CODECS, pair
+from support.inputs.session_files import METADATA, OCTETS, exported, taken_apart, tensors, told
+from support.services.process_memory import peak_nbytes
 
 
 def stored(caller: Caller, session: str, layer: int) -> dict[str, Any]:

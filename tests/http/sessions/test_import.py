@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from hadakv_kernels import BITS, HEAD_DIMS, Codec
 from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
-from support.arrays import CODECS, TTL_SECONDS, pair
 from support.contract import MSGPACK, Caller, Json
-from support.session_files import METADATA, exported, imported, put_together, taken_apart, tensors, told
+from support.inputs.arrays import CODECS, TTL_SECONDS, pair
+from support.inputs.session_files import METADATA, exported, imported, put_together, taken_apart, tensors, told
 
 codecs = st.builds(
     Codec,

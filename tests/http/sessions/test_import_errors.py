@@ -10,10 +10,10 @@ import pytest
 from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
 from hadakv_service.operations.session_file import MAX_HEADER_NBYTES
 from hadakv_service.testing import running_service
-from support.arrays import pair
 from support.assertions import assert_names_field
 from support.contract import JSON, MSGPACK, Caller, Json
-from support.session_files import (
+from support.inputs.arrays import pair
+from support.inputs.session_files import (
     METADATA,
     OCTETS,
     exported,

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from hadakv_kernels import Codec
-from support.arrays import pair
 from support.contract import Caller
-from support.restarted_service import service
-from support.session_files import exported, imported
+from support.inputs.arrays import pair
+from support.inputs.session_files import exported, imported
+from support.services.restarted_service import service
 
 K, V = pair(4, 2, 3000)
 CODEC = {"kind": "float16"}

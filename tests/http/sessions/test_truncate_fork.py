@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from support.arrays import DEFAULT, pair
 from support.assertions import K, V
 from support.contract import Caller, stream
+from support.inputs.arrays import DEFAULT, pair
 
 LENGTHS = (0, 1, 255, 256, 257, 299, 300)
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import DTYPES, Codec, CodecSpec, reference, tables
 from metal_emulator.proofs.kernel_calls import Array
-from support.hard_vectors import (
+from support.inputs.hard_vectors import (
     LONGEST,
     SCALES,
     near_smallest_norm,

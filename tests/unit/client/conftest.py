@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from support.client_pair import connect
-from support.scripted_server import scripted_server
+from support.services.scripted_server import scripted_server
 
 __all__ = ["connect", "scripted_server"]  # fixtures for this folder
 

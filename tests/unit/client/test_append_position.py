@@ -10,7 +10,7 @@ from hadakv_client import (
     ConnectionLost,
     PositionConflict,
 )
-from support.server_actions import (
+from support.services.server_actions import (
     INFO,
     K,
     describe,

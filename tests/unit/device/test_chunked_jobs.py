@@ -21,7 +21,7 @@ from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, Shape
 from hadakv_service.storage.session_store import SessionStore
-from support.sized_sessions import commit
+from support.inputs.sized_sessions import commit
 
 SPEC = Codec().at(64)
 ROWS = CHUNKED_JOB_NBYTES // (64 * 4)

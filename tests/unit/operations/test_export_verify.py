@@ -13,7 +13,7 @@ from hadakv_service.operations.export_session import Export, ExportAborted
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
-from support.sized_sessions import ANN, BACKEND, append
+from support.inputs.sized_sessions import ANN, BACKEND, append
 
 PAGES = 20
 

@@ -9,7 +9,7 @@ from hadakv_service.storage.disk.sqlite_file import page_cost
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.disk.sqlite_transaction import SESSION_NBYTES
 from hadakv_service.storage.session_store import Key, SessionStore
-from support.sized_sessions import ANN, BACKEND, BOB, CID, TOKEN, append
+from support.inputs.sized_sessions import ANN, BACKEND, BOB, CID, TOKEN, append
 
 
 def disk_cost(tokens: int) -> int:

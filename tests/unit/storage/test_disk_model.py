@@ -17,7 +17,7 @@ from hadakv_service.storage.disk.sqlite_file import page_cost
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.memory_budget import EVICTED_PAGE_NBYTES, PAGE_OVERHEAD_NBYTES, metadata_nbytes
 from hadakv_service.storage.session_store import Key, SessionStore
-from support.sized_sessions import Clock, commit, fork
+from support.inputs.sized_sessions import Clock, commit, fork
 from support.thoroughness import examples
 from unit.storage.test_page_sharing import CODEC, LAYERS, Model, numbered, numbers_of
 

@@ -8,7 +8,7 @@ from hadakv_service.errors import InsufficientStorage
 from hadakv_service.storage.disk.interface import DiskUnavailable
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
-from support.sized_sessions import ANN, BACKEND, TOKEN, append, commit
+from support.inputs.sized_sessions import ANN, BACKEND, TOKEN, append, commit
 
 
 def open_store(directory: Path) -> SessionStore:

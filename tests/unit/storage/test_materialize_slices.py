@@ -22,7 +22,7 @@ from hadakv_service.storage.disk_writer import WriteBatch
 from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.storage.write_back import WRITE_CHUNK_NBYTES
 from hadakv_service.wire import messages
-from support.sized_sessions import commit
+from support.inputs.sized_sessions import commit
 from unit.storage.test_page_sharing import numbered, numbers_of
 
 BACKEND = CpuBackend(1)

@@ -16,7 +16,7 @@ from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.memory_budget import MemoryBudget, Reservation
 from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.tenants.quotas import Quota, QuotaTable
-from support.sized_sessions import ANN, BACKEND, BOB, TOKEN, append, commit, cost, grown, opened
+from support.inputs.sized_sessions import ANN, BACKEND, BOB, TOKEN, append, commit, cost, grown, opened
 
 SERVICE = Path(__file__).parents[3] / "service" / "hadakv_service"
 STEPS = st.lists(st.tuples(st.sampled_from(["reserve", "release", "allocate", "free"]), st.integers(0, 1000)))

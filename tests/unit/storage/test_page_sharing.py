@@ -18,7 +18,7 @@ from hadakv_service.sessions.session import Session
 from hadakv_service.storage import memory_budget
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from hadakv_service.storage.session_store import Key, SessionStore
-from support.sized_sessions import commit, fork
+from support.inputs.sized_sessions import commit, fork
 from support.thoroughness import examples
 
 BACKEND = CpuBackend(1)

@@ -9,7 +9,7 @@ import pytest
 from hadakv_service.errors import InsufficientStorage, SessionNotFound
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.session_store import Key, SessionRecord, SessionStore
-from support.sized_sessions import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, commit, cost, create, opened
+from support.inputs.sized_sessions import ANN, BOB, CID, DAN, EMPTY, TOKEN, Clock, append, commit, cost, create, opened
 
 # Find, list, delete
 

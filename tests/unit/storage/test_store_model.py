@@ -9,7 +9,7 @@ from hadakv_service.errors import InsufficientStorage
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES
 from hadakv_service.storage.session_store import Key, Reservation, SessionStore
-from support.sized_sessions import ANN, BOB, EMPTY, TOKEN, Clock, cost, grown, opened
+from support.inputs.sized_sessions import ANN, BOB, EMPTY, TOKEN, Clock, cost, grown, opened
 from support.thoroughness import examples
 
 NAMES = (ANN, BOB, ("tenant", "ann"))

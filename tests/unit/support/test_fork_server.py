@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hadakv_service.testing import running_service
-from support.fork_server import ForkingPopen, OrdinaryPopen
-from support.program import PROGRAM, run
+from support.services.fork_server import ForkingPopen, OrdinaryPopen
+from support.services.program import PROGRAM, run
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from hadakv_client.http.problems import problem
 from hadakv_service import errors
 from hadakv_service.problem_details import problem_response
 from hadakv_service.tenants.quotas import Quota, QuotaTable
-from support.program import run
+from support.services.program import run
 
 
 def test_replaced_quotas_apply_at_once() -> None:

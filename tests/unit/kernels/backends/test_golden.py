@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hadakv_kernels import Backend, CodecSpec, Encoded, Stream, reference
-from support import golden
 from support.backends import on_host
-from support.golden import GoldenStream
+from support.inputs import golden
+from support.inputs.golden import GoldenStream
 
 
 def matches(got: Encoded, stream: GoldenStream) -> bool:

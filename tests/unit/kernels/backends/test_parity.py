@@ -12,7 +12,14 @@ from hadakv_kernels import BITS, DTYPES, HEAD_DIMS, Backend, Codec, CodecSpec, E
 from hadakv_kernels.codec import CHOICES
 from support.backends import assert_same_bits, assert_same_encoded, comparable, flushes, of, on_device, on_host
 from support.covering import thinned
-from support.hard_vectors import LONGEST, SCALES, near_smallest_norm, on_and_next_to, patterns, vectors_on_boundaries
+from support.inputs.hard_vectors import (
+    LONGEST,
+    SCALES,
+    near_smallest_norm,
+    on_and_next_to,
+    patterns,
+    vectors_on_boundaries,
+)
 
 OPTIONS = ("rotation", "layout", "codebook", "norm")
 CODECS = (HEAD_DIMS, BITS, *(CHOICES[option] for option in OPTIONS))

@@ -18,9 +18,9 @@ from fuzzing.expected_state import Contradiction, ExpectedSession
 from fuzzing.report import Limit, Tally
 from hadakv_service.testing import running_service
 from support.contract import Answer, Caller, Json
-from support.mutated_bodies import MUTATIONS
-from support.process_memory import resident_nbytes
-from support.session_files import OCTETS
+from support.inputs.mutated_bodies import MUTATIONS
+from support.inputs.session_files import OCTETS
+from support.services.process_memory import resident_nbytes
 
 CALLERS = 3
 FLAGS = ("--memory-budget", "1MiB", "--disk-budget", "3MiB", "--max-body", "16MiB")

@@ -5,7 +5,7 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
-from fault_injection.interpose import Call, Change, journal_of
+from fault_injection.faults.interpose import Call, Change, journal_of
 
 # Bytes that a disk writes atomically.
 SECTOR = 4096

@@ -11,7 +11,7 @@ from benchmarks.http.clients import HttpCaller
 from benchmarks.http.contenders import servers
 from benchmarks.http.figures import Aim, at_most, median, percentile, table
 from benchmarks.http.payloads import BULK, STEP
-from benchmarks.http.small import timed_calls
+from benchmarks.http.sections.small import timed_calls
 
 SERVERS = {"bare ASGI": "bare", "naive FastAPI": "naive", "service without codec": "null", "service": "service"}
 

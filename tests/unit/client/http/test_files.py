@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hadakv_client import ConnectionLost, ProtocolError, Retries
-from support.server_actions import describe, hang_up
+from support.services.server_actions import describe, hang_up
 
 HEADERS = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 10\r\n\r\n"
 

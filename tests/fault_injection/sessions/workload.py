@@ -8,11 +8,11 @@ from itertools import groupby
 
 import numpy as np
 
-from fault_injection import check
-from fault_injection.model import Append, Durability, KnownSession, State
-from fault_injection.pool import TOKENS, Numbers, Pool
-from fault_injection.recorded_calls import Caller, Evicted, Expectations, Rejected
 from fault_injection.report import Tally, Violation
+from fault_injection.sessions import check
+from fault_injection.sessions.model import Append, Durability, KnownSession, State
+from fault_injection.sessions.pool import TOKENS, Numbers, Pool
+from fault_injection.sessions.recorded_calls import Caller, Evicted, Expectations, Rejected
 from hadakv_client import Client, PositionConflict, Session, TransportError
 
 SESSIONS = 5  # maximum per thread

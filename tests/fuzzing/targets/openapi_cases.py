@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from fuzzing.report import Limit, Tally
 from hadakv_service.testing import RunningService
-from support.process_memory import resident_nbytes
+from support.services.process_memory import resident_nbytes
 
 FOLDER = Path(__file__).parent
 CASES = 100
@@ -22,7 +22,7 @@ def run(service: RunningService, limit: Limit, phases: str = PHASES, document: s
     before = resident_nbytes(service.process.pid)
     with TemporaryDirectory() as folder:
         log = Path(folder, "calls")
-        environment = {**os.environ, "HADAKV_FUZZ_LOG": str(log), "PYTHONPATH": str(FOLDER.parent)}
+        environment = {**os.environ, "HADAKV_FUZZ_LOG": str(log), "PYTHONPATH": str(FOLDER.parents[1])}
         called = command(service.url, limit, phases, document)
         done = subprocess.run(called, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         for line in log.read_text("utf-8").splitlines() if log.exists() else ():

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from itertools import chain
 
-from fault_injection import disk, interpose
+from fault_injection.faults import disk, interpose
 
 KINDS = {
     "kill": "kill -9 at a random time",

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from fault_injection.model import Append, KnownSession, PendingCall, State
 from fault_injection.report import Tally, Violation
+from fault_injection.sessions.model import Append, KnownSession, PendingCall, State
 from hadakv_client import Client, InsufficientStorage, Range, Session, SessionNotFound, StoredAppend
 from hadakv_kernels import Encoded
 

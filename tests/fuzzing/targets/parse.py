@@ -25,7 +25,7 @@ from hadakv_service.sessions.session_id import check_session_id
 from hadakv_service.wire import messages, serialization
 from hadakv_service.wire.well_formed import MAX_DEPTH, MAX_ITEMS, check_well_formed
 from support.contract import append_body, tensor
-from support.mutated_bodies import MUTATIONS, NORMS, ROWS, K, flip_bytes, replace_value, reshape
+from support.inputs.mutated_bodies import MUTATIONS, NORMS, ROWS, K, flip_bytes, replace_value, reshape
 
 
 class Disagreement(AssertionError):

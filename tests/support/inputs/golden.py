@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import Codec
 
-FOLDER = Path(__file__).parents[1] / "data" / "golden"
+FOLDER = Path(__file__).parents[2] / "data" / "golden"
 KERNELS = tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
 
 

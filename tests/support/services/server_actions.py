@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from hadakv_client import Retries
-from support.scripted_server import Exchange
+from support.services.scripted_server import Exchange
 
 FAST_RETRIES = Retries(limit=3, initial_backoff_seconds=0.001)
 K = np.ones((2, 2, 3, 64), np.float16)

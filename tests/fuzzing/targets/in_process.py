@@ -33,7 +33,7 @@ Mutated = Callable[[bytes, random.Random], bytes]
 def target(name: str) -> Iterator[tuple[Outcome, Mutated]]:
     """Return the function that judges an input of "parse" or "protocol", and the one that mutates it."""
     # Imported here, because atheris must instrument these modules first.
-    from fuzzing import parse, protocol
+    from fuzzing.targets import parse, protocol
 
     if name == "parse":
         yield parse.outcome, parse.mutated
@@ -44,7 +44,7 @@ def target(name: str) -> Iterator[tuple[Outcome, Mutated]]:
 
 def seeds(name: str, seed: int) -> list[bytes]:
     """Return the initial inputs."""
-    from fuzzing import parse, protocol
+    from fuzzing.targets import parse, protocol
 
     return parse.SEEDS if name == "parse" else protocol.seeds(seed)
 

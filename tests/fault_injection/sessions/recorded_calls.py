@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from fault_injection.model import Append, KnownSession, State
 from fault_injection.report import Tally, Violation
+from fault_injection.sessions.model import Append, KnownSession, State
 from hadakv_client import PositionConflict, Problem, SessionNotFound, TransportError
 
 T = TypeVar("T")

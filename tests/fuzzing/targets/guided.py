@@ -1,4 +1,4 @@
-"""Run a target under atheris: `python tests/fuzzing/guided.py TARGET FILE <options of libFuzzer> CORPUS`.
+"""Run a target under atheris: `python tests/fuzzing/targets/guided.py TARGET FILE <options of libFuzzer> CORPUS`.
 
 Imported modules are instrumented, so that libFuzzer keeps inputs that reach new code. The outcomes are written to FILE
 as JSON. An unexpected exception ends the process with a traceback.
@@ -24,8 +24,8 @@ def main() -> None:
     name, told = sys.argv[1], Path(sys.argv[2])
     _let_sources_be_found()
     with atheris.instrument_imports(include=["hadakv_service", "uvicorn.protocols"]):
-        from fuzzing import parse, protocol  # noqa: F401 - later imports are not instrumented
-        from fuzzing.in_process import target
+        from fuzzing.targets import protocol  # noqa: F401 - later imports are not instrumented
+        from fuzzing.targets.in_process import target
 
     with target(name) as (outcome, mutated):
         fuzz(outcome, mutated, told)
@@ -59,5 +59,5 @@ def _let_sources_be_found() -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[1])
+    sys.path[0] = str(Path(__file__).parents[2])
     main()

@@ -8,8 +8,8 @@ import numpy as np
 
 from hadakv_kernels import Codec
 from hadakv_service.testing import running_service
-from support.arrays import pair
 from support.contract import Caller, stream
+from support.inputs.arrays import pair
 
 CODEC = Codec()
 K, V = pair(2, 2, 300)

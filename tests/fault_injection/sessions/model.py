@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from fault_injection.pool import Numbers, Pool
+from fault_injection.sessions.pool import Numbers, Pool
 
 Durability = Literal["memory", "spill", "ack"]
 

@@ -5,11 +5,11 @@ import signal
 import threading
 import time
 
-from fault_injection.disk import Disk
-from fault_injection.interpose import Action, Call, Interposed
-from fault_injection.recorded_calls import Expectations
-from fault_injection.schedule import Plan
-from fault_injection.service import Service
+from fault_injection.faults.disk import Disk
+from fault_injection.faults.interpose import Action, Call, Interposed
+from fault_injection.faults.schedule import Plan
+from fault_injection.faults.service import Service
+from fault_injection.sessions.recorded_calls import Expectations
 
 KILLED = -signal.SIGKILL
 # Seconds that a shutdown may take beyond --shutdown-timeout.

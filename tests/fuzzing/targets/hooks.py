@@ -28,7 +28,7 @@ from schemathesis.transport.serialization import Binary
 from fuzzing import values
 from fuzzing.deleted_sessions import DeletedSessions
 from support.contract import JSON, MSGPACK, Json
-from support.session_files import OCTETS
+from support.inputs.session_files import OCTETS
 
 LOG = open(os.environ["HADAKV_FUZZ_LOG"], "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the end
 DELETED = DeletedSessions()

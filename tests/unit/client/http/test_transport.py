@@ -10,7 +10,7 @@ from hadakv_client import (
     Client,
     check_url,
 )
-from support.server_actions import (
+from support.services.server_actions import (
     K,
     describe,
     miss,

@@ -14,7 +14,7 @@ from hadakv_client import (
     InternalError,
     ProtocolError,
 )
-from support.server_actions import (
+from support.services.server_actions import (
     FAST_RETRIES,
     INFO,
     LARGE,

@@ -15,7 +15,7 @@ from hadakv_client import (
     SessionNotFound,
     Timeout,
 )
-from support.server_actions import (
+from support.services.server_actions import (
     FAST_RETRIES,
     LARGE,
     K,
