@@ -83,7 +83,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections. An httpx client of the caller stays open."""
+        """Close the connections. An httpx client that was passed in is not closed."""
         if self._owns_http:
             await self._http.aclose()
 

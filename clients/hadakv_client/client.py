@@ -84,7 +84,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. An httpx client of the caller stays open."""
+        """Close the connections. An httpx client that was passed in is not closed."""
         if self._owns_http:
             self._http.close()
 

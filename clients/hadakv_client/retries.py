@@ -56,7 +56,7 @@ class Retries:
         return retries if isinstance(retries, Retries) else cls(retries)
 
     def delay(self, error: TransportError | Busy, attempt: int, request: Request) -> float | None:
-        """Return the seconds before the next attempt; None if there must be none.
+        """Return the seconds to wait before the next attempt, or None if the call must not be retried.
 
         Args:
             error: error of this attempt.

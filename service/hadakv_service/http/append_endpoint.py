@@ -40,7 +40,7 @@ class AppendDispatcher:
         self._append = append
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, by its method and path."""
+        """Send appends to the append endpoint, and every other request to the next app."""
         session = appended_session(scope)
         if session is None:
             await self._app(scope, receive, send)

@@ -97,7 +97,7 @@ class BodyReader:
         def count(nbytes: int) -> None:
             nonlocal counted
             if self._memory_used + nbytes > self._memory_limit:
-                raise Busy("Too many large bodies are being received.")
+                raise Busy("Large request bodies use all the memory reserved for them. Retry later.")
             self._memory_used += nbytes
             counted += nbytes
 

@@ -62,5 +62,7 @@ def _merge(old: Session, requested: Mapping[str, Any], *, is_new: bool) -> Sessi
             field = "codec" if name == "codecs" else name
             raise SessionExists(f"The session exists with another value of {field}.", field=field)
     if requested.get("layers", MAX_LAYERS) < old.stored_layers:
-        raise SessionExists(f"The session has {old.stored_layers} layers already.", field="layers")
+        raise SessionExists(
+            f"The session already stores {old.stored_layers} layers; layers cannot be less.", field="layers"
+        )
     return replace(old, **requested)

@@ -88,7 +88,7 @@ class ReadOperation(ChunkedJob[responses.Range]):
         session = self._store.get(self._key).session
         self._store.touch(self._key)
         if self._request.ring and session.window is None:
-            raise InvalidRequest([("layout", "the session has no window")])
+            raise InvalidRequest([("layout", "cannot be a ring: the session has no window")])
         check_response_size("layout" if self._request.ring else "stop", self._size(session)[1], self._limit)
         self._session = session
         return ()

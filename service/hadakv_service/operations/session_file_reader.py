@@ -109,7 +109,7 @@ def _split(body: memoryview) -> tuple[memoryview, memoryview]:
         raise MalformedBody(f"The header has {length} bytes, the maximum is {MAX_HEADER_NBYTES}.")
     stop = PREFIX_NBYTES + length
     if stop > len(body):
-        raise MalformedBody(f"The file is truncated: the header ends at byte {stop} of {len(body)}.")
+        raise MalformedBody(f"The file is truncated: its header needs {stop} bytes, but the file has {len(body)}.")
     return body[PREFIX_NBYTES:stop], body[stop:]
 
 

@@ -27,7 +27,8 @@ class Limits:
 class ProgressTimeout:
     """Timeout of one activity at a time, checked now and then.
 
-    Progress extends the remaining time, but never beyond the full timeout. A fast start does not allow a longer stop.
+    Progress extends the remaining time, but never beyond the full timeout. Progress ahead of schedule is not saved up
+    for a later pause.
     """
 
     __slots__ = ("_activity", "_last_checked", "_last_progress", "_remaining")

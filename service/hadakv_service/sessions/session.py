@@ -247,7 +247,7 @@ class Session:
         """
         longest = max((run.stop for run in self.runs), default=0)
         if length > longest:
-            raise InvalidRequest([("length", f"must not be beyond {longest}, not {length}")])
+            raise InvalidRequest([("length", f"must be at most {longest}, not {length}")])
         first = max((self.first(run) for run in self.runs if run.stop > length), default=0)
         if length < first:
             raise InvalidRequest([("length", f"tokens before {first} have left the window")])
@@ -278,7 +278,7 @@ class Session:
         if start < first:
             raise InvalidRequest([("start", f"tokens before {first} have left the window")])
         if start > stop:
-            raise InvalidRequest([("start", f"must not be beyond {stop}, not {start}")])
+            raise InvalidRequest([("start", f"must be at most {stop}, not {start}")])
         return a, b, start, stop
 
     def read(self, a: int, b: int, start: int, stop: int, backend: Backend) -> Page:

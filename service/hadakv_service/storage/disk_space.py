@@ -78,7 +78,7 @@ class DiskSpace:
             if disk.retained_nbytes(kept, used_before) + self._unreferenced_nbytes(pinned) + nbytes > limit:
                 reason = "the free space of the file system" if is_short else "the disk budget"
                 raise DiskBudgetExceeded(
-                    f"The disk store is full: {nbytes} more bytes needed, {limit} allowed by {reason}."
+                    f"The disk store is full: {nbytes} more bytes do not fit, {limit} are allowed in total by {reason}."
                 )
             if nbytes > disk.available:
                 while nbytes > disk.available:

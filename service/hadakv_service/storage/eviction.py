@@ -46,7 +46,7 @@ class Evictor:
         self._write_back = write_back
 
     def shortfall(self, nbytes: int, pinned: Collection[Hashable]) -> int:
-        """Return how many of so many bytes would not fit in memory if all sessions that are not pinned were evicted.
+        """Return how many of `nbytes` would not fit in memory if all sessions that are not pinned were evicted.
 
         If there is a disk, pages of pinned sessions may be evicted too.
         """

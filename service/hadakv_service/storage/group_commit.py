@@ -33,7 +33,8 @@ class GroupCommit:
     def mark_dirty(self, key: Key, old: SessionRecord | None, new: SessionRecord) -> None:
         """Note a changed session for the next group commit, if the disk must know before the response is sent.
 
-        The disk must know of acknowledged sessions, and of sessions of which its manifest no longer is a prefix.
+        The disk must know of acknowledged sessions, and of sessions whose manifest on disk is no
+        longer a prefix of the session, after a truncate.
         """
         if new.is_acknowledged or (new.manifest is not None and not is_prefix(new.manifest, new.session)):
             self._records_before.setdefault(key, old)

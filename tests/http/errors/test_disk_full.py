@@ -49,7 +49,7 @@ def test_exhausted_disk_budget_is_named(
 
     detail = rejection(store)
 
-    assert "allowed by the disk budget" in detail
+    assert "allowed in total by the disk budget" in detail
     assert not caplog.records
     store.close(float("inf"))
 

@@ -43,5 +43,5 @@ def _layer_range(layers: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", layers, re.ASCII)
     if match is None:
-        raise InvalidRequest([("layers", "must be first:last+1, for example 0:4")])
+        raise InvalidRequest([("layers", "must be start:stop without stop, for example 0:4 for layers 0 to 3")])
     return int(match[1]), int(match[2])
