@@ -177,7 +177,8 @@ def test_append_to_an_id_of_dots_is_rejected(server: RunningService, dots: str, 
         connection.sendall(head.encode() + PACKED)
         line = status_line(connection)
 
-    assert line == b"HTTP/1.1 422 Unprocessable Entity"
+    # The reason phrase depends on the Python version.
+    assert line.startswith(b"HTTP/1.1 422 ")
 
 
 @pytest.mark.parametrize("length", ["-1", "ten", "1e3", "+5", "0x10", "9" * 5000, ""])
