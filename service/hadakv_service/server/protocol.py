@@ -48,6 +48,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._body_nbytes = 0
         # Bounds of the size of an incomplete head. A head may begin in the same read that ends an earlier request.
         self._min_head_nbytes = self._max_head_nbytes = 0
+        # Whether the head just parsed offers another protocol. It will be parsed again without that offer.
+        self._offers_upgrade = False
         # Size of incomplete trailers; None outside of trailers.
         self._trailers_nbytes: int | None = None
         self.last_activity = 0.0
@@ -75,6 +77,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._uvicorn.parse(data)
         except httptools.HttpParserError:
             self.reject(self._rejection or MalformedRequest("Invalid HTTP request received."))
+        if not self._uvicorn.has_whole_request():
+            self._limit_head_and_trailers(data)
+
+    def _limit_head_and_trailers(self, data: bytes) -> None:
+        """Count received bytes of an incomplete head or of incomplete trailers, and reject what exceeds the limit."""
         state = self._uvicorn.peer_state()
         if state is PeerState.SENDING_HEAD:
             self._min_head_nbytes += len(data) if self._min_head_nbytes else self._uvicorn.head_nbytes()
@@ -103,7 +110,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._uvicorn.pipelined() > MAX_PIPELINED:
             self._stop_parsing(Busy("Too many pipelined requests."))
         self._min_head_nbytes = self._max_head_nbytes = 0
-        if self._uvicorn.offers_upgrade():
+        self._offers_upgrade = self._uvicorn.offers_upgrade()
+        if self._offers_upgrade:
             return
         super().on_headers_complete()
         cycle = self._uvicorn.add_request()
@@ -131,7 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note the end of a request, but not of one that will be parsed again without its Upgrade header."""
-        if not self._uvicorn.offers_upgrade():
+        if not self._offers_upgrade:
             self._uvicorn.finish_receiving()
             super().on_message_complete()
 

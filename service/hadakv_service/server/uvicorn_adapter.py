@@ -95,11 +95,15 @@ class UvicornAdapter:
 
     # State
 
+    def has_whole_request(self) -> bool:
+        """Whether the last request that began was received completely."""
+        return self._received is self._connection.scope
+
     def peer_state(self) -> PeerState:
         """Return what the peer is doing."""
         connection = self._connection
         cycle = connection.cycle
-        if self._received is connection.scope:
+        if self.has_whole_request():
             is_idle = cycle is None or (cycle.response_complete and not connection.pipeline)
             return PeerState.IDLE if is_idle else PeerState.AWAITING_RESPONSE
         # uvicorn creates the scope at a request's first byte, and the cycle once the headers are complete.
@@ -153,12 +157,16 @@ class UvicornAdapter:
         Raises:
             HttpParserError: the bytes are not HTTP, or a callback rejected the request.
         """
-        rest = memoryview(data)
-        while (head_end := self._feed(rest)) is not None:
-            rest = rest[head_end:]
-            head = self._head_without_upgrade()
-            self.restart_parser()
-            self._feed(head)
+        try:
+            self._connection.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head_end, rest = upgrade.args[0], memoryview(data)
+            while head_end is not None:
+                rest = rest[head_end:]
+                head = self._head_without_upgrade()
+                self.restart_parser()
+                self._feed(head)
+                head_end = self._feed(rest)
 
     def _feed(self, data: bytes | memoryview) -> int | None:
         """Feed the parser. Return the end of a head with an Upgrade header, where the parser stops; None otherwise."""
