@@ -198,6 +198,8 @@ class Session:
         A run that also has other layers is split into groups of the same size, because the other layers are likely
         to be appended separately too.
         """
+        if self._has_run(layer, layers):
+            return self
         stop = layer + layers
         runs = self.runs
         if self.stored_layers < stop:
@@ -210,12 +212,23 @@ class Session:
 
     def split_runs_nbytes(self, layer: int, layers: int) -> int:
         """Return the stored bytes of the runs that `split_runs` would split."""
+        if self._has_run(layer, layers):
+            return 0
         nbytes, at = 0, 0
         for run in self.runs:
             if len(_borders(layer - at, layers, run.layers)) > 2:
                 nbytes += sum(page.nbytes for page in run.pages)
             at += run.layers
         return nbytes
+
+    def _has_run(self, layer: int, layers: int) -> bool:
+        """Whether a run has exactly these layers, as it does after the first append to them."""
+        at = 0
+        for run in self.runs:
+            if at >= layer:
+                return at == layer and run.layers == layers
+            at += run.layers
+        return False
 
     def new_pages(self, layer: int, layers: int, tokens: int) -> int:
         """Return how many pages an append to these layers adds at most. Call `split_runs` first."""

@@ -202,7 +202,10 @@ class SessionStore(SessionLookup):
         metadata_growth = metadata_nbytes(session) - (metadata_nbytes(old.session) if old else 0)
         # Evict twice. The first pass may evict pages in `lost`, and then frees less than was counted.
         for _ in range(2):
-            self._ensure_now(metadata_growth + _page_growth(gained, lost), pinned)
+            growth = metadata_growth + _page_growth(gained, lost)
+            if self.memory.stored + growth <= self.memory.limit:
+                break
+            self._ensure_now(growth, pinned)
         now = self._table.clock()
         record = SessionRecord(session, old.created if old else now, now, old.manifest if old else None)
         self._table.replace(key, record, gained, lost)
