@@ -1,112 +1,27 @@
-"""Run the service: `python -m hadakv_service --help`."""
+"""Run the service: `python -m hadakv_service --help`. `hadakv-service` and `hadakv serve` run this, too."""
 
-import os
-import signal
-import ssl
 import sys
-from functools import partial
 
-import uvicorn
-from pydantic import ByteSize, ValidationError
-from pydantic_core import ErrorDetails
-
-from hadakv_kernels import BackendUnavailable
-from hadakv_service import __version__
-from hadakv_service.app import Application, create_app
-from hadakv_service.http.app_state import AppState
-from hadakv_service.observability import logging_config
-from hadakv_service.observability.tracing import provider_from_environment
-from hadakv_service.server.malloc import keep_memory
-from hadakv_service.server.server import EXIT_INTERRUPTED, Server
-from hadakv_service.server.tls import tls_context
-from hadakv_service.settings import parse_settings
-from hadakv_service.storage.disk.interface import DiskStoreError
-
-
-def startup_line(service: AppState, address: str) -> str:
-    """Return one line with the version, backend, address and budgets."""
-    memory = ByteSize(service.store.memory.limit).human_readable()
-    backend, disk = service.backend, service.store.disk
-    disk_budget = f"disk budget {ByteSize(disk.budget).human_readable()}" if disk.budget else "disk disabled"
-    return (
-        f"hadakv {__version__}: {backend.name} backend ({backend.detail}), {address}, "
-        f"memory budget {memory}, {disk_budget}"
-    )
-
-
-def _print_startup_line(service: AppState, address: str) -> None:
-    print(startup_line(service, address), flush=True)
+MISSING_EXTRA = "hadakv: the service needs its extra: pip install 'hadakv[server]'"
 
 
 def main() -> None:
-    """Read the settings, build the app, and serve until a signal arrives."""
-    app, config = _prepare()
-    _set_signal_handlers(reloads_tokens=app.state.tokens is not None)
-    state: AppState = app.state.context
+    """Read the settings, then import the service and run it until a signal arrives.
+
+    Raises:
+        SystemExit: with 2 if a setting is invalid, with 1 if the service cannot start or its extra is missing.
+    """
     try:
-        Server(config, state.settings, partial(_print_startup_line, state), app.state.tokens).run()
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        # Settings come first. Their errors are then printed before anything heavy is imported.
+        from hadakv_service.startup.arguments import settings_or_exit
 
-
-def _prepare() -> tuple[Application, uvicorn.Config]:
-    """Build the app and the configuration of its server, or exit with the reason in one line."""
-    try:
-        settings = parse_settings()
-        logging_config.configure(settings.log_level, settings.effective_log_format)
-        keep_memory()
-        app = create_app(settings, traces=provider_from_environment())
-        tls = tls_context(settings) if settings.tls_cert else None
-    except ValidationError as error:
-        sys.exit(f"hadakv: {'; '.join(map(_setting_error, error.errors()))}")
-    except (BackendUnavailable, DiskStoreError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            sys.exit(f"hadakv: cannot read {error.filename}: {error.strerror}")
-        sys.exit(f"hadakv: {error}")
-    return app, _server_config(app, tls, settings.shutdown_timeout)
-
-
-def _setting_error(error: ErrorDetails) -> str:
-    """Return the reason why a setting is invalid, after the name of its flag or environment variable."""
-    reason = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:
-        return reason
-    name = str(error["loc"][0])
-    flag, variable = f"--{name.replace('_', '-')}", f"HADAKV_{name.upper()}"
-    has_flag = any(argument.partition("=")[0] in (flag, f"--no{flag[1:]}") for argument in sys.argv)
-    return f"{variable if variable in os.environ and not has_flag else flag}: {reason}"
-
-
-def _server_config(app: Application, tls: ssl.SSLContext | None, shutdown_timeout: float) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="uvloop",
-        # The service has no WebSockets. With --http-protocol uvicorn, treat offers of them as ordinary requests.
-        ws="none",
-        # `Server` takes the address to listen on and the protocol from the settings.
-        ssl_context_factory=(lambda *_: tls) if tls else None,
-        # uvicorn's loggers propagate to the root logger.
-        log_config=None,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        # Clients such as httpx keep idle connections for a while. If the server closed first, their next request
-        # would fail.
-        timeout_keep_alive=75,
-        # A stalled client must not delay the shutdown, nor the final write to disk.
-        timeout_graceful_shutdown=max(1, int(shutdown_timeout / 2)),
-    )
-
-
-def _set_signal_handlers(*, reloads_tokens: bool) -> None:
-    # uvicorn raises the signal that stopped it again when it has shut down. Exit normally then.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # Shells start background processes with SIGINT ignored. Handle it nevertheless.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if reloads_tokens:
-        # SIGHUP reloads the token file once the server runs. Until then the file is about to be read anyway.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        settings = settings_or_exit()
+        from hadakv_service.startup.serve import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "hadakv").startswith("hadakv"):
+            raise
+        sys.exit(MISSING_EXTRA)
+    serve(settings)
 
 
 if __name__ == "__main__":

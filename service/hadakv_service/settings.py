@@ -1,22 +1,35 @@
-"""Settings, from command-line flags (`--port 80`) and environment variables (`HADAKV_PORT=80`)."""
+"""Settings of the service: name, type, default, group and help of each. `startup.arguments` reads them."""
 
-import argparse
 import ipaddress
 import re
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
-from hadakv_service.sessions.session import MAX_TTL_SECONDS
+from hadakv_service.sessions.limits import MAX_TTL_SECONDS
 
 LOOPBACK_NAMES = {"localhost"}
+MIN_MEMORY_BUDGET = 1 << 20
 _HOST_NAME = re.compile(r"\*|[A-Za-z0-9._-]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]+")
+
+# Groups of `--help`, in its order.
+Group = Literal["Network", "Memory and disk", "Security", "Limits", "Log"]
+
+
+def setting(group: Group, default: Any, description: str, **limits: Any) -> Any:
+    """Return the field of one setting.
+
+    Args:
+        group: group of the setting in `--help`.
+        default: value without flag and environment variable. None and () have no text in `--help`.
+        description: text in `--help`. It names the default if that is None.
+        limits: limits of the value, as `pydantic.Field` takes them.
+    """
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
 def _split(value: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
@@ -38,8 +51,18 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _check_memory_budget(nbytes: ByteSize) -> ByteSize:
+    if nbytes < MIN_MEMORY_BUDGET:
+        raise ValueError(f"must be at least {human_size(MIN_MEMORY_BUDGET)}, not {human_size(nbytes)}")
+    return nbytes
+
+
 # Comma-separated, in flags and in environment variables.
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_split)]
+HostNames = Annotated[CommaSeparated, AfterValidator(_check_host_names)]
+Origins = Annotated[CommaSeparated, AfterValidator(_check_origins)]
+MemoryBudget = Annotated[ByteSize, AfterValidator(_check_memory_budget)]
+OptionalSize = Annotated[ByteSize, Field(ge=0)] | None
 
 
 def user_data_directory() -> Path:
@@ -47,118 +70,130 @@ def user_data_directory() -> Path:
     return user_data_path("hadakv", appauthor=False)
 
 
-class Settings(BaseSettings):
-    """Local HTTP service that stores compressed KV caches of language models, keyed by session."""
+class Settings(BaseModel):
+    """Settings of one service.
 
-    model_config = SettingsConfigDict(
-        env_prefix="HADAKV_",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_prog_name="hadakv-service",
-        cli_hide_none_type=True,
-        extra="forbid",
-    )
+    Each is a flag, `--max-body 1GiB`, and an environment variable, `HADAKV_MAX_BODY=1GiB`.
+    """
 
-    host: str = Field(
-        "127.0.0.1", description="Address to bind. Addresses other than loopback need --token-file or --insecure."
+    model_config = ConfigDict(extra="forbid", validate_default=False)
+
+    host: str = setting(
+        "Network",
+        "127.0.0.1",
+        "Address to bind. Addresses other than loopback need --token-file or --insecure.",
     )
-    port: Annotated[int, Field(ge=0, le=65535, description="Port to bind; 0 selects a free port.")] = 8765
-    uds: Path | None = Field(None, description="Path of a Unix domain socket to bind instead of --host and --port.")
-    uds_mode: Annotated[
-        str, Field(pattern="^0?[0-7]{3}$", description="Permissions of the Unix domain socket, in octal.")
-    ] = "600"
-    tls_cert: Path | None = Field(None, description="File with the TLS certificate chain, in PEM. Enables TLS.")
-    tls_key: Path | None = Field(
-        None, description="File with the private key of the certificate, in PEM; default: --tls-cert."
+    port: int = setting("Network", 8765, "Port to bind; 0 selects a free port.", ge=0, le=65535)
+    uds: Path | None = setting("Network", None, "Path of a Unix domain socket to bind instead of --host and --port.")
+    uds_mode: str = setting(
+        "Network", "600", "Permissions of the Unix domain socket, in octal.", pattern="^0?[0-7]{3}$"
     )
-    tls_key_password_file: Path | None = Field(None, description="File with the password of the private key.")
-    allowed_hosts: Annotated[CommaSeparated, AfterValidator(_check_host_names)] = Field(
-        (),
-        description="Host names to accept besides IP addresses, localhost and --host, comma-separated; * accepts any.",
-    )
-    allowed_origins: Annotated[CommaSeparated, AfterValidator(_check_origins)] = Field(
-        (),
-        description="Origins of web pages that may call the service (CORS), comma-separated, for example http://localhost:3000.",
-    )
-    backend: Literal["auto", "metal", "cuda", "cpu"] = Field(
-        "auto", description="Backend that runs the codec; auto selects the first available of metal, cuda, cpu."
-    )
-    threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Number of threads of the CPU backend; default: one per processor."
-    )
-    memory_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Memory for sessions, for example 4GiB; default: half of the device's memory."
-    )
-    max_body: ByteSize = Field(
-        ByteSize(1 << 30), description="Maximum size of a request body or a response, for example 1GiB."
-    )
-    max_queued_jobs: Annotated[
-        int, Field(ge=1, description="Maximum number of jobs queued for the device. Further requests get 503.")
-    ] = 256
-    max_body_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None, description="Memory for request bodies being received, for example 4GiB; default: twice --max-body."
-    )
-    max_header_size: Annotated[ByteSize, Field(ge=1024)] = Field(
-        ByteSize(64 << 10), description="Maximum size of a request line and headers."
-    )
-    max_requests: Annotated[
-        int, Field(ge=1, description="Maximum number of requests in progress. Further requests get 503.")
-    ] = 512
-    max_connections: Annotated[
-        int, Field(ge=1, description="Maximum number of connections. When exceeded, the longest idle one is closed.")
-    ] = 1024
-    header_timeout: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] = Field(
-        10, description="Seconds from the first to the last byte of a request's headers."
-    )
-    stall_timeout: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] = Field(
-        20, description="Seconds a transfer may stay below --min-transfer-rate before it is aborted."
-    )
-    min_transfer_rate: Annotated[ByteSize, Field(ge=1)] = Field(
-        ByteSize(256 << 10), description="Minimum transfer rate of request bodies and responses, in bytes per second."
-    )
-    http_protocol: Literal["hadakv", "uvicorn"] = Field(
+    http_protocol: Literal["hadakv", "uvicorn"] = setting(
+        "Network",
         "hadakv",
-        description="HTTP protocol implementation. uvicorn: the stock one, without header, stall and pipelining "
-        "limits; bodies are copied.",
+        "HTTP protocol implementation. uvicorn: the stock one, without header, stall and pipelining limits; bodies are "
+        "copied.",
     )
-    ttl_seconds: Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS)] | None = Field(
-        None,
-        description="Seconds without use until a session expires, unless it sets its own; default: never.",
+    backend: Literal["auto", "metal", "cuda", "cpu"] = setting(
+        "Memory and disk",
+        "auto",
+        "Backend that runs the codec; auto selects the first available of metal, cuda, cpu.",
     )
-    data_dir: Path = Field(
-        user_data_directory(),  # not a default factory: --help would show its name instead of the path
-        description="Directory for sessions on disk: evicted from memory, or kept across restarts.",
+    threads: int | None = setting(
+        "Memory and disk", None, "Number of threads of the CPU backend; default: one per processor.", ge=1
     )
-    disk_budget: Annotated[ByteSize, Field(ge=0)] | None = Field(
-        None,
-        description="Disk space for sessions, for example 40GiB; 0 disables the disk; default: half of the free space.",
+    memory_budget: MemoryBudget | None = setting(
+        "Memory and disk", None, "Memory for sessions, at least 1MiB; default: half of the device's memory."
     )
-    durability: Literal["memory", "spill", "ack"] = Field(
+    data_dir: Path = setting(
+        "Memory and disk",
+        user_data_directory(),
+        "Directory for sessions on disk: evicted from memory, or kept across restarts.",
+    )
+    disk_budget: OptionalSize = setting(
+        "Memory and disk", None, "Disk space for sessions; 0 disables the disk; default: half of the free space."
+    )
+    durability: Literal["memory", "spill", "ack"] = setting(
+        "Memory and disk",
         "spill",
-        description="Default durability of sessions. memory: lost at exit. spill: saved when evicted from memory and "
-        "at a clean shutdown. ack: saved before every response.",
+        "Default durability of sessions. memory: lost at exit. spill: saved when evicted from memory and at a clean "
+        "shutdown. ack: saved before every response.",
     )
-    shutdown_timeout: Annotated[float, Field(gt=0, description="Seconds allowed for a clean shutdown.")] = 30.0
-    token_file: Path | None = Field(
+    ttl_seconds: float | None = setting(
+        "Memory and disk",
         None,
-        description="File with lines 'tenant:SHA-256 of the token in hex'. Every request then needs a token.",
+        "Seconds without use until a session expires, unless it sets its own; default: never.",
+        gt=0,
+        le=MAX_TTL_SECONDS,
     )
-    tenant_quota: Annotated[ByteSize, Field(ge=0)] | None = Field(
+    shutdown_timeout: float = setting("Memory and disk", 30.0, "Seconds allowed for a clean shutdown.", gt=0)
+    token_file: Path | None = setting(
+        "Security",
         None,
-        description="Total size of a tenant's sessions, unless the token file sets another; default: unlimited.",
+        "File with lines 'tenant:SHA-256 of the token in hex'; 'hadakv token add' makes them. Every request then needs "
+        "a token.",
     )
-    tenant_sessions: Annotated[int, Field(ge=0)] | None = Field(
+    tenant_quota: OptionalSize = setting(
+        "Security",
         None,
-        description="Maximum number of a tenant's sessions, unless the token file sets another; default: unlimited.",
+        "Total size of a tenant's sessions, unless the token file sets another; default: unlimited.",
     )
-    insecure: bool = Field(False, description="Allow a --host other than loopback without --token-file.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Minimum level of log messages."
+    tenant_sessions: int | None = setting(
+        "Security",
+        None,
+        "Maximum number of a tenant's sessions, unless the token file sets another; default: unlimited.",
+        ge=0,
     )
-    log_format: Literal["json", "console"] | None = Field(
-        None, description="Format of the log on stderr; default: console on a terminal, json otherwise."
+    tls_cert: Path | None = setting("Security", None, "File with the TLS certificate chain, in PEM. Enables TLS.")
+    tls_key: Path | None = setting(
+        "Security", None, "File with the private key of the certificate, in PEM; default: --tls-cert."
     )
-    access_log: bool = Field(False, description="Write one log line per request.")
+    tls_key_password_file: Path | None = setting("Security", None, "File with the password of the private key.")
+    allowed_hosts: HostNames = setting(
+        "Security",
+        (),
+        "Host names to accept besides IP addresses, localhost and --host, comma-separated; * accepts any.",
+    )
+    allowed_origins: Origins = setting(
+        "Security",
+        (),
+        "Origins of web pages that may call the service (CORS), comma-separated, for example http://localhost:3000.",
+    )
+    insecure: bool = setting("Security", False, "Allow a --host other than loopback without --token-file.")
+    max_body: ByteSize = setting("Limits", ByteSize(1 << 30), "Maximum size of a request body or a response.")
+    max_body_memory: OptionalSize = setting(
+        "Limits", None, "Memory for request bodies being received; default: twice --max-body."
+    )
+    max_header_size: Annotated[ByteSize, Field(ge=1024)] = setting(
+        "Limits", ByteSize(64 << 10), "Maximum size of a request line and headers."
+    )
+    max_queued_jobs: int = setting(
+        "Limits", 256, "Maximum number of jobs queued for the device. Further requests get 503.", ge=1
+    )
+    max_requests: int = setting(
+        "Limits", 512, "Maximum number of requests in progress. Further requests get 503.", ge=1
+    )
+    max_connections: int = setting(
+        "Limits", 1024, "Maximum number of connections. When exceeded, the longest idle one is closed.", ge=1
+    )
+    header_timeout: float = setting(
+        "Limits", 10, "Seconds from the first to the last byte of a request's headers.", gt=0, le=MAX_TTL_SECONDS
+    )
+    stall_timeout: float = setting(
+        "Limits",
+        20,
+        "Seconds a transfer may stay below --min-transfer-rate before it is aborted.",
+        gt=0,
+        le=MAX_TTL_SECONDS,
+    )
+    min_transfer_rate: Annotated[ByteSize, Field(ge=1)] = setting(
+        "Limits", ByteSize(256 << 10), "Minimum transfer rate of request bodies and responses, in bytes per second."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("Log", "info", "Minimum level of log messages.")
+    log_format: Literal["json", "console"] | None = setting(
+        "Log", None, "Format of the log on stderr; default: console on a terminal, json otherwise."
+    )
+    access_log: bool = setting("Log", False, "Write one log line per request.")
 
     @model_validator(mode="after")
     def _check_bind(self) -> Self:
@@ -184,47 +219,9 @@ class Settings(BaseSettings):
         return self.log_format or ("console" if sys.stderr.isatty() else "json")
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Formatter of `--help` that writes types, sizes and missing defaults for people."""
-
-    _METAVARS: ClassVar[dict[str, str]] = {
-        "str": "TEXT",
-        "int": "NUMBER",
-        "float": "SECONDS",
-        "Path": "PATH",
-        "ByteSize": "SIZE",
-        "tuple[str,...]": "LIST",
-    }
-
-    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
-        metavar = action.metavar if isinstance(action.metavar, str) else default_metavar
-        action.metavar = self._METAVARS.get(metavar, action.metavar)
-        return super()._metavar_formatter(action, default_metavar)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = re.sub(r" \(default: (null|\(\))\)$", "", action.help or "")
-        if action.metavar != self._METAVARS["ByteSize"]:
-            return text
-        return re.sub(r"(?<=\(default: )\d+", lambda found: _human_size(int(found[0])), text)
-
-
-def _human_size(nbytes: int) -> str:
+def human_size(nbytes: int) -> str:
+    """Return a number of bytes as the settings take it, for example 64KiB."""
     return ByteSize(nbytes).human_readable().replace(".0", "")
-
-
-def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Return the settings from command-line arguments and the environment.
-
-    Args:
-        arguments: command-line arguments; by default those of the process.
-
-    Raises:
-        ValidationError: a value is invalid.
-        SystemExit: after `--help`, or if a flag is unknown.
-    """
-    source: CliSettingsSource[Settings] = CliSettingsSource(Settings, formatter_class=HelpFormatter)
-    given = None if arguments is None else list(arguments)
-    return CliApp.run(Settings, cli_args=given, cli_settings_source=source)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,1 +1,1 @@
-"""HTTP server: connections, limits, sockets and TLS. Only this package and `__main__` import uvicorn or httptools."""
+"""HTTP server: connections, limits, sockets and TLS. Only this package and `startup` import uvicorn or httptools."""

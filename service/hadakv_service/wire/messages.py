@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hadakv_kernels import DTYPES, Codec, UnsupportedCodec
 from hadakv_service.errors import InvalidRequest
-from hadakv_service.sessions.session import MAX_TTL_SECONDS
+from hadakv_service.sessions.limits import MAX_TTL_SECONDS
 
 Dimension = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]

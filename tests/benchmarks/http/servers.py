@@ -18,11 +18,12 @@ from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
-import hadakv_service.__main__ as service
 from benchmarks.http.payloads import BULK, STEP, answer_nbytes
 from hadakv_kernels import CodecSpec, Encoded, Stream
 from hadakv_kernels.cpu import CpuBackend
+from hadakv_service import __main__
 from hadakv_service.app import create_app
+from hadakv_service.startup import serve
 
 
 class NullBackend(CpuBackend):
@@ -152,8 +153,8 @@ def main() -> None:
         _serve(naive())
     elif name == "null":
         sys.argv[1:] = flags
-        service.create_app = functools.partial(create_app, backend=NullBackend())
-        service.main()
+        serve.create_app = functools.partial(create_app, backend=NullBackend())
+        __main__.main()
 
 
 if __name__ == "__main__":

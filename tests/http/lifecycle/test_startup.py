@@ -4,14 +4,15 @@ import plistlib
 import re
 import socket
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
 from pydantic import ValidationError
-from pydantic_settings import CliApp
 
 from hadakv_kernels.backend import GPUS
-from hadakv_service.settings import Settings, is_loopback, user_data_directory
+from hadakv_service.settings import Group, Settings, is_loopback, user_data_directory
+from hadakv_service.startup.arguments import group_of, parse_settings
 from hadakv_service.testing import running_service
 from support.backends import GPUS_HERE
 from support.contract import Caller
@@ -23,7 +24,7 @@ AGENT = Path(__file__).parents[3] / "service" / "launchd" / "dev.hadakv.service.
 def test_help_lists_every_setting_and_its_default() -> None:
     finished = run("--help", COLUMNS="1000")
 
-    assert finished.stdout.startswith("usage: hadakv-service ")
+    assert finished.stdout.startswith("usage: python -m hadakv_service ")
     listed = set(re.findall(r"--[a-z][a-z-]+", finished.stdout))
     assert (finished.returncode, finished.stderr) == (0, "")
     assert {f"--{name.replace('_', '-')}" for name in Settings.model_fields} <= listed
@@ -31,7 +32,16 @@ def test_help_lists_every_setting_and_its_default() -> None:
     assert "8765" in finished.stdout
     assert f"(default: {user_data_directory()})" in finished.stdout
     assert "(default: 1GiB)" in finished.stdout
+    assert re.findall(r"^(\w.*):$", finished.stdout, re.MULTILINE) == [*get_args(Group), "Help", "examples"]
     assert not re.search(r"factory|null|ByteSize|\(\)", finished.stdout)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_setting_has_a_group_and_a_help_text(name: str) -> None:
+    field = Settings.model_fields[name]
+
+    assert group_of(field) in get_args(Group)
+    assert field.description
 
 
 def test_launchd_waits_longer_than_the_shutdown_timeout() -> None:
@@ -95,7 +105,7 @@ BAD_VALUES = {
 @pytest.mark.parametrize(("flags", "field"), BAD_VALUES.values(), ids=BAD_VALUES)
 def test_invalid_value_is_rejected(flags: tuple[str, ...], field: str) -> None:
     with pytest.raises(ValidationError) as rejected:
-        CliApp.run(Settings, cli_args=list(flags))
+        parse_settings(flags)
 
     assert [error["loc"] for error in rejected.value.errors()] == [(field,)]
 
@@ -103,10 +113,10 @@ def test_invalid_value_is_rejected(flags: tuple[str, ...], field: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
 def test_bind_beyond_loopback_needs_tokens_or_insecure(host: str) -> None:
     with pytest.raises(ValidationError, match="refusing to bind"):
-        CliApp.run(Settings, cli_args=["--host", host])
+        parse_settings(["--host", host])
 
-    assert CliApp.run(Settings, cli_args=["--host", host, "--insecure"]).host == host
-    assert CliApp.run(Settings, cli_args=["--host", host, "--token-file", "tokens"]).host == host
+    assert parse_settings(["--host", host, "--insecure"]).host == host
+    assert parse_settings(["--host", host, "--token-file", "tokens"]).host == host
 
 
 def test_conflicting_settings_are_rejected() -> None:
@@ -116,28 +126,50 @@ def test_conflicting_settings_are_rejected() -> None:
         (["--max-body", "2MiB", "--max-body-memory", "1MiB"], "at least --max-body"),
     ):
         with pytest.raises(ValidationError, match=message):
-            CliApp.run(Settings, cli_args=flags)
+            parse_settings(flags)
 
 
 def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HADAKV_ALLOWED_HOSTS", "one.example, Two.example")
 
-    settings = CliApp.run(
-        Settings, cli_args=["--allowed-origins", "http://a:1,http://b", "--allowed-origins", "http://c"]
-    )
+    settings = parse_settings(["--allowed-origins", "http://a:1,http://b", "--allowed-origins", "http://c"])
 
     assert settings.allowed_hosts == ("one.example", "two.example")
     assert settings.allowed_origins == ("http://a:1", "http://b", "http://c")
 
 
+BAD_SETTINGS = {
+    "port that is not a number": (("--port", "http"), "--port: must be a whole number, not 'http'"),
+    "port too large": (("--port", "65536"), "--port: must be at most 65535, not '65536'"),
+    "address beyond loopback": (("--host", "0.0.0.0"), r"refusing to bind 0\.0\.0\.0 without tokens.*"),
+    "value that is not a size": (
+        ("--memory-budget", "much"),
+        "--memory-budget: must be a size such as 512MiB or 4GiB, not 'much'",
+    ),
+    "tiny memory budget": (("--memory-budget", "1000KiB"), "--memory-budget: must be at least 1MiB, not 1000KiB"),
+    "tiny header size": (("--max-header-size", "100"), "--max-header-size: must be at least 1KiB, not '100'"),
+    "unknown choice": (("--log-level", "trace"), "--log-level: must be one of 'debug', .* or 'error', not 'trace'"),
+    "seconds that are not a number": (("--ttl-seconds", "1h"), "--ttl-seconds: must be a number, not '1h'"),
+    "mode that is not octal": (("--uds-mode", "rw"), "--uds-mode: must be an octal number such as 600, not 'rw'"),
+    "misspelt flag": (("--memory-bugdet", "8GiB"), ".*--memory-bugdet 8GiB; did you mean --memory-budget?.*"),
+    "abbreviated flag": (("--memory", "8GiB"), "unrecognized arguments: --memory 8GiB.*"),
+    "missing value": (("--port",), "argument --port: expected one argument; see .* --help"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_invalid_setting_names_the_flag_and_the_value(flags: tuple[str, ...], message: str) -> None:
+    finished = run(*flags)
+
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert re.fullmatch(f"hadakv: {message}\n", finished.stderr), finished.stderr
+
+
 BAD_STARTS = {
-    "port that is not a number": (("--port", "http"), r"hadakv: --port: .*integer.*"),
-    "address beyond loopback": (("--host", "0.0.0.0"), r"hadakv: refusing to bind 0\.0\.0\.0 without tokens.*"),
     "missing token file": (
         ("--token-file", "/nowhere/tokens"),
         r"hadakv: cannot read /nowhere/tokens: No such file or directory",
     ),
-    "value that is not a size": (("--memory-budget", "much"), r"hadakv: --memory-budget: .+"),
     "unknown host name": (
         ("--host", "no-host.invalid", "--insecure"),
         r"hadakv: cannot listen on no-host\.invalid: unknown host name\. Choose another --host\.",
@@ -176,14 +208,14 @@ def test_unknown_flag_is_rejected_with_its_name() -> None:
     finished = run("--colour", "red")
 
     assert (finished.returncode, finished.stdout) == (2, "")
-    assert finished.stderr.splitlines()[-1].endswith("unrecognized arguments: --colour red")
+    assert finished.stderr.startswith("hadakv: unrecognized arguments: --colour red; see ")
 
 
 def test_invalid_environment_prints_one_line() -> None:
     finished = run(HADAKV_MAX_QUEUED_JOBS="none")
 
-    assert finished.returncode == 1
-    assert re.fullmatch(r"hadakv: HADAKV_MAX_QUEUED_JOBS: .+\n", finished.stderr)
+    assert finished.returncode == 2
+    assert finished.stderr == "hadakv: HADAKV_MAX_QUEUED_JOBS: must be a whole number, not 'none'\n"
 
 
 def test_insecure_allows_bind_beyond_loopback() -> None:

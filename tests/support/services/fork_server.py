@@ -182,8 +182,10 @@ def leave(code: object) -> None:
 
 if __name__ == "__main__":
     import hadakv_service.__main__
+    import hadakv_service.startup.arguments
+    import hadakv_service.startup.serve
 
-    # It is run anew in each fork, under the name that it has in a started process.
+    # The main module is run anew in each fork, under the name that it has in a started process.
     del sys.modules["hadakv_service.__main__"], hadakv_service.__main__
     gc.collect()
     gc.freeze()
