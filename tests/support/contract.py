@@ -118,6 +118,10 @@ class Caller:
         assert answer.status == 200, answer
         return answer.body
 
+    def content(self, session: str, **params: str | int) -> Json:
+        """Return what a read responds with, without the id of the session."""
+        return {name: value for name, value in self.read(session, **params).items() if name != "session"}
+
     def info(self, session: str) -> Json:
         """Return the description of a session that must exist."""
         answer = self.get(f"/sessions/{session}")

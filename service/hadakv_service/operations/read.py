@@ -14,7 +14,7 @@ from hadakv_service.sessions.session import Session
 from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import responses, serialization
 
-ReadForm = Literal["packed", "float16", "float32", "bfloat16", "rotated"]
+ReadForm = Literal["packed", "norms", "float16", "float32", "bfloat16", "rotated"]
 # Bytes to decode in one call, if the backend states no preference: enough to be worth a kernel launch.
 CHUNK_NBYTES = 64 << 20
 
@@ -26,7 +26,7 @@ class ReadRequest(NamedTuple):
         start: first position; None for the first that is stored.
         stop: position after the last; None for the end.
         layers: first layer, and layer after the last; None for all.
-        form: packed, or the dtype to decode to; `rotated` is float32 without the inverse rotation.
+        form: packed, the norms alone, or the dtype to decode to; `rotated` is float32 without the inverse rotation.
         ring: whether to read the whole window in the order of a ring buffer.
     """
 
@@ -76,9 +76,9 @@ class ReadOperation(ChunkedJob[responses.Range]):
             return 0, 0
         tokens = session.window or 0 if self._request.ring else stop - start
         rows = (b - a) * (session.kv_heads or 0) * tokens
-        # NumPy must be able to represent the axes of a response without layers too.
+        # NumPy must be able to represent the axes of a response without layers or elements too.
         rows = rows or (session.kv_heads or 0) * tokens
-        return rows, rows * sum(row_nbytes(spec, self._request.form) for spec in session.specs)
+        return rows, rows * (sum(row_nbytes(spec, self._request.form) for spec in session.specs) or 1)
 
     def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is reserved
         """Check the range. Return no streams.
@@ -102,15 +102,24 @@ class ReadOperation(ChunkedJob[responses.Range]):
         session, ring = self._session, self._request.ring
         a, b, start, stop = session.range(*self._request[:3])
         _, length, _ = session.common_range(a, b - a) if a < b else (0, 0, 0)
-        response: responses.Range = {"start": start, "stop": stop, "length": length, "k": None, "v": None}
+        response: responses.Range = {
+            "session": self._key[1],
+            "group": 0,
+            "layers": session.layer_numbers(a, b),
+            "start": start,
+            "stop": stop,
+            "length": length,
+            "k": None,
+            "v": None,
+        }
         if session.has_shape:
             tokens = session.window or 0 if ring else stop - start
-            arrays = _OutputArrays(session, (b - a, tokens), self._request.form, self._backend)
+            arrays = _OutputArrays(session, (len(response["layers"]), tokens), self._request.form, self._backend)
             nbytes = self._backend.slice_nbytes or CHUNK_NBYTES
-            for layer, position, page in session.iter_chunks(a, b, start, stop, nbytes, self._backend):
+            for row, position, page in session.iter_chunks(a, b, start, stop, nbytes, self._backend):
                 first = position - start
-                rows = (position + np.arange(page.tokens)) % tokens if ring else slice(first, first + page.tokens)
-                arrays.add(layer - a, rows, page)
+                columns = (position + np.arange(page.tokens)) % tokens if ring else slice(first, first + page.tokens)
+                arrays.add(row, columns, page)
                 yield
             response["k"], response["v"] = arrays.to_response()
         return response
@@ -134,9 +143,9 @@ class _OutputArrays:
             for spec in session.specs
         ]
 
-    def add(self, layer: int, tokens: slice | NDArray[Any], page: Page) -> None:
-        """Copy a page to its place."""
-        layers = slice(layer, layer + page.layers)
+    def add(self, row: int, tokens: slice | NDArray[Any], page: Page) -> None:
+        """Copy a page to its place, from `row` on along the first axis."""
+        layers = slice(row, row + page.layers)
         for stream, spec, arrays in zip(page.load(), self._specs, self._arrays, strict=True):
             for name, values in self._in_form(stream, spec).items():
                 arrays[name][layers, :, tokens] = values
@@ -144,6 +153,8 @@ class _OutputArrays:
     def _in_form(self, stream: Encoded, spec: CodecSpec) -> dict[str, NDArray[Any]]:
         if self._form == "packed":
             return serialization.stream_arrays(on_host(stream, self._backend), spec)
+        if self._form == "norms":
+            return {"norms": self._backend.to_host(stream.norms)}
         dtype = "float32" if self._form == "rotated" else self._form
         return {"values": self._backend.decode(stream, spec, dtype, inverse=self._form != "rotated")}
 
@@ -154,16 +165,21 @@ class _OutputArrays:
 
 def _columns(spec: CodecSpec, form: ReadForm) -> list[tuple[str, int, np.dtype[Any]]]:
     """Return name, width and dtype of the arrays of a stream in the response."""
+    norms = ("norms", spec.norms, np.dtype(np.float32))
+    if form == "norms":
+        return [norms]
     if form != "packed":
         return [("values", spec.head_dim, DTYPES["float32" if form == "rotated" else form])]
     if spec.codec.kind == "float16":
         return [("values", spec.head_dim, DTYPES["float16"])]
-    return [("packed", spec.row_bytes, np.dtype(np.uint8)), ("norms", spec.norms, np.dtype(np.float32))]
+    return [("packed", spec.row_bytes, np.dtype(np.uint8)), norms]
 
 
 def row_nbytes(spec: CodecSpec, form: str) -> int:
     """Return the bytes of one vector in the response."""
-    return spec.nbytes if form == "packed" else spec.head_dim * (2 if form in ("float16", "bfloat16") else 4)
+    if form in ("packed", "norms"):
+        return spec.nbytes if form == "packed" else 4 * spec.norms
+    return spec.head_dim * (2 if form in ("float16", "bfloat16") else 4)
 
 
 def check_response_size(field: str, nbytes: int, limit: int) -> None:

@@ -119,6 +119,10 @@ class Session:
                 yield layer, self.first(run), run.stop
                 layer += 1
 
+    def layer_numbers(self, a: int, b: int) -> list[int]:
+        """Return the indices of the stored layers from `a` to `b`, which are the first axis of a read."""
+        return list(range(a, b))
+
     def with_shape(self, shape: Shape, codecs: tuple[Codec, Codec] | None) -> "Session":
         """Return the session with the shape and codecs of an append, without its tokens.
 
@@ -302,7 +306,7 @@ class Session:
     def iter_chunks(
         self, a: int, b: int, start: int, stop: int, nbytes: int, backend: Backend
     ) -> Iterator[tuple[int, int, Page]]:
-        """Yield the same range in chunks: first layer, first position, page.
+        """Yield the same range in chunks: row of the first layer along the first axis, first position, page.
 
         Args:
             a: first layer.
@@ -312,15 +316,17 @@ class Session:
             nbytes: approximate size of a chunk. A chunk has at least one stored page.
             backend: backend that joins pages.
         """
-        for layer, run, part in self._parts(a, b):
+        row = 0
+        for _, run, part in self._parts(a, b):
             at, group = start, list[Page]()
             for page in run.read(part, start, stop):
                 group.append(page)
                 if sum(each.nbytes for each in group) >= nbytes:
-                    yield layer, at, _one(group, 2, backend)
+                    yield row, at, _one(group, 2, backend)
                     at, group = at + sum(each.tokens for each in group), []
             if group:
-                yield layer, at, _one(group, 2, backend)
+                yield row, at, _one(group, 2, backend)
+            row += part.stop - part.start
 
     def _parts(self, a: int, b: int) -> Iterator[tuple[int, LayerRun, slice]]:
         """Yield each run that has some of the layers: the first such layer, the run, and their range within the run."""

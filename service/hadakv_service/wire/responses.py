@@ -17,6 +17,7 @@ Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 TensorMap = Annotated[dict[str, Any], _named("Tensor")]
 CodecMap = Annotated[dict[str, Any], _named("Codec")]
 StreamMap = Annotated[dict[str, Any], _named("Stream")]
+ReadStreamMap = Annotated[dict[str, Any], _named("ReadStream")]
 
 
 class Packed(TypedDict):
@@ -53,14 +54,26 @@ class StoredAppend(TypedDict):
     v: NotRequired[StreamMap]
 
 
-class Range(TypedDict):
-    """A range of tokens `[layers, kv_heads, stop - start, ...]`; `k` and `v` are null before the first append."""
+class Norms(TypedDict):
+    """Norms of encoded vectors alone, with no elements for a codec of kind float16."""
 
+    norms: TensorMap
+
+
+class Range(TypedDict):
+    """A range of tokens `[layers, kv_heads, stop - start, ...]`; `k` and `v` are null before the first append.
+
+    `layers` has the index in the model of each layer along the first axis. `group` is 0.
+    """
+
+    session: str
+    group: Natural
+    layers: list[Natural]
     start: Natural
     stop: Natural
     length: Natural
-    k: StreamMap | None
-    v: StreamMap | None
+    k: ReadStreamMap | None
+    v: ReadStreamMap | None
 
 
 class Codecs(TypedDict):

@@ -20,9 +20,9 @@ def test_appends_of_any_size_equal_one_append(caller: Caller, session: str, leng
         assert caller.append(session, k[:, :, a:b], v[:, :, a:b]).status in (200, 201)
     caller.append(f"{session}.one", k, v)
 
-    chunked, one_shot = caller.get(f"/sessions/{session}/kv"), caller.get(f"/sessions/{session}.one/kv")
-    assert chunked.content == one_shot.content
-    assert one_shot.body["k"] == stream(k, DEFAULT)
+    chunked, one_shot = caller.content(session), caller.content(f"{session}.one")
+    assert chunked == one_shot
+    assert one_shot["k"] == stream(k, DEFAULT)
     assert caller.info(session)["nbytes"] == caller.info(f"{session}.one")["nbytes"]
 
 
@@ -112,7 +112,45 @@ def test_stop_beyond_the_end_is_the_end(caller: Caller, session: str) -> None:
 def test_session_without_tokens_reads_as_null(caller: Caller, session: str) -> None:
     caller.put(f"/sessions/{session}", {})
 
-    assert caller.read(session) == {"start": 0, "stop": 0, "length": 0, "k": None, "v": None}
+    named = {"session": session, "group": 0, "layers": []}
+    assert caller.read(session) == {**named, "start": 0, "stop": 0, "length": 0, "k": None, "v": None}
+
+
+@pytest.mark.parametrize("layout", ["linear", "ring"])
+@pytest.mark.parametrize("form", ["packed", "norms", *FORMS])
+def test_read_names_session_group_and_layers(caller: Caller, session: str, form: str, layout: str) -> None:
+    caller.put(f"/sessions/{session}", {"window": 4})
+    caller.append(session, *pair(3, 1, 5))
+
+    whole = caller.read(session, form=form, layout=layout)
+    part = caller.read(session, form=form, layout=layout, layers="1:3")
+    none = caller.read(session, form=form, layout=layout, layers="1:1")
+
+    names = ("session", "group", "layers", "start", "stop", "length", "k", "v")
+    assert tuple(whole) == tuple(part) == tuple(none) == names
+    assert [whole[name] for name in names[:-2]] == [session, 0, [0, 1, 2], 1, 5, 5]
+    assert [part[name] for name in names[:-2]] == [session, 0, [1, 2], 1, 5, 5]
+    assert (none["session"], none["layers"]) == (session, [])
+
+
+@pytest.mark.parametrize("head_dim", [64, 512])
+def test_norms_may_be_read_alone(caller: Caller, session: str, head_dim: int) -> None:
+    caller.append(session, *pair(2, 2, 300, head_dim), codec={"k": {"bits": 3}, "v": {"kind": "float16"}})
+    packed = caller.read(session, start=250, stop=270)
+
+    held = caller.read(session, form="norms", start=250, stop=270)
+
+    assert held["k"] == {"norms": packed["k"]["norms"]}
+    assert held["v"] == {"norms": {"dtype": "float32", "shape": [2, 2, 20, 0], "data": b""}}
+
+
+def test_norms_of_a_huge_ring_are_rejected_early(caller: Caller, session: str) -> None:
+    caller.put(f"/sessions/{session}", {"window": 2**48, "codec": {"kind": "float16"}})
+    caller.append(session, *pair(1, 1, 3))
+
+    rejected = caller.get(f"/sessions/{session}/kv", layout="ring", form="norms")
+
+    rejected.problem(422, "response-too-large")
 
 
 def test_read_bytes_do_not_change_with_later_appends(caller: Caller, session: str) -> None:

@@ -75,11 +75,11 @@ def observed(caller: Caller, session: str) -> list[Any]:
     for layer in info["layers"]:
         one = {"layers": f"{layer['layer']}:{layer['layer'] + 1}"}
         starts = {layer["start"], min(layer["start"] + 7, layer["length"]), max(layer["start"], layer["length"] - 3)}
-        seen += [caller.read(session, start=start, **one) for start in sorted(starts)]
-        seen.append(caller.read(session, form="float32", **one))
+        seen += [caller.content(session, start=start, **one) for start in sorted(starts)]
+        seen.append(caller.content(session, form="float32", **one))
         if info["window"] is not None:
-            seen.append(caller.read(session, layout="ring", **one))
-    seen.append(caller.get(f"/sessions/{session}/kv").content)
+            seen.append(caller.content(session, layout="ring", **one))
+    seen.append(caller.content(session))
     return seen
 
 

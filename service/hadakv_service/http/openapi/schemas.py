@@ -25,7 +25,7 @@ _BODIES = (
 )
 _RESPONSES = (
     *(responses.StoredAppend, responses.Range, responses.SessionInfo, responses.SessionList, responses.Codecs),
-    *(responses.Packed, responses.Values, responses.Encoded, responses.Health, responses.Readiness),
+    *(responses.Packed, responses.Norms, responses.Values, responses.Encoded, responses.Health, responses.Readiness),
 )
 
 
@@ -47,6 +47,8 @@ def schemas() -> dict[str, Schema]:
     found["DecodeBody"]["properties"]["head_dim"] = {"enum": list(HEAD_DIMS)}
     found["SessionBody"]["properties"]["head_dim"] = {"enum": [*HEAD_DIMS, None], "default": None}
     found["Stream"] = {"oneOf": [reference("Packed"), reference("Values")]}
+    # Not oneOf: every Packed is also valid as Norms.
+    found["ReadStream"] = {"anyOf": [reference("Packed"), reference("Norms"), reference("Values")]}
     found["Metrics"] = {"type": "string"}
     found["File"] = {"type": "string", "format": "binary", "description": "A session as one safetensors file."}
     found["Codec"] = {

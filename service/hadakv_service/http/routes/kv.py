@@ -24,7 +24,10 @@ async def read(
     form: ReadForm = "packed",
     layout: Literal["linear", "ring"] = "linear",
 ) -> Response:
-    """Read a range of tokens, packed or decoded. With `layout=ring`, read the whole window in ring buffer order."""
+    """Read a range of tokens: packed, decoded, or the norms alone.
+
+    With `layout=ring`, read the whole window in ring buffer order.
+    """
     key = session_key(request)
     service = app_state(request)
     layer_range = _layer_range(layers)
