@@ -163,6 +163,9 @@ class AsyncClient:
         except StopIteration as done:
             result: T = done.value
             return result
+        finally:
+            # An exception that is not for the flow, for example a cancellation, has not ended it.
+            flow.close()
 
     async def _perform(self, step: Step) -> Response | None:
         if isinstance(step, Sleep):

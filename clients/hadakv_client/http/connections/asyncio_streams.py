@@ -24,12 +24,12 @@ class SocketStream(httpcore.AsyncNetworkStream):
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - fixed by httpcore
         """Return at least one byte; nothing at the end of the stream."""
         receiving = asyncio.get_running_loop().sock_recv(self.socket, max_bytes)
         return await _limit(receiving, timeout, httpcore.ReadTimeout, httpcore.ReadError)
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's interface
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - fixed by httpcore
         """Send all bytes."""
         sending = asyncio.get_running_loop().sock_sendall(self.socket, buffer)
         await _limit(sending, timeout, httpcore.WriteTimeout, httpcore.WriteError)
@@ -71,7 +71,7 @@ class TlsStream(httpcore.AsyncNetworkStream):
         """Negotiate keys, and verify the certificate."""
         await _limit(self._run(self._tls.do_handshake), seconds, httpcore.ConnectTimeout, httpcore.ConnectError)
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - fixed by httpcore
         """Return at least one byte; nothing at the end of the stream."""
         return await _limit(self._read(max_bytes), timeout, httpcore.ReadTimeout, httpcore.ReadError)
 
@@ -82,7 +82,7 @@ class TlsStream(httpcore.AsyncNetworkStream):
             # HTTP detects a body that is cut off.
             return b""
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's interface
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - fixed by httpcore
         """Send all bytes."""
         sending = self._run(lambda: self._tls.write(buffer))
         await _limit(sending, timeout, httpcore.WriteTimeout, httpcore.WriteError)
