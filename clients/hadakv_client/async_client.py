@@ -1,4 +1,4 @@
-"""Asynchronous client. It runs the flows over `httpx.AsyncClient`, on asyncio."""
+"""Asynchronous client. It runs the flows over an asynchronous transport of httpx, on asyncio."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,6 +13,10 @@ from hadakv_client.flow import SessionFlows
 from hadakv_client.http import calls
 from hadakv_client.http.arguments import CodecOptions
 from hadakv_client.http.body import CHUNK_NBYTES, Body
+from hadakv_client.http.connections.exchanges import AsyncExchanges
+from hadakv_client.http.connections.forks import OneProcess
+from hadakv_client.http.connections.tls import Tls
+from hadakv_client.http.connections.transports import AsyncPooledTransport
 from hadakv_client.http.files import FileBody, FileDestination, PathLike, Progress, exported_session_id
 from hadakv_client.http.responses import ValueForm
 from hadakv_client.http.tensors import Array
@@ -66,13 +70,13 @@ class AsyncClient:
     ) -> None:
         self._endpoint = Endpoint(base_url, token, uds)
         self._retries = Retries.of(retries)
+        if self._endpoint.uds is not None:
+            transport = None
+        # The caller's transport or httpx client cannot be replaced after a fork.
+        self._process = None if http is None and transport is None else OneProcess()
         self._owns_http = http is None
-        if http is None:
-            options = self._endpoint.httpx_options(ca_file)
-            if self._endpoint.uds is not None:
-                transport = httpx.AsyncHTTPTransport(uds=self._endpoint.uds, **options)
-            http = httpx.AsyncClient(transport=transport, timeout=timeout, **options)
-        self._http = http
+        pooled = transport or AsyncPooledTransport(self._endpoint.uds, Tls(ca_file))
+        self._http: httpx.AsyncClient | AsyncExchanges = http or AsyncExchanges(pooled, timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,7 +88,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connections. An httpx client that was passed in is not closed."""
-        if self._owns_http:
+        if self._owns_http and not (self._process and self._process.is_foreign):
             await self._http.aclose()
 
     def session(self, session_id: str, codec: CodecOptions | None = None) -> AsyncSession:
@@ -159,6 +163,9 @@ class AsyncClient:
         except StopIteration as done:
             result: T = done.value
             return result
+        finally:
+            # An exception that is not for the flow, for example a cancellation, has not ended it.
+            flow.close()
 
     async def _perform(self, step: Step) -> Response | None:
         if isinstance(step, Sleep):
@@ -167,6 +174,8 @@ class AsyncClient:
         return await self._send(step)
 
     async def _send(self, request: Request) -> Response:
+        if self._process:
+            self._process.check()
         with transport_errors(request, self._endpoint):
             async with self._http.stream(
                 request.method,

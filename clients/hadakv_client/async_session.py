@@ -9,6 +9,7 @@ from hadakv_client.http.responses import Form, Layout, ValueForm
 from hadakv_client.http.tensors import Array
 from hadakv_client.results import AppendResult, Range, SessionInfo, StoredAppend
 from hadakv_client.retries import Flow
+from hadakv_client.turns import AsyncTurns
 from hadakv_kernels import Encoded
 
 T = TypeVar("T")
@@ -19,11 +20,16 @@ class _Runner(Protocol):
 
 
 class AsyncSession:
-    """Asynchronous handle on one session: arguments, results and errors of `Session`. For one writer at a time."""
+    """Asynchronous handle on one session: arguments, results and errors of `Session`. Tasks may share it."""
 
     def __init__(self, run: _Runner, flows: SessionFlows) -> None:
         self._run = run
         self._flows = flows
+        self._turns = AsyncTurns()
+
+    async def _change(self, flow: Flow[T]) -> T:
+        """Run a flow that changes the session, when no other caller of this handle runs one."""
+        return await self._turns.run(lambda: self._run(self._flows.changing(flow)))
 
     @property
     def id(self) -> str:
@@ -42,7 +48,7 @@ class AsyncSession:
         self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool = False
     ) -> AppendResult:
         """Encode keys and values and append them to the session. See `Session.append`."""
-        return await self._run(self._flows.append(k, v, layer, position, minimal=minimal))
+        return await self._change(self._flows.append(k, v, layer, position, minimal=minimal))
 
     @overload
     async def read(
@@ -78,7 +84,7 @@ class AsyncSession:
 
     async def truncate(self, length: int) -> SessionInfo:
         """Delete tokens from a position on, in all layers. See `Session.truncate`."""
-        return await self._run(self._flows.truncate(length))
+        return await self._change(self._flows.truncate(length))
 
     async def fork(self, session_id: str, length: int | None = None) -> "AsyncSession":
         """Create a session with tokens of this one. See `Session.fork`."""
@@ -94,8 +100,8 @@ class AsyncSession:
 
     async def create(self, **options: Unpack[SessionOptions]) -> SessionInfo:
         """Create the session without tokens. See `Session.create`."""
-        return await self._run(self._flows.create(options))
+        return await self._change(self._flows.create(options))
 
     async def delete(self) -> None:
         """Delete the session. See `Session.delete`."""
-        await self._run(self._flows.delete())
+        await self._change(self._flows.delete())

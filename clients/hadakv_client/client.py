@@ -1,4 +1,4 @@
-"""Synchronous client. It runs the flows over `httpx.Client`."""
+"""Synchronous client. It runs the flows over a transport of httpx."""
 
 import time
 from collections.abc import Iterator
@@ -12,6 +12,10 @@ from hadakv_client.flow import SessionFlows
 from hadakv_client.http import calls
 from hadakv_client.http.arguments import CodecOptions
 from hadakv_client.http.body import CHUNK_NBYTES, Body
+from hadakv_client.http.connections.exchanges import Exchanges
+from hadakv_client.http.connections.forks import OneProcess
+from hadakv_client.http.connections.tls import Tls
+from hadakv_client.http.connections.transports import PooledTransport
 from hadakv_client.http.files import FileBody, FileDestination, PathLike, Progress, exported_session_id
 from hadakv_client.http.responses import ValueForm
 from hadakv_client.http.tensors import Array
@@ -67,13 +71,13 @@ class Client:
     ) -> None:
         self._endpoint = Endpoint(base_url, token, uds)
         self._retries = Retries.of(retries)
+        if self._endpoint.uds is not None:
+            transport = None
+        # The caller's transport or httpx client cannot be replaced after a fork.
+        self._process = None if http is None and transport is None else OneProcess()
         self._owns_http = http is None
-        if http is None:
-            options = self._endpoint.httpx_options(ca_file)
-            if self._endpoint.uds is not None:
-                transport = httpx.HTTPTransport(uds=self._endpoint.uds, **options)
-            http = httpx.Client(transport=transport, timeout=timeout, **options)
-        self._http = http
+        pooled = transport or PooledTransport(self._endpoint.uds, Tls(ca_file))
+        self._http: httpx.Client | Exchanges = http or Exchanges(pooled, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +89,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. An httpx client that was passed in is not closed."""
-        if self._owns_http:
+        if self._owns_http and not (self._process and self._process.is_foreign):
             self._http.close()
 
     def session(self, session_id: str, codec: CodecOptions | None = None) -> Session:
@@ -213,6 +217,9 @@ class Client:
         except StopIteration as done:
             result: T = done.value
             return result
+        finally:
+            # An exception that is not for the flow, for example a cancellation, has not ended it.
+            flow.close()
 
     def _perform(self, step: Step) -> Response | None:
         if isinstance(step, Sleep):
@@ -221,6 +228,8 @@ class Client:
         return self._send(step)
 
     def _send(self, request: Request) -> Response:
+        if self._process:
+            self._process.check()
         with (
             transport_errors(request, self._endpoint),
             self._http.stream(

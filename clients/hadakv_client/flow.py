@@ -1,16 +1,20 @@
 """Flows of a session, which both clients run: calls with retries, and the position of the next append."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from hadakv_client.errors import SessionNotFound
 from hadakv_client.http import calls
 from hadakv_client.http.arguments import CodecOptions, Position, check_session_id, kv_arrays, session_codec
+from hadakv_client.http.connections import forks
 from hadakv_client.http.files import FileBody, FileDestination
 from hadakv_client.http.responses import Form, Layout
 from hadakv_client.protocol import Call
 from hadakv_client.results import AppendResult, Range, SessionInfo
 from hadakv_client.retries import Flow, Retries, with_retries
+from hadakv_client.turns import Changes
+
+T = TypeVar("T")
 
 
 class SessionFlows:
@@ -31,6 +35,18 @@ class SessionFlows:
         self._retries = retries
         # Number of tokens of each layer that has any. None if only the service knows them.
         self._lengths: dict[int, int] | None = None
+        self._changes = Changes()
+        forks.register(self)
+
+    def reset_after_fork(self) -> None:
+        """Forget the lengths, as the parent may append, too."""
+        self._lengths = None
+        self._changes = Changes()
+
+    def changing(self, flow: Flow[T]) -> Flow[T]:
+        """Run a flow that changes the session. Only one may run at a time."""
+        with self._changes.change():
+            return (yield from flow)
 
     def append(self, k: Any, v: Any, layer: int, position: Position | None, *, minimal: bool) -> Flow[AppendResult]:
         """Append tokens at a position. None is the end that this handle knows, or else the end in the service."""
@@ -52,7 +68,7 @@ class SessionFlows:
     def _known_lengths(self) -> Flow[dict[int, int]]:
         if self._lengths is None:
             try:
-                yield from self.info()
+                yield from self._update_lengths(calls.info(self.id))
             except SessionNotFound:
                 self._lengths = {}
         assert self._lengths is not None
@@ -71,8 +87,9 @@ class SessionFlows:
 
     def truncate(self, length: int) -> Flow[SessionInfo]:
         """Delete tokens from a position on, and update the lengths."""
+        call = calls.truncate(self.id, length)
         self._lengths = None
-        return self._update_lengths(calls.truncate(self.id, length))
+        return (yield from self._update_lengths(call))
 
     def fork(self, new_id: str, length: int | None) -> Flow["SessionFlows"]:
         """Create a session with tokens of this one, and return its flows."""
@@ -90,8 +107,12 @@ class SessionFlows:
         return self._update_lengths(calls.import_session(self.id, file))
 
     def info(self) -> Flow[SessionInfo]:
-        """Get the description of the session, and update the lengths."""
-        return self._update_lengths(calls.info(self.id))
+        """Get the description of the session. Update the lengths, unless they changed meanwhile."""
+        version = self._changes.version()
+        info = yield from with_retries(calls.info(self.id), self._retries)
+        if version is not None and version == self._changes.version():
+            self._set_lengths(info)
+        return info
 
     def create(self, options: Mapping[str, Any]) -> Flow[SessionInfo]:
         """Create the session, and update the lengths."""
@@ -100,10 +121,13 @@ class SessionFlows:
     def _update_lengths(self, call: Call[SessionInfo]) -> Flow[SessionInfo]:
         """Make a call, and take the lengths from the description that it returns."""
         info = yield from with_retries(call, self._retries)
-        self._lengths = {span.layer: span.length for span in info.layers}
+        self._set_lengths(info)
         return info
+
+    def _set_lengths(self, info: SessionInfo) -> None:
+        self._lengths = {span.layer: span.length for span in info.layers}
 
     def delete(self) -> Flow[None]:
         """Delete the session."""
         self._lengths = None
-        return with_retries(calls.delete(self.id), self._retries)
+        return (yield from with_retries(calls.delete(self.id), self._retries))

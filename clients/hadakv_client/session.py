@@ -9,6 +9,7 @@ from hadakv_client.http.responses import Form, Layout, ValueForm
 from hadakv_client.http.tensors import Array
 from hadakv_client.results import AppendResult, Range, SessionInfo, StoredAppend
 from hadakv_client.retries import Flow
+from hadakv_client.turns import Turns
 from hadakv_kernels import Encoded
 
 T = TypeVar("T")
@@ -19,7 +20,9 @@ class _Runner(Protocol):
 
 
 class Session:
-    """Handle on one session. It tracks the position of the next append. For one writer at a time.
+    """Handle on one session. It tracks the position of the next append.
+
+    Threads may share a handle. Calls that change the session run one after the other, in no certain order.
 
     Every method can also raise the errors of every call: `Unauthorized`, `Busy`, `InternalError`, `ProtocolError`,
     `ConnectionLost`, `Timeout`.
@@ -28,6 +31,11 @@ class Session:
     def __init__(self, run: _Runner, flows: SessionFlows) -> None:
         self._run = run
         self._flows = flows
+        self._turns = Turns()
+
+    def _change(self, flow: Flow[T]) -> T:
+        """Run a flow that changes the session, when no other caller of this handle runs one."""
+        return self._turns.run(lambda: self._run(self._flows.changing(flow)))
 
     @property
     def id(self) -> str:
@@ -72,7 +80,7 @@ class Session:
                 service for the end.
             BodyTooLarge, InsufficientStorage: the tokens are too large for one request, or for the service.
         """
-        return self._run(self._flows.append(k, v, layer, position, minimal=minimal))
+        return self._change(self._flows.append(k, v, layer, position, minimal=minimal))
 
     @overload
     def read(
@@ -133,7 +141,7 @@ class Session:
             SessionNotFound: the session does not exist.
             InvalidRequest: no layer has this many tokens, or the window no longer has the last of them.
         """
-        return self._run(self._flows.truncate(length))
+        return self._change(self._flows.truncate(length))
 
     def fork(self, session_id: str, length: int | None = None) -> "Session":
         """Create a session with tokens of this one. Both share the storage of common tokens, but not later changes.
@@ -186,7 +194,7 @@ class Session:
             InvalidRequest: an option is invalid.
             SessionExists: the session exists with other options.
         """
-        return self._run(self._flows.create(options))
+        return self._change(self._flows.create(options))
 
     def delete(self) -> None:
         """Delete the session.
@@ -194,4 +202,4 @@ class Session:
         Raises:
             SessionNotFound: the session does not exist.
         """
-        self._run(self._flows.delete())
+        self._change(self._flows.delete())

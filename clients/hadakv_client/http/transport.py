@@ -1,31 +1,36 @@
-"""httpx parts that both clients share: address and token, TLS, response buffer, and error conversion."""
+"""httpx parts that both clients share: address and token, response buffer, and error conversion."""
 
-import os
-import ssl
+import re
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TypedDict
 
+import httpcore
 import httpx
 import numpy as np
 
 from hadakv_client.errors import ConnectionLost, Timeout
-from hadakv_client.http.files import PathLike
+from hadakv_client.http.connections.failures import explain
 from hadakv_client.protocol import Request, Response
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 UNIX_PREFIX = "unix:"
 # A request may wait in the queue of the device, so the timeout is long. A running service accepts connections at once.
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_FAILURES = (httpx.TransportError, httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
+_TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException)
+_NOT_SENT = (
+    *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout),
+    *(httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout),
+)
+_WITHOUT_SCHEME = re.compile(r"(?!https?:)([\w.-]+|\[[\da-fA-F:]+\]):\d+(/.*)?", re.ASCII)
 
 
 class Endpoint:
     """Address of a service, and the caller's token.
 
     Attributes:
-        name: address for error messages, without credentials.
+        name: address for error messages, without credentials. An address without a scheme is http.
         uds: path of the Unix domain socket; None for TCP.
 
     Raises:
@@ -34,21 +39,16 @@ class Endpoint:
 
     def __init__(self, base_url: str, token: str | None = None, uds: str | None = None) -> None:
         socket = base_url.removeprefix(UNIX_PREFIX) if base_url.startswith(UNIX_PREFIX) and uds is None else ""
-        url = "http://localhost" if socket else base_url
+        url = "http://localhost" if socket else _with_scheme(base_url)
         if not _is_http(url):
             raise ValueError(f"the URL must be like {DEFAULT_URL} or unix:/path/to/socket, not {base_url!r}")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ValueError("the token must be printable ASCII")
         self._base_url = url.rstrip("/")
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._headers |= _basic_authorization(url)
         self.uds = socket or uds
         self.name = f"{UNIX_PREFIX}{self.uds}" if self.uds else _without_credentials(self._base_url)
-
-    @staticmethod
-    def httpx_options(ca_file: PathLike | None) -> "_HttpxOptions":
-        """Return keyword arguments for the clients and transports of httpx. Raises the errors of `ssl_verify`."""
-        # Do not use the environment: its proxies are for the internet, and a .netrc file would replace the token.
-        return {"verify": ssl_verify(ca_file), "trust_env": False}
 
     def url(self, request: Request) -> str:
         """Return the full URL of a request."""
@@ -57,12 +57,7 @@ class Endpoint:
     def headers(self, request: Request) -> dict[str, str]:
         """Return the headers of a request, with the token."""
         # Request no compression. It would cost time, and the body would not have the length in Content-Length.
-        return {**request.headers, **self._headers, "accept-encoding": "identity"}
-
-
-class _HttpxOptions(TypedDict):
-    verify: ssl.SSLContext | bool
-    trust_env: bool
+        return {"user-agent": "hadakv-client", **request.headers, **self._headers, "accept-encoding": "identity"}
 
 
 def check_url(url: str) -> str:
@@ -73,6 +68,10 @@ def check_url(url: str) -> str:
     """
     Endpoint(url)
     return url
+
+
+def _with_scheme(url: str) -> str:
+    return f"http://{url}" if _WITHOUT_SCHEME.fullmatch(url) else url
 
 
 def _is_http(url: str) -> bool:
@@ -88,26 +87,12 @@ def _without_credentials(url: str) -> str:
     return str(httpx.URL(url).copy_with(userinfo=b""))
 
 
-def ssl_verify(ca_file: PathLike | None) -> ssl.SSLContext | bool:
-    """Return the `verify` argument of httpx.
-
-    Args:
-        ca_file: certificates in PEM to trust instead of the default certificate authorities; None uses the default.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file has no certificate, or an invalid one.
-    """
-    if ca_file is None:
-        return True
-    # Open the file first. An error of OpenSSL does not name the file.
-    Path(ca_file).open("rb").close()
-    try:
-        return ssl.create_default_context(cafile=os.fspath(ca_file))
-    except ssl.SSLError as error:
-        is_empty = error.reason == "NO_CERTIFICATE_OR_CRL_FOUND"
-        reason = "contains no PEM certificate" if is_empty else f"contains an invalid certificate: {error}"
-        raise ValueError(f"{os.fspath(ca_file)} {reason}") from error
+def _basic_authorization(url: str) -> dict[str, str]:
+    """Return the header for user and password in a URL, for example for a proxy in front of the service."""
+    parsed = httpx.URL(url)
+    if not parsed.userinfo:
+        return {}
+    return {"authorization": "Basic " + b64encode(f"{parsed.username}:{parsed.password}".encode()).decode()}
 
 
 def content_length(response: httpx.Response) -> int | None:
@@ -146,7 +131,7 @@ class ResponseBuffer:
 
 @contextmanager
 def transport_errors(request: Request, endpoint: Endpoint) -> Iterator[None]:
-    """Convert errors of httpx to errors of the client.
+    """Convert errors of httpx and httpcore to errors of the client.
 
     Raises:
         ConnectionLost: the connection could not be opened, or it broke.
@@ -154,7 +139,7 @@ def transport_errors(request: Request, endpoint: Endpoint) -> Iterator[None]:
     """
     try:
         yield
-    except httpx.TransportError as error:
-        error_class = Timeout if isinstance(error, httpx.TimeoutException) else ConnectionLost
-        message = f"{request.method} {request.path} at {endpoint.name}: {str(error) or type(error).__name__}"
+    except _FAILURES as error:
+        error_class = Timeout if isinstance(error, _TIMEOUTS) else ConnectionLost
+        message = explain(error, f"{request.method} {request.path}", endpoint.name)
         raise error_class(message, sent=not isinstance(error, _NOT_SENT)) from error

@@ -22,9 +22,9 @@ FAILURES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no service": (
         ("--url", "http://user:secret@127.0.0.1:1", "list"),
         3,
-        r"GET /sessions at http://127\.0\.0\.1:1: .*refused",
+        r"No hadakv service answers at http://127\.0\.0\.1:1 \(.*refused\)\. Start one with `hadakv serve`, .*",
     ),
-    "no socket": (("list", "--url", "unix:/nowhere"), 3, "GET /sessions at unix:/nowhere: .*No such file or directory"),
+    "no socket": (("list", "--url", "unix:/nowhere"), 3, "No hadakv service answers at unix:/nowhere .*HADAKV_URL.*"),
     "missing token file": (("list", "--token-file", "nowhere"), 1, "nowhere: No such file or directory"),
     "missing CA file": (("list", "--ca-file", "nowhere"), 1, "nowhere: No such file or directory"),
     "CA file without certificate": (("list", "--ca-file", "other"), 1, "other contains no PEM certificate"),

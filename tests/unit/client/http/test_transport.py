@@ -61,7 +61,7 @@ def test_proxies_of_the_environment_are_ignored(
     assert connect(server.url, retries=0).session("a").info().session == "a"
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8765", "unix:", "http://", "http://host:port", "ftp://host", ""])
+@pytest.mark.parametrize("url", ["host:port", "http:8765", "unix:", "http://", "http://host:port", "ftp://host", ""])
 def test_invalid_url_raises_value_error(connect: Any, url: str) -> None:
     with pytest.raises(ValueError, match=f"the URL must be like http://.* not '{url}'"):
         connect(url)

@@ -1,0 +1,1 @@
+"""Connections of both clients. They survive forks, cancelled calls and interrupted calls."""
