@@ -1,8 +1,9 @@
-"""Lifecycle of the stores: open the disk store, run periodic maintenance, close on shutdown."""
+"""Lifecycle of the stores: open the disk store, run periodic maintenance and checkpoints, close on shutdown."""
 
 import asyncio
 import logging
 import shutil
+import time
 
 from pydantic import ByteSize
 
@@ -18,6 +19,8 @@ from hadakv_service.storage.session_store import SessionStore
 log = logging.getLogger(__name__)
 
 MAINTENANCE_SECONDS = 30.0
+# How often to look for sessions to checkpoint: at most, and as a part of the checkpoint interval.
+CHECKPOINT_POLL_SECONDS, CHECKPOINT_POLL_SHARE = 1.0, 0.05
 
 
 def open_disk_store(settings: Settings) -> DiskStore:
@@ -48,6 +51,31 @@ async def run_periodically(device: DeviceExecutor, store: SessionStore) -> None:
             continue
         except Exception:
             log.exception("periodic maintenance failed")
+
+
+async def run_checkpoints(device: DeviceExecutor, store: SessionStore) -> None:
+    """Write changed sessions to disk in the background, until cancelled.
+
+    Only the choice of the pages runs on the device thread, a few at a time. Between two writes the disk is left to
+    others for as long as the first one took, unless a change is older than the checkpoint interval.
+    """
+    checkpoints = store.checkpoints
+    poll_seconds = min(CHECKPOINT_POLL_SECONDS, checkpoints.seconds * CHECKPOINT_POLL_SHARE)
+    while checkpoints.seconds:
+        pause = poll_seconds
+        try:
+            # Even if the queue is full: otherwise a busy service would write nothing.
+            if checkpoints.has_work and (write := await device.call_unbounded(checkpoints.begin)):
+                began = time.monotonic()
+                written = asyncio.wrap_future(write)
+                await asyncio.wait([written])
+                # `settle` reports the error. Here it only counts as seen.
+                written.exception()
+                await device.call_unbounded(checkpoints.settle)
+                pause = 0.0 if checkpoints.is_overdue else time.monotonic() - began
+        except Exception:
+            log.exception("checkpoint failed")
+        await asyncio.sleep(pause)
 
 
 def close_store(store: SessionStore, deadline: float) -> None:

@@ -135,8 +135,11 @@ class Settings(BaseSettings):
     )
     durability: Literal["memory", "spill", "ack"] = Field(
         "spill",
-        description="Default durability of sessions. memory: lost at exit. spill: saved when evicted from memory and "
-        "at a clean shutdown. ack: saved before every response.",
+        description="Default durability of sessions. memory: lost at exit. spill: saved by checkpoints, when evicted "
+        "from memory and at a clean shutdown. ack: saved before every response.",
+    )
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=MAX_TTL_SECONDS)] = Field(
+        30.0, description="Seconds after a change until a spill session is saved in the background; 0 for never."
     )
     shutdown_timeout: Annotated[float, Field(gt=0, description="Seconds allowed for a clean shutdown.")] = 30.0
     token_file: Path | None = Field(

@@ -14,7 +14,9 @@ from hadakv_service.errors import (
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, page_diff
 from hadakv_service.storage.buffer_pool import BufferPool
+from hadakv_service.storage.checkpoints.checkpointer import Checkpointer
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, DiskUnavailable, Key
+from hadakv_service.storage.disk.manifest import is_prefix
 from hadakv_service.storage.disk.null_store import NullStore
 from hadakv_service.storage.disk_space import DiskSpace
 from hadakv_service.storage.disk_writer import DiskWriter
@@ -50,8 +52,10 @@ class SessionStore(SessionLookup):
         disk: disk store; None to keep sessions in memory only.
         backend: backend whose memory the pages use. Needed to load, write or split pages.
         quotas: quotas of the tenants.
+        checkpoint_seconds: maximum age of a change at which a checkpoint begins; 0 for none.
 
     Attributes:
+        checkpoints: writes changed sessions in the background.
         memory: byte counters.
         disk: disk store.
         pool: pages in memory.
@@ -65,6 +69,7 @@ class SessionStore(SessionLookup):
         disk: DiskStore | None = None,
         backend: Backend | None = None,
         quotas: QuotaTable | None = None,
+        checkpoint_seconds: float = 0.0,
     ) -> None:
         self.memory = MemoryBudget(budget)
         self.disk: DiskStore = disk or NullStore()
@@ -82,6 +87,7 @@ class SessionStore(SessionLookup):
         self._space = space
         self._write_back = WriteBack(self.disk, self.pool, self._writer, self._table, space)
         self._group_commit = GroupCommit(self._writer, self._table, self._write_back)
+        self.checkpoints = Checkpointer(checkpoint_seconds, self.disk, self._writer, self._table, space)
         self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
 
     def _free_memory(self, nbytes: int) -> None:
@@ -197,6 +203,9 @@ class SessionStore(SessionLookup):
             # The old session has expired. Sync its deletion, so that it does not reappear under the same id.
             self._table.delete(key, "user")
         self._usage.check(key[0], *_usage_growth(old, session))
+        if old and not is_prefix(old.session, session):
+            # A background write may give the disk tokens that this value does not have. The group commit must know.
+            self._writer.settle(key)
         gained, lost = page_diff(old.session if old else None, session)
         assert not any(page.parent for page in gained), "slices cannot be committed"
         metadata_growth = metadata_nbytes(session) - (metadata_nbytes(old.session) if old else 0)
@@ -270,7 +279,8 @@ class SessionStore(SessionLookup):
             for key in self.disk.expired(self._table.clock()):
                 if key not in self._table:
                     self._table.delete(key, "ttl")
-            self._writer.collect_garbage()
+            if not self._writer.collects_in_background:
+                self._writer.collect_garbage()
             self.disk.vacuum()
 
     def health_check(self) -> int:
@@ -303,6 +313,7 @@ class SessionStore(SessionLookup):
             number of sessions that were not written.
         """
         unwritten = self._write_back.checkpoint(until)
+        self._writer.close()
         self.disk.close()
         return unwritten
 

@@ -107,7 +107,15 @@ class PageInfo(NamedTuple):
 
 
 class DiskTransaction(Protocol):
-    """Changes that are made together or not at all."""
+    """Changes that are made together or not at all.
+
+    Attributes:
+        used: change of the bytes counted against the budget.
+        sessions: change of the number of manifests.
+    """
+
+    used: int
+    sessions: int
 
     def add_page(self, content: PageContent) -> int:
         """Write a page. Return its id."""
@@ -131,7 +139,7 @@ class DiskTransaction(Protocol):
 
 
 class DiskStore(Protocol):
-    """A store of pages and manifests. One thread uses it.
+    """A store of pages and manifests. One transaction at a time is open; reads on other threads wait for it.
 
     Attributes:
         name: name in metrics.
@@ -169,15 +177,20 @@ class DiskStore(Protocol):
         """Return the bytes counted for a page of `nbytes` bytes."""
         ...
 
-    def transaction(self, *, sync: bool = False) -> AbstractContextManager[DiskTransaction]:
+    def transaction(self, *, sync: bool = False, counts: bool = True) -> AbstractContextManager[DiskTransaction]:
         """Open a transaction. It commits at the end of the block.
 
         Args:
             sync: whether the changes must survive a power loss once they are committed.
+            counts: whether to change `used` and `sessions` at the end. Otherwise the caller calls `count`.
 
         Raises:
             DiskUnavailable: the transaction failed. Nothing was changed.
         """
+        ...
+
+    def count(self, transaction: DiskTransaction) -> None:
+        """Add the changes of a committed transaction to `used` and `sessions`."""
         ...
 
     def sync(self) -> None:

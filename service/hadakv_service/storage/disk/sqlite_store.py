@@ -3,6 +3,7 @@
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
@@ -12,6 +13,7 @@ from typing import Any
 from hadakv_service.storage.disk.interface import (
     CorruptData,
     DataDirectoryError,
+    DiskTransaction,
     DiskUnavailable,
     Key,
     Manifest,
@@ -38,7 +40,7 @@ _BATCH = 256
 
 
 class SqliteStore:
-    """Sessions in a SQLite file. See `DiskStore` for the methods.
+    """Sessions in a SQLite file. See `DiskStore` for the methods. Any thread may call them.
 
     Args:
         directory: data directory. It is created if it is missing.
@@ -54,6 +56,8 @@ class SqliteStore:
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
         self.failures = 0
+        # Taken for each transaction and each read: checkpoints are written on a thread of their own.
+        self._lock = threading.RLock()
         self._directory = directory
         self._sql = open_database(directory)
         self._file = os.stat(directory / FILE)
@@ -111,8 +115,20 @@ class SqliteStore:
         return row
 
     @contextmanager
-    def transaction(self, *, sync: bool = False) -> Iterator[SqliteTransaction]:
-        """Open a transaction. It commits at the end of the block."""
+    def transaction(self, *, sync: bool = False, counts: bool = True) -> Iterator[SqliteTransaction]:
+        """Open a transaction. It commits at the end of the block. Other threads wait for it."""
+        with self._lock, self._open_transaction(sync=sync) as transaction:
+            yield transaction
+        if counts:
+            self.count(transaction)
+
+    def count(self, transaction: DiskTransaction) -> None:
+        """Add the changes of a committed transaction to `used` and `sessions`."""
+        self.used += transaction.used
+        self.sessions += transaction.sessions
+
+    @contextmanager
+    def _open_transaction(self, *, sync: bool) -> Iterator[SqliteTransaction]:
         transaction = SqliteTransaction(self._sql)
         if sync:
             self._check_same_file()
@@ -137,8 +153,6 @@ class SqliteStore:
         except BaseException:
             self._roll_back()
             raise
-        self.used += transaction.used
-        self.sessions += transaction.sessions
 
     def sync(self) -> None:
         """Make all committed changes survive a power loss."""
@@ -156,7 +170,8 @@ class SqliteStore:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.OperationalError as error:
             self.failures += 1
             raise DiskUnavailable(str(error)) from error
@@ -275,4 +290,5 @@ class SqliteStore:
 
     def close(self) -> None:
         """Write the log into the file, and release the lock."""
-        self._sql.close()
+        with self._lock:
+            self._sql.close()
