@@ -60,6 +60,22 @@ def test_kill_keeps_only_ack_sessions(tmp_path: Path, durability: str, tokens: i
             assert holds(caller, "a", tokens)
 
 
+def test_kill_keeps_checkpointed_spill_sessions(tmp_path: Path) -> None:
+    with service(tmp_path, "--checkpoint-seconds", "0.1", kill=True) as caller:
+        for name in "abc":
+            caller.append(name, K[:, :, :290], V[:, :, :290])
+        until(lambda: caller.get("/readyz").body["checkpoint_lag_seconds"] == 0)
+        caller.post("/sessions/b/truncate", {"length": 3})
+        caller.delete("/sessions/c")
+
+    with service(tmp_path) as caller:
+        assert holds(caller, "a", 290)
+        caller.append("a", K[:, :, 295:], V[:, :, 295:], position=295).problem(409, "position-conflict", length=290)
+        assert caller.append("a", K[:, :, 290:], V[:, :, 290:], position=290).body["length"] == 300
+        for name in "bc":
+            caller.get(f"/sessions/{name}").problem(404, "session-not-found")
+
+
 def test_kill_keeps_a_whole_bulk_append(tmp_path: Path) -> None:
     k, v = pair(8, 8, 1200, 128)
     with service(tmp_path, "--durability", "ack", kill=True) as caller:
