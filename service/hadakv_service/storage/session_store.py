@@ -1,6 +1,5 @@
 """SessionStore: find, list, reserve, commit, fork, delete, expire."""
 
-import time
 from collections.abc import Collection, Generator, Hashable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -22,6 +21,7 @@ from hadakv_service.storage.disk_space import DiskSpace
 from hadakv_service.storage.disk_writer import DiskWriter
 from hadakv_service.storage.eviction import Evictor
 from hadakv_service.storage.group_commit import GroupCommit
+from hadakv_service.storage.lifetime.clock import SteadyClock
 from hadakv_service.storage.memory_budget import (
     PAGE_OVERHEAD_NBYTES,
     MemoryBudget,
@@ -48,7 +48,7 @@ class SessionStore(SessionLookup):
 
     Args:
         budget: bytes of memory that sessions may take, stored or reserved.
-        clock: returns Unix seconds.
+        clock: returns Unix seconds; by default a `SteadyClock`.
         disk: disk store; None to keep sessions in memory only.
         backend: backend whose memory the pages use. Needed to load, write or split pages.
         quotas: quotas of the tenants.
@@ -64,7 +64,7 @@ class SessionStore(SessionLookup):
     def __init__(
         self,
         budget: int,
-        clock: Clock = time.time,
+        clock: Clock | None = None,
         *,
         disk: DiskStore | None = None,
         backend: Backend | None = None,
@@ -73,6 +73,8 @@ class SessionStore(SessionLookup):
     ) -> None:
         self.memory = MemoryBudget(budget)
         self.disk: DiskStore = disk or NullStore()
+        clock = clock or SteadyClock()
+        self.disk.resume_clock(clock())
         self.pool = BufferPool(
             self.memory,
             self.disk,
@@ -202,6 +204,8 @@ class SessionStore(SessionLookup):
         if old is None and key in self._table:
             # The old session has expired. Sync its deletion, so that it does not reappear under the same id.
             self._table.delete(key, "user")
+        if old is None:
+            self._forget_unserved(key)
         self._usage.check(key[0], *_usage_growth(old, session))
         if old and not is_prefix(old.session, session):
             # A background write may give the disk tokens that this value does not have. The group commit must know.
@@ -263,7 +267,16 @@ class SessionStore(SessionLookup):
             StorageUnavailable: the disk cannot be written. Nothing was deleted.
         """
         record = self._table.get(key)
-        return self._table.delete(key, "user") and not (record and self._table.is_expired(record))
+        was_unserved = self._forget_unserved(key)
+        is_deleted = self._table.delete(key, "user") and not (record and self._table.is_expired(record))
+        return is_deleted or was_unserved
+
+    def _forget_unserved(self, key: Key) -> bool:
+        """Delete a session that is on a disk which is not in use. It must not reappear when the disk is used again."""
+        try:
+            return self.disk.forget_unserved(key)
+        except DiskStoreError as error:
+            raise StorageUnavailable(f"The session on disk cannot be deleted: {error}.") from error
 
     def expire(self) -> None:
         """Delete expired sessions in memory, a few at a time."""
@@ -273,9 +286,11 @@ class SessionStore(SessionLookup):
 
     def run_maintenance(self) -> None:
         """Delete expired sessions, write times of last use, delete garbage pages, and shrink the file."""
+        self._table.evicted.report()
         self.expire()
         with suppress(StorageUnavailable, DiskStoreError):
             self._table.write_last_used(self._table.with_ttl())
+            self.disk.save_clock(self._table.clock())
             for key in self.disk.expired(self._table.clock()):
                 if key not in self._table:
                     self._table.delete(key, "ttl")
@@ -301,7 +316,10 @@ class SessionStore(SessionLookup):
         Returns:
             the error of each session that could not be written. These sessions are as they were before.
         """
-        return self._group_commit.run()
+        try:
+            return self._group_commit.run()
+        finally:
+            self._table.evicted.report()
 
     def close(self, until: float) -> int:
         """Write a checkpoint and close the disk store.
@@ -312,8 +330,11 @@ class SessionStore(SessionLookup):
         Returns:
             number of sessions that were not written.
         """
+        self._table.evicted.report(now=True)
         unwritten = self._write_back.checkpoint(until)
         self._writer.close()
+        with suppress(DiskStoreError):
+            self.disk.save_clock(self._table.clock())
         self.disk.close()
         return unwritten
 

@@ -15,6 +15,7 @@ from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.checkpoints.dirty_sessions import DirtySessions
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key, Manifest
 from hadakv_service.storage.disk_writer import DiskWriter, SessionWrite
+from hadakv_service.storage.lifetime.eviction_log import EvictionLog
 from hadakv_service.storage.memory_budget import MemoryBudget, metadata_nbytes, resident_nbytes
 from hadakv_service.tenants.quotas import TenantUsage
 
@@ -82,7 +83,7 @@ class SessionTable:
         clock: returns Unix seconds.
         dirty: `spill` sessions that the disk does not have completely.
         with_manifest: number of sessions in the table that have a manifest on disk.
-        evictions: number of sessions deleted to make space.
+        evicted: sessions deleted to make space.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class SessionTable:
         self.clock = clock
         self.dirty = DirtySessions()
         self.with_manifest = 0
-        self.evictions = 0
+        self.evicted = EvictionLog()
         self._memory = memory
         self._disk = disk
         self._pool = pool
@@ -199,7 +200,8 @@ class SessionTable:
         if record:
             self.drop_from_memory(key)
         self._usage.add(key[0], -nbytes, -1)
-        self.evictions += reason in ("memory", "disk")
+        if reason in ("memory", "disk"):
+            self.evicted.add(key, reason)
         return True
 
     def _insert(self, key: Key, record: SessionRecord) -> None:

@@ -18,11 +18,19 @@ from typing import Any, NamedTuple, Protocol
 from hadakv_kernels import Encoded
 
 Key = tuple[str, str]
+# Maximum number of sessions that one log line names. Very many sessions may share a page.
+MAX_LOGGED_SESSIONS = 10
 
 
 def display_key(key: Key) -> str:
     """Return the name of a session for the log, as 'tenant/id'."""
     return repr("/".join(filter(None, key)))
+
+
+def display_keys(keys: Sequence[Key]) -> str:
+    """Return the names of sessions for the log, at most `MAX_LOGGED_SESSIONS` of them."""
+    more = f", and {len(keys) - MAX_LOGGED_SESSIONS} more" if len(keys) > MAX_LOGGED_SESSIONS else ""
+    return ", ".join(map(display_key, keys[:MAX_LOGGED_SESSIONS])) + more or "none is left"
 
 
 class DiskStoreError(Exception):
@@ -262,6 +270,30 @@ class DiskStore(Protocol):
 
     def owners(self) -> Mapping[str, tuple[int, int]]:
         """Return the packed bytes and the number of sessions of each owner."""
+        ...
+
+    def forget_unserved(self, key: Key) -> bool:
+        """Delete what the store has of a session but does not serve. Return whether there was such a session.
+
+        Raises:
+            DiskStoreError: the disk cannot be read or written.
+        """
+        ...
+
+    def resume_clock(self, now: float) -> None:
+        """Set the times of last use back, if the clock was set back since the last process ended.
+
+        Args:
+            now: present time, Unix seconds. No session is used later than that, or ages less than before.
+        """
+        ...
+
+    def save_clock(self, now: float) -> None:
+        """Store the present time for `resume_clock`, if a session may expire.
+
+        Raises:
+            DiskUnavailable: the disk cannot be written.
+        """
         ...
 
     def vacuum(self) -> None:

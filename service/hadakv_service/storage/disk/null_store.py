@@ -79,6 +79,16 @@ class NullStore:
         """Return no owners."""
         return {}
 
+    def forget_unserved(self, key: Key) -> bool:  # noqa: ARG002 - there are none
+        """Return False."""
+        return False
+
+    def resume_clock(self, now: float) -> None:
+        """Do nothing."""
+
+    def save_clock(self, now: float) -> None:
+        """Do nothing."""
+
     def vacuum(self) -> None:
         """Do nothing."""
 

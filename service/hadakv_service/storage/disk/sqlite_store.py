@@ -10,9 +10,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from hadakv_service.storage.disk import stored_clock
 from hadakv_service.storage.disk.interface import (
     CorruptData,
     DataDirectoryError,
+    DiskStoreError,
     DiskTransaction,
     DiskUnavailable,
     Key,
@@ -274,6 +276,37 @@ class SqliteStore:
         query = "SELECT owner, name FROM sessions WHERE expires <= ? LIMIT ?"
         with self._reading():
             return self._sql.execute(query, (now, _BATCH)).fetchall()
+
+    def remove(self, key: Key) -> bool:
+        """Delete the manifest of a session and sync. Its pages are deleted at the next start."""
+        if self.nbytes(key) is None:
+            return False
+        with self.transaction(sync=True) as transaction:
+            transaction.remove(key)
+        return True
+
+    def forget_unserved(self, key: Key) -> bool:  # noqa: ARG002 - every session is served
+        """Return False."""
+        return False
+
+    def resume_clock(self, now: float) -> None:
+        """Set times of last use back if the clock was set back."""
+        try:
+            with self._reading():
+                is_back = stored_clock.seconds_back(self._sql, now) or stored_clock.is_late(self._sql, now)
+            if is_back:
+                with self.transaction():
+                    stored_clock.set_back(self._sql, now)
+        except DiskStoreError as error:
+            log.warning("times of last use not adjusted: %s", error)
+
+    def save_clock(self, now: float) -> None:
+        """Store the present time, if a session has a TTL."""
+        with self._reading():
+            (expiring,) = self._one("SELECT EXISTS (SELECT 1 FROM sessions WHERE expires IS NOT NULL)")
+        if expiring:
+            with self.transaction():
+                stored_clock.save(self._sql, now)
 
     def owners(self) -> dict[str, tuple[int, int]]:
         """Return the packed bytes and the number of sessions of each owner."""
