@@ -1,6 +1,7 @@
 """Shared by all tests: the hypothesis profile, and a service in a process of its own."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,8 @@ settings.load_profile("hadakv")
 
 # Nothing is written to disk unless a test sets a data directory.
 os.environ["HADAKV_DISK_BUDGET"] = "0"
+# Without a disk budget, the service deletes sessions of earlier runs whose ids are used. Leave those of users alone.
+os.environ.setdefault("HADAKV_DATA_DIR", os.path.join(tempfile.gettempdir(), "hadakv-tests-without-data"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

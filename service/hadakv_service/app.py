@@ -28,7 +28,7 @@ from hadakv_service.http.middleware.request_log import RequestLogMiddleware
 from hadakv_service.http.openapi import document
 from hadakv_service.http.request_body import BodyReader
 from hadakv_service.http.routes import codec, docs, export_import, health, kv, metrics, sessions, truncate_fork
-from hadakv_service.maintenance import close_store, open_disk_store, run_periodically
+from hadakv_service.maintenance import close_store, open_disk_store, run_checkpoints, run_periodically
 from hadakv_service.observability import tracing
 from hadakv_service.observability.access_log import AccessLog
 from hadakv_service.observability.counters import DeviceCounters, RequestCounters
@@ -102,9 +102,10 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         device.start(asyncio.get_running_loop())
-        maintenance = asyncio.create_task(run_periodically(device, store))
+        background = [asyncio.create_task(run(device, store)) for run in (run_periodically, run_checkpoints)]
         yield {RECORD_REJECTED: request_log.record_rejected}
-        maintenance.cancel()
+        for task in background:
+            task.cancel()
         # Requests in progress may have taken half of the time allowed for the shutdown.
         deadline = getattr(app.state, "ends_at", time.monotonic() + settings.shutdown_timeout / 2)
         device.stop(lambda: close_store(store, deadline))
@@ -126,7 +127,13 @@ def _open_store(settings: Settings, backend: Backend, quotas: QuotaTable) -> Ses
     # The device needs memory for a body, for its encoded tokens, and for a response of the same size. On small
     # machines that would be too much.
     backend.limit_memory(budget, working=min(3 * int(settings.max_body), backend.memory_nbytes // 4))
-    return SessionStore(budget, disk=open_disk_store(settings), backend=backend, quotas=quotas)
+    return SessionStore(
+        budget,
+        disk=open_disk_store(settings),
+        backend=backend,
+        quotas=quotas,
+        checkpoint_seconds=settings.checkpoint_seconds,
+    )
 
 
 def _tier_gauges(store: SessionStore) -> list[MemoryTierGauges | DiskTierGauges]:

@@ -116,8 +116,15 @@ class Settings(BaseModel):
     durability: Literal["memory", "spill", "ack"] = setting(
         "Memory and disk",
         "spill",
-        "Default durability of sessions. memory: lost at exit. spill: saved when evicted from memory and at a clean "
-        "shutdown. ack: saved before every response.",
+        "Default durability of sessions. memory: lost at exit. spill: saved by checkpoints, when evicted from memory and "
+        "at a clean shutdown. ack: saved before every response.",
+    )
+    checkpoint_seconds: float = setting(
+        "Memory and disk",
+        30.0,
+        "Seconds after a change until a spill session is saved in the background; 0 for never.",
+        ge=0,
+        le=MAX_TTL_SECONDS,
     )
     ttl_seconds: float | None = setting(
         "Memory and disk",

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from hadakv_kernels import Backend
 from hadakv_service import __version__
 from hadakv_service.observability.counters import DeviceCounters, Histogram, RequestCounters
-from hadakv_service.observability.tier_gauges import Store, TierGauges
+from hadakv_service.observability.tier_gauges import CheckpointFigures, Store, TierGauges
 
 
 class Device(Protocol):
@@ -81,6 +81,7 @@ class Metrics(Collector):
         yield from _queue(self._sources.device)
         yield from _store(self._sources.store)
         yield from _tiers(self._sources.tiers)
+        yield from _checkpoints(self._sources.store.checkpoints)
 
 
 def _info(backend: Backend) -> Metric:
@@ -152,6 +153,24 @@ def _tiers(tiers: Sequence[TierGauges]) -> Iterator[Metric]:
         for tier in tiers:
             family.add_metric((tier.name,), getattr(tier, attribute))
         yield family
+
+
+def _checkpoints(figures: CheckpointFigures) -> Iterator[Metric]:
+    """Yield the metrics of checkpoints; none if they are off."""
+    if not figures.seconds:
+        return
+    yield GaugeMetricFamily(
+        "hadakv_checkpoint_lag_seconds",
+        "Age of the oldest change that is not on disk. A crash loses changes since then.",
+        figures.lag_seconds,
+    )
+    if figures.completed is not None:
+        age = time.monotonic() - figures.completed
+        yield GaugeMetricFamily("hadakv_checkpoint_age_seconds", "Time since the last checkpoint of a session.", age)
+    yield CounterMetricFamily("hadakv_checkpoint_sessions", "Sessions written by checkpoints.", figures.sessions)
+    yield CounterMetricFamily("hadakv_checkpoint_bytes", "Packed bytes written by checkpoints.", figures.nbytes)
+    yield CounterMetricFamily("hadakv_checkpoint_seconds", "Time checkpoints spent writing.", figures.write_seconds)
+    yield CounterMetricFamily("hadakv_checkpoint_failures", "Checkpoint writes that failed.", figures.failures)
 
 
 def _process_collector() -> Collector:

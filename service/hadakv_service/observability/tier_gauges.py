@@ -65,6 +65,45 @@ class PageFigures(Protocol):
         ...
 
 
+class CheckpointFigures(Protocol):
+    """Counters of the checkpoints in the background."""
+
+    @property
+    def seconds(self) -> float:
+        """Checkpoint interval; 0 if there are no checkpoints."""
+        ...
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest change that is not on disk; 0 if there is none."""
+        ...
+
+    @property
+    def completed(self) -> float | None:
+        """Time of the last checkpoint of a session, by `time.monotonic`; None before the first."""
+        ...
+
+    @property
+    def sessions(self) -> int:
+        """Number of sessions written."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Packed bytes of the pages written."""
+        ...
+
+    @property
+    def write_seconds(self) -> float:
+        """Time spent writing."""
+        ...
+
+    @property
+    def failures(self) -> int:
+        """Number of transactions that failed."""
+        ...
+
+
 class Store(Protocol):
     """Figures of the session store.
 
@@ -84,6 +123,11 @@ class Store(Protocol):
     @property
     def pool(self) -> PageFigures:
         """Buffer pool."""
+        ...
+
+    @property
+    def checkpoints(self) -> CheckpointFigures:
+        """Checkpoints in the background."""
         ...
 
     @property

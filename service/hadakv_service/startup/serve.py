@@ -31,6 +31,8 @@ def startup_line(service: AppState, address: str) -> str:
     memory = ByteSize(service.store.memory.limit).human_readable()
     backend, disk = service.backend, service.store.disk
     disk_budget = f"disk budget {ByteSize(disk.budget).human_readable()}" if disk.budget else "disk disabled"
+    if disk.used > disk.budget:
+        disk_budget += f" (exceeded: {ByteSize(disk.used).human_readable()} stored)"
     return (
         f"hadakv {__version__}: {backend.name} backend ({backend.detail}), {address}, "
         f"memory budget {memory}, {disk_budget}"

@@ -21,6 +21,7 @@ from hadakv_service.storage.disk.interface import (
     PageContent,
     PageInfo,
     display_key,
+    display_keys,
 )
 from hadakv_service.storage.disk.manifest import session_with_pages
 from hadakv_service.storage.memory_budget import MemoryBudget, load_nbytes, page_nbytes_in_memory
@@ -28,8 +29,6 @@ from hadakv_service.storage.memory_budget import MemoryBudget, load_nbytes, page
 log = logging.getLogger(__name__)
 
 CORRUPT_DETAIL = "Some of its stored tokens are corrupt."
-# Maximum number of sessions that one log line names. Very many sessions may share a page.
-MAX_LOGGED_SESSIONS = 10
 
 
 class BufferPool:
@@ -238,7 +237,7 @@ class CorruptPages:
     def record(self, page_id: int, error: CorruptData) -> None:
         """Record that a page is corrupt, mark its sessions, and log them once."""
         try:
-            names = _names(self._mark_sessions(page_id))
+            names = display_keys(self._mark_sessions(page_id))
         except DiskStoreError:
             names = "unknown, the disk cannot be read"
         if page_id in self._page_ids:
@@ -255,11 +254,6 @@ class CorruptPages:
         """
         if self._page_ids and any(stored_page_id(page) in self._page_ids for page in session.all_pages()):
             raise SessionCorrupt(CORRUPT_DETAIL)
-
-
-def _names(keys: Sequence[Key]) -> str:
-    more = f", and {len(keys) - MAX_LOGGED_SESSIONS} more" if len(keys) > MAX_LOGGED_SESSIONS else ""
-    return ", ".join(map(display_key, keys[:MAX_LOGGED_SESSIONS])) + more or "none is left"
 
 
 def stored_page_id(page: Page) -> int | None:

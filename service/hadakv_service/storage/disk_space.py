@@ -69,6 +69,7 @@ class DiskSpace:
         disk = self._disk
         if not nbytes:
             return
+        self._writer.settle()
         try:
             if nbytes <= disk.available:
                 return

@@ -1,17 +1,19 @@
-"""DiskWriter: opens every write transaction; collects garbage pages."""
+"""DiskWriter: opens every write transaction, one at a time in the background; collects garbage pages."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
 
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.buffer_pool import BufferPool
-from hadakv_service.storage.disk.interface import DiskStore, Key, Manifest
+from hadakv_service.storage.disk.interface import DiskStore, DiskTransaction, Key, Manifest, PageContent
 from hadakv_service.storage.disk.manifest import manifest_from_session
 
 # Pages that one transaction deletes, so that no request waits long for it.
 GARBAGE_BATCH = 64
+BACKGROUND_GARBAGE_BATCH = 256
 
 
 class SessionWrite(NamedTuple):
@@ -53,19 +55,54 @@ class WriteBatch(NamedTuple):
         return [page for page in dict.fromkeys(pages) if page.page_id is None]
 
 
+class WrittenBatch(NamedTuple):
+    """Result of a transaction.
+
+    Attributes:
+        page_ids: ids of the pages that were written.
+        manifests: manifests of the sessions, in the order of the batch.
+        dropped: ids of pages that no longer belong to the sessions that were written or removed.
+        transaction: the transaction, whose counters are still to be added.
+    """
+
+    page_ids: dict[Page, int]
+    manifests: list[Manifest]
+    dropped: list[int]
+    transaction: DiskTransaction
+
+
+class _InFlight(NamedTuple):
+    """A transaction in the background."""
+
+    batch: WriteBatch
+    garbage: Collection[int]
+    future: "Future[WrittenBatch]"
+    on_end: Callable[[WrittenBatch | Exception], None]
+
+
 class DiskWriter:
     """Writer of the disk store.
+
+    One transaction at a time may be written in the background. Every other method that uses the disk first settles it:
+    it waits for the end, and records what was written. So each change of a session sees a background write either
+    complete, or, if it needs no disk, not yet recorded.
 
     Args:
         disk: store to write to.
         pool: pool that owns the pages.
+
+    Attributes:
+        collects_in_background: whether `begin` collects garbage, so that no request has to.
     """
 
     def __init__(self, disk: DiskStore, pool: BufferPool) -> None:
+        self.collects_in_background = False
         self._disk = disk
         self._pool = pool
         # Ids of pages that may no longer be needed.
         self._garbage_candidates: set[int] = set()
+        self._in_flight: _InFlight | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     def write(self, batch: WriteBatch) -> list[Manifest]:
         """Write a batch in one transaction. Return the manifests of its sessions.
@@ -74,21 +111,78 @@ class DiskWriter:
             DiskUnavailable: the disk cannot be written. Nothing was written.
             SessionCorrupt, StorageUnavailable: the parent page of a slice cannot be read. Nothing was written.
         """
-        page_ids: dict[Page, int] = {}
-        manifests: list[Manifest] = []
-        dropped: list[int] = []
-        with self._disk.transaction(sync=batch.sync) as transaction:
-            for page, content in self._pool.read_contents(batch.unwritten_pages()):
+        self.settle()
+        written = self._execute(batch, self._pool.read_contents(batch.unwritten_pages()))
+        self._record(written)
+        return written.manifests
+
+    def _execute(
+        self, batch: WriteBatch, contents: Iterable[tuple[Page, PageContent]], garbage: Collection[int] = ()
+    ) -> WrittenBatch:
+        with self._disk.transaction(sync=batch.sync, counts=False) as transaction:
+            written = WrittenBatch({}, [], [], transaction)
+            page_ids = written.page_ids
+            for page, content in contents:
                 page_ids[page] = transaction.add_page(content)
             for write in batch.sessions:
-                manifests.append(manifest_from_session(write.session, write.created, write.last_used, page_ids))
-                dropped += transaction.put(write.key, manifests[-1], write.old_manifest)
+                manifest = manifest_from_session(write.session, write.created, write.last_used, page_ids)
+                written.manifests.append(manifest)
+                written.dropped.extend(transaction.put(write.key, manifest, write.old_manifest))
             for key in batch.removed:
-                dropped += transaction.remove(key)
-        for page, page_id in page_ids.items():
+                written.dropped.extend(transaction.remove(key))
+            if garbage:
+                transaction.remove_pages(garbage)
+        return written
+
+    def _record(self, written: WrittenBatch) -> None:
+        for page, page_id in written.page_ids.items():
             self._pool.add_on_disk(page, page_id)
-        self._garbage_candidates.update(dropped)
-        return manifests
+        self._garbage_candidates.update(written.dropped)
+        self._disk.count(written.transaction)
+
+    def begin(
+        self, batch: WriteBatch, garbage: Collection[int], on_end: Callable[[WrittenBatch | Exception], None]
+    ) -> "Future[WrittenBatch]":
+        """Begin to write a batch in the background. All of its pages are in memory.
+
+        Args:
+            batch: what to write.
+            garbage: ids of pages to delete, from `unreferenced_garbage`.
+            on_end: called by `settle` with the result, or with the error: then nothing was written.
+        """
+        assert self._in_flight is None, "the write before it was not settled"
+        # The device may be used on this thread only, so read all pages here.
+        contents = list(self._pool.read_contents(batch.unwritten_pages()))
+        self._thread = self._thread or ThreadPoolExecutor(1, "hadakv-disk")
+        future = self._thread.submit(self._execute, batch, contents, garbage)
+        self._in_flight = _InFlight(batch, garbage, future, on_end)
+        return future
+
+    def settle(self, key: Hashable = None) -> None:
+        """Wait for the end of the background write, and record what it wrote.
+
+        Args:
+            key: settle only if this session is being written; None to settle in any case.
+        """
+        write = self._in_flight
+        if write is None or (key is not None and all(key != each.key for each in write.batch.sessions)):
+            return
+        try:
+            result: WrittenBatch | Exception = write.future.result()
+        except Exception as error:
+            result = error
+        self._in_flight = None
+        if isinstance(result, WrittenBatch):
+            self._record(result)
+            self._garbage_candidates.difference_update(write.garbage)
+        write.on_end(result)
+
+    def close(self) -> None:
+        """Settle, and end the thread."""
+        self.settle()
+        if self._thread:
+            self._thread.shutdown()
+            self._thread = None
 
     def delete(self, key: Key, *, sync: bool) -> None:
         """Delete the manifest of a session. Its pages become garbage.
@@ -104,6 +198,7 @@ class DiskWriter:
         Raises:
             DiskUnavailable: the disk cannot be written.
         """
+        self.settle()
         with self._disk.transaction() as transaction:
             for key, manifest in sessions:
                 transaction.touch(key, manifest.last_used, manifest.expires)
@@ -117,28 +212,43 @@ class DiskWriter:
         pages = (self._pool.page_by_id(page_id) for page_id in self._garbage_candidates)
         return {page for page in pages if page is not None and not page.ref_count}
 
+    @property
+    def has_garbage(self) -> bool:
+        """Whether pages may be unreferenced. Any thread may read it."""
+        return bool(self._garbage_candidates)
+
+    def unreferenced_garbage(self, limit: int | None = BACKGROUND_GARBAGE_BATCH) -> list[int]:
+        """Return ids of pages on disk that nothing in memory references. A manifest may still have them."""
+        unreferenced, referenced = list[int](), list[int]()
+        for page_id in self._garbage_candidates:
+            if len(unreferenced) == limit:
+                break
+            page = self._pool.page_by_id(page_id)
+            if page is None:
+                unreferenced.append(page_id)
+            elif page.ref_count:
+                referenced.append(page_id)
+            # An operation in progress may hold an old value of a session, and with it pages that no session has.
+        # When the last session releases such a page, it becomes a candidate again.
+        self._garbage_candidates.difference_update(referenced)
+        return unreferenced
+
     def collect_garbage(self, *, everything: bool = True) -> None:
         """Delete pages from disk that neither a manifest nor anything in memory references.
 
         Args:
-            everything: whether to delete all of them, or at most one batch.
+            everything: whether to delete all of them, or at most one batch. One batch is left to the background, if
+                garbage is collected there.
 
         Raises:
             DiskUnavailable: the disk cannot be written. The remaining pages are still there.
         """
-        alive = {
-            page_id: page
-            for page_id in self._garbage_candidates
-            if (page := self._pool.page_by_id(page_id)) is not None
-        }
-        # When the last session releases such a page, it becomes a candidate again.
-        self._garbage_candidates -= {page_id for page_id, page in alive.items() if page.ref_count}
-        # An operation in progress may hold an old value of a session, and with it pages that no session references.
-        unreferenced = [page_id for page_id in self._garbage_candidates if page_id not in alive]
+        if not everything and self.collects_in_background:
+            return
+        self.settle()
+        unreferenced = self.unreferenced_garbage(None if everything else GARBAGE_BATCH)
         for start in range(0, len(unreferenced), GARBAGE_BATCH):
             page_ids = unreferenced[start : start + GARBAGE_BATCH]
             with self._disk.transaction() as transaction:
                 transaction.remove_pages(page_ids)
             self._garbage_candidates.difference_update(page_ids)
-            if not everything:
-                return

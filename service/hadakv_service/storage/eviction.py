@@ -81,7 +81,10 @@ class Evictor:
 
         Manifests are not written here, because the caller may be writing one.
         """
+        if nbytes <= self._memory.available:
+            return
         with suppress(DiskStoreError, InsufficientStorage):
+            self._write_back.settle()
             for key, record in self._table.lru_items(EVICTION_SCAN_LIMIT):
                 while (excess := nbytes - self._memory.available) > 0:
                     pages = self._pages_to_spill(record, excess) if self._space.can_spill(record.session) else []
@@ -104,6 +107,8 @@ class Evictor:
         if not self._space.can_spill(record.session):
             self._table.delete(key, "memory")
             return True
+        # A background write may have written these pages, and the manifest that this one replaces.
+        self._write_back.settle()
         pages = self._pages_to_spill(record, excess)
         is_whole = len(pages) == sum(page.is_resident for page in record.session.all_pages())
         try:

@@ -61,6 +61,8 @@ class GroupCommit:
         return failed
 
     def _write_dirty(self, keys: Iterable[Key]) -> None:
+        # The writes below replace the manifests that the disk has.
+        self._writer.settle()
         dirty = {key: record for key in keys if (record := self._table.get(key))}
         # The manifests of other dirty sessions have tokens that were truncated since. Delete these manifests.
         stale = [key for key, record in dirty.items() if not record.is_acknowledged]

@@ -33,7 +33,7 @@ class SessionLookup:
     @property
     def evictions(self) -> int:
         """Number of sessions deleted to make space."""
-        return self._table.evictions
+        return self._table.evicted.count
 
     def find(self, key: Key) -> SessionRecord | None:
         """Return the record of a session; None if there is none or it has expired.

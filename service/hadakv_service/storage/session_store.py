@@ -1,6 +1,5 @@
 """SessionStore: find, list, reserve, commit, fork, delete, expire."""
 
-import time
 from collections.abc import Collection, Generator, Hashable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -14,12 +13,15 @@ from hadakv_service.errors import (
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, page_diff
 from hadakv_service.storage.buffer_pool import BufferPool
+from hadakv_service.storage.checkpoints.checkpointer import Checkpointer
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, DiskUnavailable, Key
+from hadakv_service.storage.disk.manifest import is_prefix
 from hadakv_service.storage.disk.null_store import NullStore
 from hadakv_service.storage.disk_space import DiskSpace
 from hadakv_service.storage.disk_writer import DiskWriter
 from hadakv_service.storage.eviction import Evictor
 from hadakv_service.storage.group_commit import GroupCommit
+from hadakv_service.storage.lifetime.clock import SteadyClock
 from hadakv_service.storage.memory_budget import (
     PAGE_OVERHEAD_NBYTES,
     MemoryBudget,
@@ -46,12 +48,14 @@ class SessionStore(SessionLookup):
 
     Args:
         budget: bytes of memory that sessions may take, stored or reserved.
-        clock: returns Unix seconds.
+        clock: returns Unix seconds; by default a `SteadyClock`.
         disk: disk store; None to keep sessions in memory only.
         backend: backend whose memory the pages use. Needed to load, write or split pages.
         quotas: quotas of the tenants.
+        checkpoint_seconds: maximum age of a change at which a checkpoint begins; 0 for none.
 
     Attributes:
+        checkpoints: writes changed sessions in the background.
         memory: byte counters.
         disk: disk store.
         pool: pages in memory.
@@ -60,14 +64,17 @@ class SessionStore(SessionLookup):
     def __init__(
         self,
         budget: int,
-        clock: Clock = time.time,
+        clock: Clock | None = None,
         *,
         disk: DiskStore | None = None,
         backend: Backend | None = None,
         quotas: QuotaTable | None = None,
+        checkpoint_seconds: float = 0.0,
     ) -> None:
         self.memory = MemoryBudget(budget)
         self.disk: DiskStore = disk or NullStore()
+        clock = clock or SteadyClock()
+        self.disk.resume_clock(clock())
         self.pool = BufferPool(
             self.memory,
             self.disk,
@@ -82,6 +89,7 @@ class SessionStore(SessionLookup):
         self._space = space
         self._write_back = WriteBack(self.disk, self.pool, self._writer, self._table, space)
         self._group_commit = GroupCommit(self._writer, self._table, self._write_back)
+        self.checkpoints = Checkpointer(checkpoint_seconds, self.disk, self._writer, self._table, space)
         self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
 
     def _free_memory(self, nbytes: int) -> None:
@@ -196,7 +204,12 @@ class SessionStore(SessionLookup):
         if old is None and key in self._table:
             # The old session has expired. Sync its deletion, so that it does not reappear under the same id.
             self._table.delete(key, "user")
+        if old is None:
+            self._forget_unserved(key)
         self._usage.check(key[0], *_usage_growth(old, session))
+        if old and not is_prefix(old.session, session):
+            # A background write may give the disk tokens that this value does not have. The group commit must know.
+            self._writer.settle(key)
         gained, lost = page_diff(old.session if old else None, session)
         assert not any(page.parent for page in gained), "slices cannot be committed"
         metadata_growth = metadata_nbytes(session) - (metadata_nbytes(old.session) if old else 0)
@@ -254,7 +267,16 @@ class SessionStore(SessionLookup):
             StorageUnavailable: the disk cannot be written. Nothing was deleted.
         """
         record = self._table.get(key)
-        return self._table.delete(key, "user") and not (record and self._table.is_expired(record))
+        was_unserved = self._forget_unserved(key)
+        is_deleted = self._table.delete(key, "user") and not (record and self._table.is_expired(record))
+        return is_deleted or was_unserved
+
+    def _forget_unserved(self, key: Key) -> bool:
+        """Delete a session that is on a disk which is not in use. It must not reappear when the disk is used again."""
+        try:
+            return self.disk.forget_unserved(key)
+        except DiskStoreError as error:
+            raise StorageUnavailable(f"The session on disk cannot be deleted: {error}.") from error
 
     def expire(self) -> None:
         """Delete expired sessions in memory, a few at a time."""
@@ -264,13 +286,16 @@ class SessionStore(SessionLookup):
 
     def run_maintenance(self) -> None:
         """Delete expired sessions, write times of last use, delete garbage pages, and shrink the file."""
+        self._table.evicted.report()
         self.expire()
         with suppress(StorageUnavailable, DiskStoreError):
             self._table.write_last_used(self._table.with_ttl())
+            self.disk.save_clock(self._table.clock())
             for key in self.disk.expired(self._table.clock()):
                 if key not in self._table:
                     self._table.delete(key, "ttl")
-            self._writer.collect_garbage()
+            if not self._writer.collects_in_background:
+                self._writer.collect_garbage()
             self.disk.vacuum()
 
     def health_check(self) -> int:
@@ -291,7 +316,10 @@ class SessionStore(SessionLookup):
         Returns:
             the error of each session that could not be written. These sessions are as they were before.
         """
-        return self._group_commit.run()
+        try:
+            return self._group_commit.run()
+        finally:
+            self._table.evicted.report()
 
     def close(self, until: float) -> int:
         """Write a checkpoint and close the disk store.
@@ -302,7 +330,11 @@ class SessionStore(SessionLookup):
         Returns:
             number of sessions that were not written.
         """
+        self._table.evicted.report(now=True)
         unwritten = self._write_back.checkpoint(until)
+        self._writer.close()
+        with suppress(DiskStoreError):
+            self.disk.save_clock(self._table.clock())
         self.disk.close()
         return unwritten
 

@@ -12,8 +12,10 @@ from hadakv_service.errors import StorageUnavailable
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.buffer_pool import BufferPool
+from hadakv_service.storage.checkpoints.dirty_sessions import DirtySessions
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key, Manifest
 from hadakv_service.storage.disk_writer import DiskWriter, SessionWrite
+from hadakv_service.storage.lifetime.eviction_log import EvictionLog
 from hadakv_service.storage.memory_budget import MemoryBudget, metadata_nbytes, resident_nbytes
 from hadakv_service.tenants.quotas import TenantUsage
 
@@ -79,8 +81,9 @@ class SessionTable:
 
     Attributes:
         clock: returns Unix seconds.
+        dirty: `spill` sessions that the disk does not have completely.
         with_manifest: number of sessions in the table that have a manifest on disk.
-        evictions: number of sessions deleted to make space.
+        evicted: sessions deleted to make space.
     """
 
     def __init__(
@@ -93,8 +96,9 @@ class SessionTable:
         clock: Clock,
     ) -> None:
         self.clock = clock
+        self.dirty = DirtySessions()
         self.with_manifest = 0
-        self.evictions = 0
+        self.evicted = EvictionLog()
         self._memory = memory
         self._disk = disk
         self._pool = pool
@@ -155,6 +159,8 @@ class SessionTable:
         old = self._remove(key) if key in self._records else None
         if record:
             self._insert(key, record)
+        else:
+            self.dirty.discard(key)
         self._pool.retain(gained)
         self._writer.mark_garbage(self._pool.release(lost))
         nbytes = (record.session.nbytes if record else 0) - (old.session.nbytes if old else 0)
@@ -163,6 +169,7 @@ class SessionTable:
     def drop_from_memory(self, key: Key) -> None:
         """Remove a session from memory. It stays on disk."""
         record = self._remove(key)
+        self.dirty.discard(key)
         self._writer.mark_garbage(self._pool.release(record.session.all_pages()))
 
     def delete(self, key: Key, reason: DeleteReason) -> bool:
@@ -178,6 +185,7 @@ class SessionTable:
         Raises:
             StorageUnavailable: the disk cannot be written. Nothing was deleted.
         """
+        self._writer.settle(key)
         record = self._records.get(key)
         nbytes = record.session.nbytes if record else None
         try:
@@ -192,7 +200,8 @@ class SessionTable:
         if record:
             self.drop_from_memory(key)
         self._usage.add(key[0], -nbytes, -1)
-        self.evictions += reason in ("memory", "disk")
+        if reason in ("memory", "disk"):
+            self.evicted.add(key, reason)
         return True
 
     def _insert(self, key: Key, record: SessionRecord) -> None:
@@ -200,6 +209,8 @@ class SessionTable:
         self.with_manifest += record.manifest is not None
         if (expires := record.expires) is not None and expires < self._scheduled.get(key, inf):
             self._schedule(key, expires)
+        if self._disk.budget and record.session.durability == "spill" and not record.is_clean:
+            self.dirty.mark(key)
         self._memory.allocate(metadata_nbytes(record.session))
 
     def _remove(self, key: Key) -> SessionRecord:
@@ -214,8 +225,10 @@ class SessionTable:
         record.last_used = self.clock()
         self._records.move_to_end(key)
 
-    def set_manifest(self, record: SessionRecord, manifest: Manifest | None, *, clean: bool) -> None:
+    def set_manifest(self, key: Key, record: SessionRecord, manifest: Manifest | None, *, clean: bool) -> None:
         """Set what the disk has of a session in the table."""
+        if clean:
+            self.dirty.discard(key)
         self.with_manifest += (manifest is not None) - (record.manifest is not None)
         record.manifest, record.is_clean = manifest, clean
 
@@ -225,6 +238,7 @@ class SessionTable:
         Raises:
             DiskUnavailable: the disk cannot be written.
         """
+        self._writer.settle()
         changed = [
             (key, record, replace(record.manifest, last_used=record.last_used, expires=record.expires))
             for key, record in items

@@ -55,6 +55,7 @@ class WriteBack:
             InsufficientStorage: the disk cannot be written. Nothing was written.
             SessionCorrupt, StorageUnavailable: the parent page of a slice cannot be read. Nothing was written.
         """
+        self._writer.settle()
         self._ensure_space(batch.unwritten_pages(), pinned, used_before)
         try:
             manifests = self._writer.write(batch)
@@ -62,10 +63,14 @@ class WriteBack:
             raise InsufficientStorage(f"The disk cannot be written: {error}. Nothing was stored.") from error
         for write, manifest in zip(batch.sessions, manifests, strict=True):
             if record := self._table.get(write.key):
-                self._table.set_manifest(record, manifest, clean=True)
+                self._table.set_manifest(write.key, record, manifest, clean=True)
         for key in batch.removed:
             if record := self._table.get(key):
-                self._table.set_manifest(record, None, clean=False)
+                self._table.set_manifest(key, record, None, clean=False)
+
+    def settle(self) -> None:
+        """Wait for the write in the background, if there is one, and record what it wrote."""
+        self._writer.settle()
 
     def _ensure_space(self, pages: Iterable[Page], pinned: Collection[Hashable], used_before: float = inf) -> None:
         self._space.ensure(self.disk_nbytes(pages), pinned, used_before)
@@ -98,6 +103,7 @@ class WriteBack:
         Returns:
             number of sessions that were not written.
         """
+        self._writer.settle()
         try:
             self._table.write_last_used(self._table.items())
         except DiskUnavailable as error:

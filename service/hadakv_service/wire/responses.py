@@ -139,3 +139,4 @@ class Readiness(TypedDict):
     disk_used_nbytes: Natural
     disk_budget_nbytes: Natural
     disk_room_nbytes: Natural
+    checkpoint_lag_seconds: float | None

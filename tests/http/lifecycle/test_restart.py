@@ -8,6 +8,7 @@ import pytest
 from hadakv_service.testing import running_service
 from support.contract import Caller, stream
 from support.inputs.arrays import pair
+from support.services.prometheus import eventually
 from support.services.restarted_service import CODEC, K, V, holds, service
 
 
@@ -58,6 +59,22 @@ def test_kill_keeps_only_ack_sessions(tmp_path: Path, durability: str, tokens: i
             caller.get("/sessions/a").problem(404, "session-not-found")
         else:
             assert holds(caller, "a", tokens)
+
+
+def test_kill_keeps_checkpointed_spill_sessions(tmp_path: Path) -> None:
+    with service(tmp_path, "--checkpoint-seconds", "0.1", kill=True) as caller:
+        for name in "abc":
+            caller.append(name, K[:, :, :290], V[:, :, :290])
+        eventually(lambda: caller.get("/readyz").body["checkpoint_lag_seconds"] == 0)
+        caller.post("/sessions/b/truncate", {"length": 3})
+        caller.delete("/sessions/c")
+
+    with service(tmp_path) as caller:
+        assert holds(caller, "a", 290)
+        caller.append("a", K[:, :, 295:], V[:, :, 295:], position=295).problem(409, "position-conflict")
+        assert caller.append("a", K[:, :, 290:], V[:, :, 290:], position=290).body["length"] == 300
+        for name in "bc":
+            caller.get(f"/sessions/{name}").problem(404, "session-not-found")
 
 
 def test_kill_keeps_a_whole_bulk_append(tmp_path: Path) -> None:

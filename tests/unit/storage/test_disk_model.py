@@ -27,6 +27,7 @@ PHASES = (Phase.explicit, Phase.generate)
 WHICH = st.integers(0, 5)
 PAGE = 256 * LAYERS * 2 * 128
 MEMORY, DISK, LITTLE_DISK = 4 * PAGE, 1000 * PAGE, 9 * PAGE
+CHECKPOINT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,26 @@ class DiskMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.known: dict[Key, Known] = {}
         self.next = 0
+        # Lengths that the disk has of `spill` sessions, according to the store.
+        self.saved: dict[Key, list[int]] = {}
 
     def _open(self) -> None:
         self.sqlite = SqliteStore(Path(self.directory.name) / "data", self.disk)
-        self.store = SessionStore(MEMORY, self.clock, disk=self.sqlite, backend=BACKEND)
+        self.store = SessionStore(
+            MEMORY, self.clock, disk=self.sqlite, backend=BACKEND, checkpoint_seconds=self.checkpoint_seconds
+        )
+        self.store._table.dirty.now = self.clock
+        self.store.checkpoints.step_nbytes = PAGE
 
     def teardown(self) -> None:
         if hasattr(self, "sqlite"):
+            self.store._writer.close()
             self.sqlite.close()
         self.directory.cleanup()
 
     @initialize(
         disk=st.sampled_from([DISK, DISK, LITTLE_DISK]),
+        checkpoint_seconds=st.sampled_from([CHECKPOINT_SECONDS, CHECKPOINT_SECONDS, 0.0]),
         sessions=st.lists(
             st.tuples(
                 st.sampled_from([None, None, 5, 300]),
@@ -77,8 +86,11 @@ class DiskMachine(RuleBasedStateMachine):
             max_size=4,
         ),
     )
-    def make(self, disk: int, sessions: list[tuple[int | None, Durability, float | None]]) -> None:
+    def make(
+        self, disk: int, checkpoint_seconds: float, sessions: list[tuple[int | None, Durability, float | None]]
+    ) -> None:
         self.disk = disk
+        self.checkpoint_seconds = checkpoint_seconds
         self._open()
         for name, (window, durability, ttl) in zip("abcd", sessions, strict=False):
             key = ("", name)
@@ -88,7 +100,12 @@ class DiskMachine(RuleBasedStateMachine):
             self._append(key, 150, 0)
 
     def _some(self, which: int) -> Key | None:
-        """Choose a session, after those that have expired or were evicted are gone."""
+        """Choose a session, after those that have expired or were evicted are gone.
+
+        For half of the choices, some sessions are being written in the background meanwhile.
+        """
+        if which % 2:
+            self._begin_checkpoint()
         for key in list(self.known):
             self._is_there(key)
         return sorted(self.known)[which % len(self.known)] if self.known else None
@@ -168,6 +185,8 @@ class DiskMachine(RuleBasedStateMachine):
             return
         if not self.store.group_commit():
             self._used(key, model.cut(length))
+            if length < max(map(len, model.layers)):
+                self.saved.pop(key, None)
         else:
             assert self.disk == LITTLE_DISK
 
@@ -195,7 +214,22 @@ class DiskMachine(RuleBasedStateMachine):
             assert self.store.delete(key)
             self.store.group_commit()
             del self.known[key]
+            self.saved.pop(key, None)
             assert self.store.find(key) is None
+
+    def _begin_checkpoint(self) -> None:
+        """Begin to write sessions in the background. Other calls run before it is settled."""
+        self.clock.now += CHECKPOINT_SECONDS
+        self.store.checkpoints.begin()
+
+    @rule()
+    def checkpoint(self) -> None:
+        """Write all sessions that are due."""
+        self.clock.now += CHECKPOINT_SECONDS
+        while self.store.checkpoints.begin():
+            self.store.checkpoints.settle()
+        if self.disk == DISK and self.checkpoint_seconds:
+            assert not len(self.store._table.dirty)
 
     @rule(seconds=st.sampled_from([1.0, 60.0, 120.0]))
     def wait(self, seconds: float) -> None:
@@ -223,9 +257,13 @@ class DiskMachine(RuleBasedStateMachine):
             elif self.disk == LITTLE_DISK and known.durability == "spill" and not self.store.find(key):
                 del self.known[key]
 
-    @rule()
-    def crash(self) -> None:
-        """After a crash acknowledged sessions are complete. Of other sessions at most a prefix is there."""
+    @rule(in_checkpoint=st.booleans())
+    def crash(self, in_checkpoint: bool) -> None:
+        """After a crash acknowledged sessions are complete. Of other sessions a prefix is there, with saved tokens."""
+        if in_checkpoint:
+            self._begin_checkpoint()
+        if self.store._writer._in_flight:
+            self.store._writer._in_flight.future.result()
         self.sqlite.close()
         self._open()
         for key, known in list(self.known.items()):
@@ -234,13 +272,29 @@ class DiskMachine(RuleBasedStateMachine):
                 expired = known.ttl is not None and known.used + known.ttl <= self.clock.now
                 # The time of last use may not have been written.
                 assert known.durability != "ack" or expired or known.ttl is not None, f"{key} is gone"
+                assert key not in self.saved or expired or known.ttl is not None, f"{key} was saved, and is gone"
+                self.saved.pop(key, None)
                 del self.known[key]
                 continue
             lengths = [length for _, _, length in record.session.spans()] + [0] * LAYERS
+            assert all(a >= b for a, b in zip(lengths, self.saved.get(key, []), strict=False))
             if known.durability == "ack":
                 assert lengths[:LAYERS] == [len(layer) for layer in known.model.layers]
             cut = tuple(layer[:length] for layer, length in zip(known.model.layers, lengths, strict=False))
             self.known[key] = replace(known, model=replace(known.model, layers=cut), used=record.last_used)
+
+    @invariant()
+    def clean_sessions_are_saved(self) -> None:
+        """Note what a crash must not lose: all of the sessions without changes, and of none that may be evicted."""
+        if not hasattr(self, "store"):
+            return
+        dirty = self.store._table.dirty
+        if self.disk == LITTLE_DISK:
+            self.saved.clear()
+            return
+        for key, known in self.known.items():
+            if known.durability == "spill" and key not in dirty and key not in dirty._in_flight:
+                self.saved[key] = [len(layer) for layer in known.model.layers]
 
     @precondition(lambda self: self.known)
     @invariant()
@@ -273,6 +327,9 @@ class DiskMachine(RuleBasedStateMachine):
         assert self.store.memory.reserved == 0
         names = {key for key, _ in records} | {("", id_) for id_, _ in self.sqlite.list_manifests("", "", "", 100)}
         assert len(self.store) == len(names)
+        if self.store._writer._in_flight:
+            # The counters do not have it yet.
+            return
         on_disk = sum(page_cost(nbytes) for (nbytes,) in self.sqlite._sql.execute("SELECT nbytes FROM pages"))
         assert self.sqlite.used == on_disk + 512 * self.sqlite.sessions
         assert self.sqlite.used <= self.disk

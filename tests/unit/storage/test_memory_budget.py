@@ -157,7 +157,7 @@ def test_truncate_needs_no_reservation_in_full_memory() -> None:
         (".transaction(", {"storage/disk_writer.py", "storage/disk/sqlite_store.py"}),
         (".set_resident(", {"storage/buffer_pool.py"}),
         (".clear_resident(", {"storage/buffer_pool.py"}),
-        ("_space.ensure(", {"storage/write_back.py"}),
+        ("_space.ensure(", {"storage/write_back.py", "storage/checkpoints/checkpointer.py"}),
         ("._writer.delete(", {"storage/session_table.py"}),
         (".ref_count +=", {"storage/buffer_pool.py"}),
         ("memory.allocate(", {"storage/buffer_pool.py", "storage/session_table.py"}),

@@ -40,7 +40,7 @@ async def readyz(request: Request) -> Response:
     if not await service.device.call(encodes_correctly):
         raise Busy("The device computes wrong results.")
     disk_available = await service.device.call(service.store.health_check)
-    memory, disk = service.store.memory, service.store.disk
+    memory, disk, checkpoints = service.store.memory, service.store.disk, service.store.checkpoints
     content: responses.Readiness = {
         "status": "ready",
         "version": __version__,
@@ -52,5 +52,6 @@ async def readyz(request: Request) -> Response:
         "disk_used_nbytes": disk.used,
         "disk_budget_nbytes": disk.budget,
         "disk_room_nbytes": disk_available,
+        "checkpoint_lag_seconds": checkpoints.lag_seconds if checkpoints.seconds else None,
     }
     return metadata_response(request, content)

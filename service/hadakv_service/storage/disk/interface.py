@@ -18,11 +18,19 @@ from typing import Any, NamedTuple, Protocol
 from hadakv_kernels import Encoded
 
 Key = tuple[str, str]
+# Maximum number of sessions that one log line names. Very many sessions may share a page.
+MAX_LOGGED_SESSIONS = 10
 
 
 def display_key(key: Key) -> str:
     """Return the name of a session for the log, as 'tenant/id'."""
     return repr("/".join(filter(None, key)))
+
+
+def display_keys(keys: Sequence[Key]) -> str:
+    """Return the names of sessions for the log, at most `MAX_LOGGED_SESSIONS` of them."""
+    more = f", and {len(keys) - MAX_LOGGED_SESSIONS} more" if len(keys) > MAX_LOGGED_SESSIONS else ""
+    return ", ".join(map(display_key, keys[:MAX_LOGGED_SESSIONS])) + more or "none is left"
 
 
 class DiskStoreError(Exception):
@@ -107,7 +115,15 @@ class PageInfo(NamedTuple):
 
 
 class DiskTransaction(Protocol):
-    """Changes that are made together or not at all."""
+    """Changes that are made together or not at all.
+
+    Attributes:
+        used: change of the bytes counted against the budget.
+        sessions: change of the number of manifests.
+    """
+
+    used: int
+    sessions: int
 
     def add_page(self, content: PageContent) -> int:
         """Write a page. Return its id."""
@@ -131,7 +147,7 @@ class DiskTransaction(Protocol):
 
 
 class DiskStore(Protocol):
-    """A store of pages and manifests. One thread uses it.
+    """A store of pages and manifests. One transaction at a time is open; reads on other threads wait for it.
 
     Attributes:
         name: name in metrics.
@@ -169,15 +185,20 @@ class DiskStore(Protocol):
         """Return the bytes counted for a page of `nbytes` bytes."""
         ...
 
-    def transaction(self, *, sync: bool = False) -> AbstractContextManager[DiskTransaction]:
+    def transaction(self, *, sync: bool = False, counts: bool = True) -> AbstractContextManager[DiskTransaction]:
         """Open a transaction. It commits at the end of the block.
 
         Args:
             sync: whether the changes must survive a power loss once they are committed.
+            counts: whether to change `used` and `sessions` at the end. Otherwise the caller calls `count`.
 
         Raises:
             DiskUnavailable: the transaction failed. Nothing was changed.
         """
+        ...
+
+    def count(self, transaction: DiskTransaction) -> None:
+        """Add the changes of a committed transaction to `used` and `sessions`."""
         ...
 
     def sync(self) -> None:
@@ -249,6 +270,30 @@ class DiskStore(Protocol):
 
     def owners(self) -> Mapping[str, tuple[int, int]]:
         """Return the packed bytes and the number of sessions of each owner."""
+        ...
+
+    def forget_unserved(self, key: Key) -> bool:
+        """Delete what the store has of a session but does not serve. Return whether there was such a session.
+
+        Raises:
+            DiskStoreError: the disk cannot be read or written.
+        """
+        ...
+
+    def resume_clock(self, now: float) -> None:
+        """Set the times of last use back, if the clock was set back since the last process ended.
+
+        Args:
+            now: present time, Unix seconds. No session is used later than that, or ages less than before.
+        """
+        ...
+
+    def save_clock(self, now: float) -> None:
+        """Store the present time for `resume_clock`, if a session may expire.
+
+        Raises:
+            DiskUnavailable: the disk cannot be written.
+        """
         ...
 
     def vacuum(self) -> None:

@@ -1,6 +1,6 @@
 """Session value <-> manifest."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,8 +60,17 @@ def session_with_pages(manifest: Manifest, page: Callable[[int], Page]) -> Sessi
     return replace(session, runs=runs)
 
 
-def is_prefix(manifest: Manifest, session: Session) -> bool:
-    """Whether a manifest on disk still is a prefix of a session: no layer of it is longer than that of the session."""
-    lengths = [length for _, _, length in session.spans()]
-    stored = [run.stop for run in manifest.runs for _ in range(run.layers)]
+def is_prefix(stored_value: Manifest | Session, session: Session) -> bool:
+    """Whether an earlier value of a session, for example on disk, still is a prefix of it: no layer is longer."""
+    before: Sequence[RunManifest | LayerRun] = stored_value.runs
+    after: Sequence[RunManifest | LayerRun] = session.runs
+    if [run.layers for run in before] != [run.layers for run in after]:
+        # Compare layer by layer. Otherwise the few runs are enough.
+        before, after = _by_layer(before), _by_layer(after)
+    stored, lengths = [run.stop for run in before], [run.stop for run in after]
     return len(stored) <= len(lengths) and all(a <= b for a, b in zip(stored, lengths, strict=False))
+
+
+def _by_layer(runs: Sequence[RunManifest | LayerRun]) -> list[RunManifest | LayerRun]:
+    """Return for each layer the run that it belongs to."""
+    return [run for run in runs for _ in range(run.layers)]

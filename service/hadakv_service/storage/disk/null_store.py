@@ -30,9 +30,12 @@ class NullStore:
         """Return the bytes of the page."""
         return nbytes
 
-    def transaction(self, *, sync: bool = False) -> AbstractContextManager[DiskTransaction]:
+    def transaction(self, *, sync: bool = False, counts: bool = True) -> AbstractContextManager[DiskTransaction]:  # noqa: ARG002 - nothing is counted
         """Fail: there is no disk."""
         raise DiskUnavailable("there is no disk store" + (" for a synced write" if sync else ""))
+
+    def count(self, transaction: DiskTransaction) -> None:
+        """Do nothing."""
 
     def sync(self) -> None:
         """Do nothing."""
@@ -75,6 +78,16 @@ class NullStore:
     def owners(self) -> Mapping[str, tuple[int, int]]:
         """Return no owners."""
         return {}
+
+    def forget_unserved(self, key: Key) -> bool:  # noqa: ARG002 - there are none
+        """Return False."""
+        return False
+
+    def resume_clock(self, now: float) -> None:
+        """Do nothing."""
+
+    def save_clock(self, now: float) -> None:
+        """Do nothing."""
 
     def vacuum(self) -> None:
         """Do nothing."""

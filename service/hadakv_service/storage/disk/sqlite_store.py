@@ -3,15 +3,19 @@
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from hadakv_service.storage.disk import stored_clock
 from hadakv_service.storage.disk.interface import (
     CorruptData,
     DataDirectoryError,
+    DiskStoreError,
+    DiskTransaction,
     DiskUnavailable,
     Key,
     Manifest,
@@ -38,7 +42,7 @@ _BATCH = 256
 
 
 class SqliteStore:
-    """Sessions in a SQLite file. See `DiskStore` for the methods.
+    """Sessions in a SQLite file. See `DiskStore` for the methods. Any thread may call them.
 
     Args:
         directory: data directory. It is created if it is missing.
@@ -54,6 +58,8 @@ class SqliteStore:
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
         self.failures = 0
+        # Taken for each transaction and each read: checkpoints are written on a thread of their own.
+        self._lock = threading.RLock()
         self._directory = directory
         self._sql = open_database(directory)
         self._file = os.stat(directory / FILE)
@@ -111,8 +117,20 @@ class SqliteStore:
         return row
 
     @contextmanager
-    def transaction(self, *, sync: bool = False) -> Iterator[SqliteTransaction]:
-        """Open a transaction. It commits at the end of the block."""
+    def transaction(self, *, sync: bool = False, counts: bool = True) -> Iterator[SqliteTransaction]:
+        """Open a transaction. It commits at the end of the block. Other threads wait for it."""
+        with self._lock, self._open_transaction(sync=sync) as transaction:
+            yield transaction
+        if counts:
+            self.count(transaction)
+
+    def count(self, transaction: DiskTransaction) -> None:
+        """Add the changes of a committed transaction to `used` and `sessions`."""
+        self.used += transaction.used
+        self.sessions += transaction.sessions
+
+    @contextmanager
+    def _open_transaction(self, *, sync: bool) -> Iterator[SqliteTransaction]:
         transaction = SqliteTransaction(self._sql)
         if sync:
             self._check_same_file()
@@ -137,8 +155,6 @@ class SqliteStore:
         except BaseException:
             self._roll_back()
             raise
-        self.used += transaction.used
-        self.sessions += transaction.sessions
 
     def sync(self) -> None:
         """Make all committed changes survive a power loss."""
@@ -156,7 +172,8 @@ class SqliteStore:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.OperationalError as error:
             self.failures += 1
             raise DiskUnavailable(str(error)) from error
@@ -260,6 +277,37 @@ class SqliteStore:
         with self._reading():
             return self._sql.execute(query, (now, _BATCH)).fetchall()
 
+    def remove(self, key: Key) -> bool:
+        """Delete the manifest of a session and sync. Its pages are deleted at the next start."""
+        if self.nbytes(key) is None:
+            return False
+        with self.transaction(sync=True) as transaction:
+            transaction.remove(key)
+        return True
+
+    def forget_unserved(self, key: Key) -> bool:  # noqa: ARG002 - every session is served
+        """Return False."""
+        return False
+
+    def resume_clock(self, now: float) -> None:
+        """Set times of last use back if the clock was set back."""
+        try:
+            with self._reading():
+                is_back = stored_clock.seconds_back(self._sql, now) or stored_clock.is_late(self._sql, now)
+            if is_back:
+                with self.transaction():
+                    stored_clock.set_back(self._sql, now)
+        except DiskStoreError as error:
+            log.warning("times of last use not adjusted: %s", error)
+
+    def save_clock(self, now: float) -> None:
+        """Store the present time, if a session has a TTL."""
+        with self._reading():
+            (expiring,) = self._one("SELECT EXISTS (SELECT 1 FROM sessions WHERE expires IS NOT NULL)")
+        if expiring:
+            with self.transaction():
+                stored_clock.save(self._sql, now)
+
     def owners(self) -> dict[str, tuple[int, int]]:
         """Return the packed bytes and the number of sessions of each owner."""
         with self._reading():
@@ -275,4 +323,5 @@ class SqliteStore:
 
     def close(self) -> None:
         """Write the log into the file, and release the lock."""
-        self._sql.close()
+        with self._lock:
+            self._sql.close()

@@ -1,0 +1,1 @@
+"""Checkpoints: sessions that changed are written to disk in the background."""

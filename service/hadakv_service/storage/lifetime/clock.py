@@ -1,0 +1,29 @@
+"""SteadyClock: Unix seconds that no step of the system's clock changes."""
+
+import time
+from collections.abc import Callable
+
+
+def elapsed_seconds() -> float:
+    """Return seconds since some moment, including those that the machine slept."""
+    # On macOS this clock counts while the machine sleeps. On Linux the other one does.
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class SteadyClock:
+    """Clock that reads the system's time once, and then counts elapsed seconds.
+
+    Ages of sessions thus do not change if the system's clock is set.
+
+    Args:
+        wall: returns Unix seconds. Called once.
+        elapsed: returns monotonic seconds.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, elapsed: Callable[[], float] = elapsed_seconds) -> None:
+        self._elapsed = elapsed
+        self._start = wall() - elapsed()
+
+    def __call__(self) -> float:
+        """Return Unix seconds."""
+        return self._start + self._elapsed()

@@ -1,0 +1,382 @@
+"""Checkpointer: what a crash leaves of sessions that were written in the background, and changed meanwhile."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hadakv_service.sessions.layer_run import PAGE_TOKENS
+from hadakv_service.storage.disk.interface import DiskUnavailable
+from hadakv_service.storage.disk.sqlite_store import SqliteStore
+from hadakv_service.storage.session_store import Key, SessionStore
+from support.inputs.sized_sessions import ANN, BACKEND, BOB, CID, DAN, TOKEN, Clock, append, commit, fork, opened
+
+SECONDS = 100.0
+DISK = 1 << 30
+
+
+class Place:
+    """Data directory with a store, which a crash replaces by another one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
+        self._directory = directory
+        self.store = self.open()
+
+    def open(self, memory: int = 1 << 20, disk: int = DISK) -> SessionStore:
+        """Open a store on the directory."""
+        self.store = SessionStore(
+            memory, self.clock, disk=SqliteStore(self._directory, disk), backend=BACKEND, checkpoint_seconds=SECONDS
+        )
+        self.store._table.dirty.now = self.clock
+        return self.store
+
+    def begin(self) -> bool:
+        """Begin a step, and wait until it is written, but do not record it. Return whether there is one."""
+        write = self.store.checkpoints.begin()
+        if write:
+            write.exception()
+        return write is not None
+
+    def checkpoint(self) -> int:
+        """Write all sessions that are due. Return the number of steps."""
+        steps = 0
+        while self.begin():
+            self.store.checkpoints.settle()
+            steps += 1
+        return steps
+
+    def crash(self, disk: int = DISK) -> SessionStore:
+        """Close the file as a killed process does, with nothing written, and open another store."""
+        self.store.disk.close()
+        return self.open(disk=disk)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    place.store._writer.close()
+    place.store.disk.close()
+
+
+def spill(store: SessionStore, key: Key, tokens: int) -> None:
+    append(store, key, tokens, durability="spill")
+    assert not store.group_commit()
+
+
+def tokens(store: SessionStore, key: Key) -> int | None:
+    """Return the number of tokens of a session, all of which can be read; None if there is none."""
+    record = store.find(key)
+    if record is None:
+        return None
+    length = sum(run.stop for run in record.session.runs)
+    assert record.session.read(0, 1, 0, length, BACKEND).tokens == length
+    return length
+
+
+def test_idle_session_survives_a_crash(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS / 3
+    place.checkpoint()
+    lag = place.store.checkpoints.lag_seconds
+
+    spill(place.store, ANN, 20)
+
+    assert lag == 0
+    assert tokens(place.crash(), ANN) == 300
+
+
+def test_session_that_never_idles_survives_a_crash(place: Place) -> None:
+    began, lags = place.clock.now, []
+    while place.clock.now < began + 5 * SECONDS:
+        spill(place.store, ANN, 1)
+        place.clock.now += SECONDS / 50
+        place.checkpoint()
+        lags.append(place.store.checkpoints.lag_seconds)
+
+    kept = tokens(place.crash(), ANN)
+
+    assert max(lags) <= SECONDS
+    assert kept is not None
+    assert 200 <= kept <= 250
+
+
+def test_durabilities_other_than_spill_are_not_checkpointed(place: Place) -> None:
+    append(place.store, ANN, 10, durability="memory")
+    append(place.store, BOB, 10, durability="ack")
+    assert not place.store.group_commit()
+    place.clock.now += SECONDS
+
+    assert (place.checkpoint(), place.store.checkpoints.lag_seconds) == (0, 0)
+
+
+def test_session_without_tokens_is_checkpointed(place: Place) -> None:
+    commit(place.store, ANN, opened(durability="spill"))
+    place.clock.now += SECONDS
+    place.checkpoint()
+
+    assert tokens(place.crash(), ANN) == 0
+
+
+def test_unchanged_session_is_written_once(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    for _ in range(3):
+        place.clock.now += SECONDS
+        place.checkpoint()
+
+    assert place.store.checkpoints.sessions == 1
+    assert place.store.checkpoints.nbytes == 300 * TOKEN
+
+
+def test_growing_session_writes_its_new_pages_only(place: Place) -> None:
+    spill(place.store, ANN, PAGE_TOKENS)
+    for _ in range(3):
+        place.clock.now += SECONDS
+        place.checkpoint()
+        spill(place.store, ANN, 5)
+
+    assert place.store.checkpoints.nbytes == (PAGE_TOKENS + 10) * TOKEN
+
+
+# A session that changes while it is being written
+
+
+def test_append_during_the_write_is_kept_for_the_next_one(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+    spill(place.store, ANN, 20)
+    place.clock.now += SECONDS
+    place.checkpoint()
+
+    assert tokens(place.crash(), ANN) == 320
+
+
+def test_append_during_the_write_waits_for_no_disk(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+
+    spill(place.store, ANN, 20)
+    spill(place.store, BOB, 300)
+
+    assert place.store._writer._in_flight
+
+
+def test_clean_shutdown_writes_what_was_appended_during_the_write(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+    spill(place.store, ANN, 20)
+
+    assert place.store.close(float("inf")) == 0
+
+    assert tokens(place.open(), ANN) == 320
+
+
+@pytest.mark.parametrize("then", [0, 50])
+def test_truncate_during_the_write_deletes_the_tokens(place: Place, then: int) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+    commit(place.store, ANN, place.store.get(ANN).session.truncate(260, BACKEND))
+    assert not place.store.group_commit()
+    if then:
+        spill(place.store, ANN, then)
+
+    assert tokens(place.crash(), ANN) is None
+
+
+def test_delete_during_the_write_deletes_the_session(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+    assert place.store.delete(ANN)
+
+    assert tokens(place.crash(), ANN) is None
+
+
+def test_id_used_again_during_the_write_has_its_new_tokens(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+    assert place.store.delete(ANN)
+    spill(place.store, ANN, 7)
+    place.clock.now += SECONDS
+    place.checkpoint()
+
+    assert tokens(place.crash(), ANN) == 7
+
+
+def test_fork_during_the_write_shares_the_written_pages(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+    fork(place.store, ANN, BOB, place.store.get(ANN).session)
+    used = place.store.disk.used
+    place.clock.now += SECONDS
+    place.checkpoint()
+
+    assert place.store.checkpoints.nbytes == 300 * TOKEN
+    assert place.store.disk.used > used
+    store = place.crash()
+    assert (tokens(store, ANN), tokens(store, BOB)) == (300, 300)
+
+
+def test_session_evicted_during_the_write_is_complete(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    assert place.begin()
+    for _ in place.store._evictor.ensure(place.store.memory.limit, ()):
+        pass
+
+    assert place.store.in_memory == 0
+    assert tokens(place.store, ANN) == 300
+    assert tokens(place.crash(), ANN) == 300
+
+
+# Large sessions, and little space
+
+
+def test_large_session_is_written_in_several_steps(place: Place) -> None:
+    place.store.checkpoints.step_nbytes = 2 * PAGE_TOKENS * TOKEN
+    for _ in range(9):
+        spill(place.store, ANN, PAGE_TOKENS)
+    place.clock.now += SECONDS
+    assert place.begin()
+    place.store.checkpoints.settle()
+    lag = place.store.checkpoints.lag_seconds
+
+    steps = place.checkpoint()
+
+    assert (lag, steps, place.store.checkpoints.lag_seconds) == (SECONDS, 4, 0)
+    assert tokens(place.crash(), ANN) == 9 * PAGE_TOKENS
+
+
+def test_crash_between_the_steps_leaves_nothing_of_the_session(place: Place) -> None:
+    place.store.checkpoints.step_nbytes = PAGE_TOKENS * TOKEN
+    for _ in range(3):
+        spill(place.store, ANN, PAGE_TOKENS)
+    place.clock.now += SECONDS
+    assert place.begin()
+    place.store.checkpoints.settle()
+
+    store = place.crash()
+
+    assert tokens(store, ANN) is None
+    assert store.disk.used == 0
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_session_deleted_between_the_steps_leaves_no_pages(place: Place, settled: bool) -> None:
+    place.store.checkpoints.step_nbytes = PAGE_TOKENS * TOKEN
+    for _ in range(3):
+        spill(place.store, ANN, PAGE_TOKENS)
+    place.clock.now += SECONDS
+    assert place.begin()
+    if settled:
+        place.store.checkpoints.settle()
+        assert place.store.disk.used > 0
+
+    place.store.delete(ANN)
+    place.checkpoint()
+
+    assert place.store.disk.used == 0
+
+
+def test_merged_pages_are_deleted_in_the_background(place: Place) -> None:
+    for _ in range(PAGE_TOKENS):
+        spill(place.store, ANN, 1)
+        place.clock.now += SECONDS
+        place.checkpoint()
+    place.checkpoint()
+
+    assert len(list(place.store.get(ANN).session.all_pages())) == 1
+    assert place.store.disk.used == place.store.disk.page_nbytes(PAGE_TOKENS * TOKEN) + 512
+
+
+def test_checkpoint_deletes_no_session_that_is_in_memory(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    spill(place.store, ANN, 300)
+    spill(place.store, BOB, 300)
+    place.clock.now += SECONDS
+    place.checkpoint()
+    place.store.disk.budget = place.store.disk.used  # type: ignore[misc]  # there is no more space
+    spill(place.store, CID, 300)
+    place.clock.now += SECONDS
+
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            place.checkpoint()
+            place.clock.now += SECONDS
+        place.store.disk.budget = DISK  # type: ignore[misc]  # there is space again
+        place.checkpoint()
+
+    assert [tokens(place.store, key) for key in (ANN, BOB, CID)] == [300] * 3
+    assert place.store.checkpoints.lag_seconds == 0
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(":")[0] for message in messages] == [
+        "checkpoint not written",
+        "checkpoints are written again",
+    ]
+
+
+def test_checkpoint_deletes_older_sessions_that_are_on_disk_only(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    assert place.store.close(float("inf")) == 0
+    used = place.store.disk.used
+    place.clock.now += 1
+    store = place.open(disk=used + 100)
+    spill(store, BOB, 300)
+    place.clock.now += SECONDS
+
+    place.checkpoint()
+
+    assert (tokens(store, ANN), store.evictions) == (None, 1)
+    assert tokens(place.crash(disk=used + 100), BOB) == 300
+
+
+def test_failed_write_is_repeated_and_loses_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+
+    def fail(**_: object) -> None:
+        raise DiskUnavailable("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.store.disk, "transaction", fail)
+        for _ in range(3):
+            place.checkpoint()
+            spill(place.store, ANN, 1)
+            place.clock.now += SECONDS
+    lag = place.store.checkpoints.lag_seconds
+
+    place.checkpoint()
+
+    assert (lag, place.store.checkpoints.lag_seconds) == (4 * SECONDS, 0)
+    assert place.store.checkpoints.failures == 3
+    assert sum("checkpoint not written" in record.getMessage() for record in caplog.records) == 1
+    assert tokens(place.crash(), ANN) == 303
+
+
+def test_many_sessions_share_few_transactions(place: Place) -> None:
+    for i in range(300):
+        spill(place.store, ("", f"{i:03}"), 1)
+    spill(place.store, DAN, 1)
+    place.clock.now += SECONDS
+
+    assert place.checkpoint() == 2
+    assert len(place.crash()) == 301
+
+
+def test_without_checkpoints_nothing_is_written(tmp_path: Path) -> None:
+    store = SessionStore(1 << 20, disk=SqliteStore(tmp_path, DISK), backend=BACKEND)
+    spill(store, ANN, 300)
+
+    assert not store.checkpoints.has_work
+    assert store.checkpoints.begin() is None
+    assert store.disk.used == 0
+    store.close(float("inf"))
