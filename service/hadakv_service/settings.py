@@ -116,8 +116,8 @@ class Settings(BaseModel):
     durability: Literal["memory", "spill", "ack"] = setting(
         "Memory and disk",
         "spill",
-        "Default durability of sessions. memory: lost at exit. spill: saved by checkpoints, when evicted from memory and "
-        "at a clean shutdown. ack: saved before every response.",
+        "Default durability of sessions. memory: lost at exit. spill: saved by checkpoints, when evicted from memory "
+        "and at a clean shutdown. ack: saved before every response.",
     )
     checkpoint_seconds: float = setting(
         "Memory and disk",
