@@ -138,7 +138,8 @@ class Client:
             OSError: the file cannot be read.
             ValueError: `session_id` is not valid; or it is None and the file is not a hadakv session file.
             SessionExists: the id is taken.
-            MalformedBody, InvalidRequest: the file is corrupt, or another version of hadakv wrote it.
+            FileCorrupt: the file is damaged.
+            MalformedBody, InvalidRequest: it is not a session file, or another version of hadakv wrote it.
             BodyTooLarge, InsufficientStorage: the file or the session is too large.
         """
         flows = SessionFlows(exported_session_id(path) if session_id is None else session_id, None, self._retries)

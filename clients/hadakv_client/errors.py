@@ -25,6 +25,7 @@ HadakvError
     ├── InvalidRequest           422  invalid fields: `errors`
     │   ├── ResponseTooLarge          the response would exceed `limit` bytes
     │   └── NonFinite                 NaN, infinity or overflow: `stream`, `layer`, `head`, `token`, `row`
+    ├── FileCorrupt              422  the bytes of a session file do not match its digest
     ├── HeadersTooLarge          431  the headers exceed `limit` bytes
     ├── InternalError            500  and every other 5xx without a class of its own
     ├── Busy                     503  retry after `retry_after` seconds
@@ -274,6 +275,12 @@ class ResponseTooLarge(InvalidRequest):
 
     slug, members = "response-too-large", {"limit": int}
     limit: int
+
+
+class FileCorrupt(Problem):
+    """The bytes of a session file do not match the digest at its end. Nothing was imported."""
+
+    status, slug = 422, "file-corrupt"
 
 
 class NonFinite(InvalidRequest):

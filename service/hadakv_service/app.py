@@ -35,6 +35,8 @@ from hadakv_service.observability.counters import DeviceCounters, RequestCounter
 from hadakv_service.observability.prometheus import Metrics, MetricSources
 from hadakv_service.observability.request_record import RouteTemplates
 from hadakv_service.observability.tier_gauges import DiskTierGauges, MemoryTierGauges
+from hadakv_service.operations.files.import_session import Importer
+from hadakv_service.operations.files.spool import SpoolDirectory
 from hadakv_service.sessions.session import Session
 from hadakv_service.settings import Settings
 from hadakv_service.storage.session_store import SessionStore
@@ -97,7 +99,8 @@ def create_app(
     durability = settings.durability if store.disk.budget else "memory"
     new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
     bodies = BodyReader(int(settings.max_body), settings.max_body_memory)
-    state = AppState(settings, backend, store, device, bodies, new_session, request_counters, metrics_page)
+    importer = _open_importer(settings, store, device, new_session)
+    state = AppState(settings, backend, store, device, bodies, importer, new_session, request_counters, metrics_page)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -134,6 +137,11 @@ def _open_store(settings: Settings, backend: Backend, quotas: QuotaTable) -> Ses
         quotas=quotas,
         checkpoint_seconds=settings.checkpoint_seconds,
     )
+
+
+def _open_importer(settings: Settings, store: SessionStore, device: DeviceExecutor, new_session: Session) -> Importer:
+    spools = SpoolDirectory(settings.data_dir) if store.disk.budget else None
+    return Importer(store, device, new_session, spools, max_in_memory=int(settings.max_body))
 
 
 def _tier_gauges(store: SessionStore) -> list[MemoryTierGauges | DiskTierGauges]:

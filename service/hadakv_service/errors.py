@@ -19,6 +19,7 @@ ServiceError
 ├── InvalidRequest         422  a field is missing, unknown or wrong
 │   ├── ResponseTooLarge        the response would exceed the limit
 │   └── NonFinite               NaN, infinity or overflow in k or v
+├── FileCorrupt            422  checksum mismatch of an imported file
 ├── HeadersTooLarge        431
 ├── Busy                   503  the device queue or the number of requests is at its limit
 ├── StorageUnavailable     503  the disk store cannot be used now
@@ -173,6 +174,12 @@ class InvalidRequest(ServiceError):
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
         listed = [{"field": field, "reason": reason} for field, reason in errors]
         super().__init__("; ".join(f"{field}: {reason}" for field, reason in errors), errors=listed)
+
+
+class FileCorrupt(ServiceError):
+    """The bytes of a session file do not match the digest at its end."""
+
+    status, slug, title = 422, "file-corrupt", "The file is corrupt"
 
 
 class ResponseTooLarge(InvalidRequest):

@@ -14,8 +14,8 @@ import pytest
 from safetensors import safe_open
 
 from hadakv_client import (
-    BodyTooLarge,
     Codec,
+    FileCorrupt,
     InvalidRequest,
     MalformedBody,
     SessionExists,
@@ -23,6 +23,7 @@ from hadakv_client import (
 )
 from hadakv_service.testing import running_service
 from support.inputs.codecs import CODECS, assert_same
+from support.inputs.session_files import as_version_1
 
 
 @pytest.mark.every_backend
@@ -84,9 +85,9 @@ def test_import_without_id_uses_the_exported_id(session: Any, client: Any, small
 
 def test_file_can_be_read_by_the_safetensors_library(session: Any, small: Path) -> None:
     with safe_open(small, "numpy") as file:
-        packed = file.get_tensor("layers.1.v.packed")
+        packed = file.get_tensor("groups.0.runs.0.pages.0.v.packed")
 
-    np.testing.assert_array_equal(packed, session.read().v.packed[1])
+    np.testing.assert_array_equal(packed, session.read().v.packed)
 
 
 def test_export_replaces_the_file_and_leaves_no_other(session: Any, small: Path) -> None:
@@ -179,7 +180,7 @@ def test_import_of_truncated_file_creates_no_session(client: Any, session: Any, 
 
 
 def test_import_of_other_version_raises_with_the_field(client: Any, session: Any, small: Path) -> None:
-    small.write_bytes(small.read_bytes().replace(b'"version":"1"', b'"version":"9"'))
+    small.write_bytes(small.read_bytes().replace(b'"version":"2"', b'"version":"9"'))
 
     with pytest.raises(InvalidRequest, match="another version of hadakv") as raised:
         client.import_session(small, f"{session.id}-copy")
@@ -187,9 +188,38 @@ def test_import_of_other_version_raises_with_the_field(client: Any, session: Any
     assert [error.field for error in raised.value.errors] == ["__metadata__.version"]
 
 
-def test_import_over_the_body_limit_raises_body_too_large(connect: Callable[..., Any], small: Path) -> None:
-    with running_service("--max-body", "1KiB") as service, pytest.raises(BodyTooLarge):
-        connect(service.url).import_session(small)
+def test_import_of_damaged_file_raises_file_corrupt(client: Any, session: Any, small: Path) -> None:
+    damaged = bytearray(small.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    small.write_bytes(damaged)
+
+    with pytest.raises(FileCorrupt, match="SHA-256"):
+        client.import_session(small, f"{session.id}-copy")
+    with pytest.raises(SessionNotFound):
+        client.session(f"{session.id}-copy").info()
+
+
+def test_import_of_version_1_file_warns(client: Any, session: Any, small: Path) -> None:
+    small.write_bytes(as_version_1(small.read_bytes()))
+
+    with pytest.warns(UserWarning, match="no checksum"):
+        copy = client.import_session(small, f"{session.id}-copy")
+
+    assert_same(copy.read().k, session.read().k)
+
+
+def test_import_is_not_limited_by_max_body(connect: Callable[..., Any], small: Path) -> None:
+    with running_service("--max-body", "1KiB") as service:
+        assert connect(service.url).import_session(small).info().length > 0
+
+
+def test_import_of_large_file_to_a_taken_id_raises_session_exists(client: Any, session: Any, tmp_path: Path) -> None:
+    x = np.zeros((4, 4, 3000, 128), np.float16)
+    client.session(session.id, {"kind": "float16"}).append(x, x)
+    session.export(tmp_path / "large")
+
+    with pytest.raises(SessionExists):
+        client.import_session(tmp_path / "large")
 
 
 @pytest.mark.parametrize("path", ["nowhere/file", "."], ids=["nowhere", "folder"])

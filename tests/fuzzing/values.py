@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hadakv_kernels import DTYPES, HEAD_DIMS, Codec, CodecError
-from hadakv_service.operations import session_file
+from hadakv_service.operations.files import layout
 from hadakv_service.sessions.layer_run import LayerRun
 from hadakv_service.sessions.session import Session
 from support.contract import Json, tensor
+from support.inputs.session_files import DIGEST_NBYTES, as_version_1, sealed
 
 TOKENS = [0, 1, 1, 2, 7, 33, 255, 256, 257, 300]
 # The shape of a session follows from its id, so most appends to it are valid.
@@ -59,7 +60,9 @@ def exported_session(rng: random.Random) -> bytes:
     runs = tuple(LayerRun(rng.randint(1, 3), 0, rng.choice(TOKENS)) for _ in range(rng.randint(0, 2)))
     stored = Session((rng.choice(kinds), rng.choice(kinds)), kv_heads=1, head_dim=rng.choice(HEAD_DIMS), runs=runs)
     # Zeros are valid content in every codec.
-    return session_file.header(stored, "chat-1", datetime.fromtimestamp(1, UTC)) + bytes(stored.nbytes)
+    file = layout.header(stored, "chat-1", datetime.fromtimestamp(1, UTC)) + bytes(stored.nbytes + DIGEST_NBYTES)
+    # Some are of version 1, which has no digest.
+    return as_version_1(file) if rng.random() < 0.3 and stored.runs else sealed(file)
 
 
 def encoded(rng: random.Random, options: Json, head_dim: int) -> Json:

@@ -1,5 +1,6 @@
 """Calls of the service. Each function builds the request and the parser for its response."""
 
+import warnings
 from collections.abc import Mapping
 from operator import index
 from typing import Any
@@ -120,9 +121,20 @@ def export_session(session: str, destination: FileDestination) -> Call[None]:
 
 
 def import_session(session: str, file: FileBody) -> Call[SessionInfo]:
-    """Build POST /sessions/{id}/import. It is not idempotent: a second attempt fails because the session exists."""
+    """Build POST /sessions/{id}/import. It is not idempotent: a second attempt fails because the session exists.
+
+    A warning of the service becomes a `UserWarning`: the file has no digest, so damage cannot be found.
+    """
     headers = _ACCEPT | {"content-type": OCTET_STREAM, "content-length": str(file.nbytes)}
-    return Call(Request("POST", f"/sessions/{session}/import", headers, file, idempotent=False), _session_info)
+
+    def parse(response: Response) -> SessionInfo:
+        info = _session_info(response)
+        if text := response.headers.get("warning"):
+            # The value is a code, an agent and a quoted text (RFC 7234, 5.5).
+            warnings.warn(text.split('"')[1] if text.count('"') == 2 else text, stacklevel=2)
+        return info
+
+    return Call(Request("POST", f"/sessions/{session}/import", headers, file, idempotent=False), parse)
 
 
 def delete(session: str) -> Call[None]:

@@ -19,7 +19,7 @@ PathLike = str | os.PathLike[str]
 _METADATA = "__metadata__"
 _FORMAT = "hadakv-session"
 # Same limit as in the service.
-_MAX_HEADER_NBYTES = 1 << 20
+_MAX_HEADER_NBYTES = 16 << 20
 
 
 class FileBody:

@@ -99,6 +99,14 @@ class DeviceExecutor:
         """
         return await self._enqueue(FunctionJob(work))
 
+    async def run_unbounded(self, job: Job[T]) -> T:
+        """Run a job, even if the queue is full: a part of a long request that was accepted."""
+        return await self._enqueue(job)
+
+    def submit(self, job: Job[object]) -> None:
+        """Queue a job, even if the queue is full, and do not wait for it."""
+        self._enqueue(job).add_done_callback(_log_failure)
+
     def _enqueue(self, job: Job[T]) -> "asyncio.Future[T]":
         self.depth += 1
         future: asyncio.Future[T] = self._events.create_future()
@@ -239,6 +247,11 @@ class DeviceExecutor:
                 queued.future.set_exception(queued.error)
             else:
                 queued.future.set_result(queued.result)
+
+
+def _log_failure(done: "asyncio.Future[object]") -> None:
+    if not done.cancelled() and (error := done.exception()):
+        log.error("background job failed", exc_info=error)
 
 
 def _run_guarded(queued: QueuedJob, step: Callable[[Any], T], argument: Any) -> T | None:

@@ -11,6 +11,7 @@ from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.http.request_body import BodyReader
 from hadakv_service.observability.counters import RequestCounters
 from hadakv_service.observability.prometheus import Metrics
+from hadakv_service.operations.files.import_session import Importer
 from hadakv_service.sessions.session import Session
 from hadakv_service.sessions.session_id import check_session_id
 from hadakv_service.settings import Settings
@@ -27,6 +28,7 @@ class AppState:
         store: the sessions.
         device: the device thread.
         bodies: reads request bodies within the limits.
+        importer: creates sessions from files.
         new_session: the value a new session starts with.
         counters: request counters.
         metrics: renders `/metrics`.
@@ -37,6 +39,7 @@ class AppState:
     store: SessionStore
     device: DeviceExecutor
     bodies: BodyReader
+    importer: Importer
     new_session: Session
     counters: RequestCounters
     metrics: Metrics

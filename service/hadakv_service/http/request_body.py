@@ -73,7 +73,7 @@ class BodyReader:
         if declared is not None and declared <= SMALL_BODY_NBYTES:
             yield await read_small(request.receive, self.limit)
             return
-        with self._memory_counter() as count:
+        with self.memory_counter() as count:
             if declared is None:
                 yield await read_small(request.receive, self.limit, count)
                 return
@@ -90,13 +90,18 @@ class BodyReader:
             self._pool.give_back(buffer)
 
     @contextmanager
-    def _memory_counter(self) -> Iterator[Callable[[int], None]]:
-        """Yield a function that counts bytes as in use until the end of the block, or raises `Busy`."""
+    def memory_counter(self, *, may_exceed_alone: bool = False) -> Iterator[Callable[[int], None]]:
+        """Yield a function that counts bytes as in use until the end of the block, or raises `Busy`.
+
+        Args:
+            may_exceed_alone: whether the block may use more than the limit while no other block uses any.
+        """
         counted = 0
 
         def count(nbytes: int) -> None:
             nonlocal counted
-            if self._memory_used + nbytes > self._memory_limit:
+            is_alone = may_exceed_alone and self._memory_used == counted
+            if self._memory_used + nbytes > self._memory_limit and not is_alone:
                 raise Busy("Large request bodies use all the memory reserved for them. Retry later.")
             self._memory_used += nbytes
             counted += nbytes

@@ -132,11 +132,19 @@ class BufferPool:
     @contextmanager
     def pinned(self, key: Key, pages: Collection[Page]) -> Iterator[None]:
         """Keep pages on disk while an operation on a session still has to read them."""
-        self._pinned[key] = pages
+        self.pin(key, pages)
         try:
             yield
         finally:
-            del self._pinned[key]
+            self.unpin(key)
+
+    def pin(self, key: Key, pages: Collection[Page]) -> None:
+        """Keep pages on disk until `unpin`. Pages may be added to the collection."""
+        self._pinned[key] = pages
+
+    def unpin(self, key: Key) -> None:
+        """Keep the pages that were pinned with a key no longer."""
+        del self._pinned[key]
 
     def pinned_pages(self) -> dict[Key, Collection[Page]]:
         """Return the pinned pages by the session that they are pinned for."""
@@ -202,6 +210,19 @@ class BufferPool:
                 parent = page.parent[0]
                 content = self._on_host(parent) if parent.is_resident else self._read_from_disk(parent)
             yield page, _slice_content(content, page.parent[1])
+
+    def read_once(self, page: Page) -> PageContent:
+        """Return K and V of a page in host memory. A page on disk is read, but does not stay in memory.
+
+        Raises:
+            SessionCorrupt: the checksum does not match.
+            StorageUnavailable: the disk cannot be read.
+        """
+        if page.is_resident:
+            return self._on_host(page)
+        content = self._read_from_disk(page)
+        self.restores += 1
+        return content
 
     def _on_host(self, page: Page) -> PageContent:
         to_host = self._backend.to_host

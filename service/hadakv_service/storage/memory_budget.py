@@ -72,6 +72,11 @@ class Reservation:
         self.bypasses_memory = bypasses_memory
         memory._reserve(self, nbytes)
 
+    def resize(self, nbytes: int) -> None:
+        """Reserve more or fewer bytes than before. The caller has checked that space can be made for them."""
+        self._memory._release(self)
+        self._memory._reserve(self, nbytes)
+
     def release(self) -> None:
         """Give the reserved bytes back. Further calls do nothing."""
         self._memory._release(self)

@@ -1,6 +1,6 @@
 """SessionStore: find, list, reserve, commit, fork, delete, expire."""
 
-from collections.abc import Collection, Generator, Hashable, Sequence
+from collections.abc import Collection, Generator, Hashable
 from contextlib import suppress
 from itertools import islice
 
@@ -32,6 +32,7 @@ from hadakv_service.storage.memory_budget import (
 )
 from hadakv_service.storage.session_lookup import SessionLookup
 from hadakv_service.storage.session_table import Clock, SessionRecord, SessionTable
+from hadakv_service.storage.staging.staged_session import StagedSession, StagingArea
 from hadakv_service.storage.write_back import WriteBack
 from hadakv_service.tenants.quotas import QuotaTable, TenantUsage
 
@@ -91,11 +92,27 @@ class SessionStore(SessionLookup):
         self._group_commit = GroupCommit(self._writer, self._table, self._write_back)
         self.checkpoints = Checkpointer(checkpoint_seconds, self.disk, self._writer, self._table, space)
         self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
+        self._staging = StagingArea(
+            *(
+                backend,
+                self.memory,
+                self.disk,
+                self.pool,
+                self._writer,
+                self._write_back,
+                space,
+                self._evictor,
+                self._usage,
+            ),
+            has=self.has,
+            check_memory=self._reservable,
+            commit=self.commit,
+        )
 
     def _free_memory(self, nbytes: int) -> None:
         self._evictor.try_free(nbytes)
 
-    def reserve(  # noqa: PLR0913 - the parts of what a write needs
+    def reserve(
         self,
         key: Key,
         session: Session,
@@ -104,12 +121,10 @@ class SessionStore(SessionLookup):
         nbytes: int = 0,
         pages: int = 0,
         slices_nbytes: int = 0,
-        may_bypass_memory: bool = False,
     ) -> Reservation:
         """Reserve memory for a new value of a session, before anything is allocated or evicted.
 
-        If memory has no space for temporary copies, they go to disk at once, provided the session may be there:
-        copies of slices, or with `may_bypass_memory` the new tokens themselves.
+        If memory has no space for copies of slices, they go to disk at once, provided the session may be there.
 
         Args:
             key: key of the session.
@@ -118,7 +133,6 @@ class SessionStore(SessionLookup):
             nbytes: packed bytes of these tokens.
             pages: number of pages of these tokens.
             slices_nbytes: stored bytes of pages that are split into slices.
-            may_bypass_memory: whether the new tokens can be written to disk page by page.
 
         Raises:
             InsufficientStorage: space in memory cannot be made.
@@ -131,10 +145,10 @@ class SessionStore(SessionLookup):
         try:
             reserved = self._reservable(growth + slices_nbytes, pinned)
         except InsufficientStorage:
-            if not ((slices_nbytes or may_bypass_memory) and self._space.can_spill(session)):
+            if not (slices_nbytes and self._space.can_spill(session)):
                 raise
             bypasses_memory = True
-            reserved = self._reservable(growth - (nbytes if may_bypass_memory else 0), pinned)
+            reserved = self._reservable(growth, pinned)
         return Reservation(
             self.memory, key, reserved, pinned, slices_nbytes=slices_nbytes, bypasses_memory=bypasses_memory
         )
@@ -160,13 +174,14 @@ class SessionStore(SessionLookup):
             )
         return nbytes
 
-    def write_through(self, reservation: Reservation, pages: Sequence[Page]) -> None:
-        """Write pages of a session that is not committed yet to disk, and evict them.
+    def stage(self, key: Key, session: Session) -> StagedSession:
+        """Return a session that is to be filled page by page. It does nothing before it is opened.
 
-        Raises:
-            InsufficientStorage: the disk is full or cannot be written. The pages are still in memory.
+        Args:
+            key: key of the session.
+            session: its value, with runs that have no pages yet.
         """
-        self._write_back.write_through(reservation.key, pages)
+        return StagedSession(self._staging, key, session)
 
     def commit(self, reservation: Reservation, session: Session) -> Generator[None, None, SessionRecord]:
         """Store the new value of a session, in chunks. Other jobs may run between them.

@@ -171,16 +171,6 @@ class WriteBack:
                     self._write_uncommitted(key, [page for page in pages if page.parent])
                 yield
 
-    def write_through(self, key: Key, pages: Sequence[Page]) -> None:
-        """Write pages of a session that is not committed yet, and evict them.
-
-        Raises:
-            InsufficientStorage: the disk is full or cannot be written. The pages are still in memory.
-        """
-        self._write_uncommitted(key, pages)
-        for page in pages:
-            self._pool.evict(page)
-
     def _write_uncommitted(self, key: Key, pages: Sequence[Page]) -> None:
         self.commit(WriteBatch(pages=pages), {key})
         # If the operation fails, no session ever references these pages.

@@ -1,6 +1,7 @@
 """Exported files: their content, and that it is the session at one moment."""
 
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hadakv_service.testing import RunningService, running_service
 from support.backends import assert_same_bits
 from support.contract import Caller, array, connect, status_line
 from support.inputs.arrays import CODECS, pair
-from support.inputs.session_files import METADATA, OCTETS, exported, taken_apart, tensors, told
+from support.inputs.session_files import METADATA, OCTETS, by_layer, exported, taken_apart, tensors, told
 from support.services.process_memory import peak_nbytes
 
 
@@ -32,7 +33,7 @@ def test_file_has_each_layers_tensors_as_stored(caller: Caller, session: str, he
     caller.append(session, *pair(3, 2, 300, head_dim), codec={"k": codec.to_mapping(), "v": Codec(6).to_mapping()})
     caller.append(session, *pair(1, 2, 7, head_dim), layer=1)
 
-    found = tensors(exported(caller, session))
+    found = by_layer(exported(caller, session))
 
     expected = stored(caller, session, 0) | stored(caller, session, 1) | stored(caller, session, 2)
     assert found.keys() == expected.keys()
@@ -51,7 +52,7 @@ def test_file_metadata_describes_the_session(caller: Caller, session: str) -> No
 
     assert found == {
         "format": "hadakv-session",
-        "version": "1",
+        "version": "2",
         "tables": fingerprint(),
         "session": session,
         "created": info["created"],
@@ -61,10 +62,14 @@ def test_file_metadata_describes_the_session(caller: Caller, session: str) -> No
         "head_dim": 64,
         "window": 100,
         "ttl_seconds": 60.5,
-        "runs": [
-            {"layers": 2, "base": 512, "length": 700},
-            {"layers": 1, "base": 0, "length": 0},
-            {"layers": 1, "base": 0, "length": 20},
+        "groups": [
+            {
+                "runs": [
+                    {"layers": 2, "base": 512, "length": 700, "page_tokens": 10 * 256},
+                    {"layers": 1, "base": 0, "length": 0, "page_tokens": 21 * 256},
+                    {"layers": 1, "base": 0, "length": 20, "page_tokens": 21 * 256},
+                ]
+            }
         ],
     }
     assert datetime.fromisoformat(found["created"]).tzinfo is not None
@@ -81,6 +86,7 @@ def test_safetensors_library_reads_the_file(caller: Caller, session: str, tmp_pa
         metadata = file.metadata()
 
     ours = tensors(path.read_bytes())
+    assert loaded.pop("digest").tobytes() == sha256(path.read_bytes()[:-32]).digest()
     assert loaded.keys() == ours.keys()
     for name, tensor in ours.items():
         assert_same_bits(loaded[name], tensor)
@@ -123,8 +129,8 @@ def test_session_without_tokens_can_be_exported(caller: Caller, session: str, op
 
     file = exported(caller, session)
 
-    assert safetensors.numpy.load(file) == {}
-    assert told(file)["runs"] == []
+    assert safetensors.numpy.load(file).keys() == {"digest"}
+    assert told(file)["groups"] == [{"runs": []}]
 
 
 def test_export_of_missing_session_is_not_found(caller: Caller, session: str) -> None:
@@ -184,12 +190,13 @@ def test_stalled_export_does_not_delay_other_requests(server: RunningService, ca
         placed = caller.append(session, *pair(4, 4, 1, 256))
 
     assert line == b"HTTP/1.1 200 OK"
-    assert told(file)["runs"] == [{"layers": 4, "base": 0, "length": 2048}]
+    (run,) = told(file)["groups"][0]["runs"]
+    assert (run["layers"], run["base"], run["length"]) == (4, 0, 2048)
     assert placed.status == 200
     assert exported(caller, session) != file
 
 
-def test_export_needs_memory_for_two_layers_at_most() -> None:
+def test_export_needs_memory_for_a_few_pages() -> None:
     layers, mebibytes = 16, 8
     with running_service("--memory-budget", "1GiB") as service, Caller(service.url) as caller:
         k, v = pair(1, 4, 2048, 256)

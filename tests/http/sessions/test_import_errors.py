@@ -1,4 +1,4 @@
-"""Files that cannot be imported are rejected with a reason, and nothing is stored."""
+"""Files of version 1 that cannot be imported are rejected with a reason, and nothing is stored."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from hadakv_service.device.batch import CHUNKED_JOB_NBYTES
-from hadakv_service.operations.session_file import MAX_HEADER_NBYTES
+from hadakv_service.operations.files.layout import MAX_HEADER_NBYTES
 from hadakv_service.testing import running_service
 from support.assertions import assert_names_field
 from support.contract import JSON, MSGPACK, Caller, Json
+from support.inputs import session_files
 from support.inputs.arrays import pair
 from support.inputs.session_files import (
     METADATA,
     OCTETS,
-    exported,
+    as_version_1,
     imported,
     put_together,
     taken_apart,
@@ -26,6 +27,11 @@ from support.inputs.session_files import (
 )
 
 Change = Callable[[bytes], bytes]
+
+
+def exported(caller: Caller, session: str) -> bytes:
+    """Export a session as a file of version 1."""
+    return as_version_1(session_files.exported(caller, session))
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +172,9 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "another format": (says(format="pt"), "format", "not 'pt': not a hadakv export"),
     "no version": (says(version=None), "version", "is missing"),
     "a later version": (
-        says(version="2"),
+        says(version="3"),
         "version",
-        "must be 1, not '2': the file was written by another version of hadakv",
+        "must be 1 or 2, not '3': the file was written by another version of hadakv",
     ),
     "no fingerprint": (says(tables=None), "tables", "is missing"),
     "other tables": (says(tables="00" * 32), "tables", "the codec tables of another version of hadakv"),
@@ -412,8 +418,12 @@ def test_import_over_budget_is_rejected_and_evicts_nothing() -> None:
         assert names(caller) == ["second"]
 
 
-def test_file_above_max_body_is_rejected(strict: Caller) -> None:
-    rejected = imported(strict, "new", bytes((4 << 20) + 1))
+def test_version_1_file_above_max_body_is_rejected_without_a_disk(strict: Caller) -> None:
+    with running_service("--memory-budget", "64MiB") as service, Caller(service.url) as caller:
+        caller.append("large", *pair(2, 2, 4100, 64), codec={"kind": "float16"})
+        file = exported(caller, "large")
+
+    rejected = imported(strict, "new", file)
 
     assert rejected.problem(413, "body-too-large")["limit"] == 4 << 20
 

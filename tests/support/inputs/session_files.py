@@ -1,6 +1,7 @@
 """Session files, parsed and built without code of the service, which could hide a mistake on both sides."""
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from support.contract import Answer, Caller, Json
 
 OCTETS = "application/octet-stream"
 DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32}
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
+DIGEST_NBYTES = 32
 
 
 def exported(caller: Caller, session: str) -> bytes:
@@ -39,10 +42,21 @@ def put_together(header: Any, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
+def sealed(file: bytes) -> bytes:
+    """Return a file of version 2 with the digest that belongs to its other bytes."""
+    return file[:-DIGEST_NBYTES] + sha256(file[:-DIGEST_NBYTES]).digest()
+
+
+def without_digest(file: bytes) -> bytes:
+    """Return the bytes of the tensors of a file of version 2, except for the digest."""
+    return taken_apart(file)[1][:-DIGEST_NBYTES]
+
+
 def tensors(file: bytes) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a file by name."""
+    """Return the tensors of a file by name, except for the digest."""
     header, data = taken_apart(file)
     header.pop(METADATA)
+    header.pop("digest", None)
     return {
         name: np.frombuffer(data[slice(*head["data_offsets"])], DTYPES[head["dtype"]]).reshape(head["shape"])
         for name, head in header.items()
@@ -54,6 +68,57 @@ def told(file: bytes) -> Json:
     strings = taken_apart(file)[0][METADATA]
     plain = ("format", "version", "tables", "session", "created")
     return {name: text if name in plain else json.loads(text) for name, text in strings.items()}
+
+
+def by_layer(file: bytes) -> dict[str, NDArray[Any]]:
+    """Return the tensors of each layer of a file of version 2, named as in version 1."""
+    (group,) = told(file)["groups"]
+    pages = tensors(file)
+    found, first = {}, 0
+    streams = {name.split(".pages.0.")[1] for name in pages if ".pages.0." in name}
+    for run, span in enumerate(group["runs"]):
+        count = -(-(span["length"] - span["base"]) // span["page_tokens"])
+        for stream in sorted(streams) if count else ():
+            parts = [pages[f"groups.0.runs.{run}.pages.{page}.{stream}"] for page in range(count)]
+            joined = np.concatenate(parts, axis=2)
+            found |= {f"layers.{first + layer}.{stream}": joined[layer] for layer in range(span["layers"])}
+        first += span["layers"]
+    return found
+
+
+def as_version_1(file: bytes) -> bytes:
+    """Return a file of version 2 as the previous version of the service wrote it."""
+    header, _ = taken_apart(file)
+    metadata = header[METADATA] | {"version": "1"}
+    (group,) = json.loads(metadata.pop("groups"))
+    runs = [{name: run[name] for name in ("layers", "base", "length")} for run in group["runs"]]
+    metadata["runs"] = json.dumps(runs, separators=(",", ":"))
+    found = by_layer(file)
+    entries: Json = {METADATA: metadata}
+    data, layer = b"", 0
+    names = sorted({name.split(".", 2)[2] for name in found}, key=_order)
+    for run in runs:
+        for _ in range(run["layers"]):
+            for name in names:
+                array = found.get(f"layers.{layer}.{name}")
+                if array is None:
+                    # Layers without tokens have empty tensors.
+                    like = next(each for key, each in found.items() if key.endswith(name))
+                    array = like[:, :0]
+                entries[f"layers.{layer}.{name}"] = {
+                    "dtype": NAMES[array.dtype],
+                    "shape": list(array.shape),
+                    "data_offsets": [len(data), len(data) + array.nbytes],
+                }
+                data += array.tobytes()
+            layer += 1
+    return put_together(entries, data)
+
+
+def _order(name: str) -> tuple[str, int]:
+    """Return where a tensor of a layer comes: K before V, packed vectors before norms."""
+    stream, part = name.split(".")
+    return stream, ("packed", "norms", "values").index(part)
 
 
 def with_metadata(file: bytes, **changes: Any) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from hadakv_service.device.executor import DeviceExecutor
-from hadakv_service.operations import export_session
-from hadakv_service.operations.export_session import Export, ExportAborted
+from hadakv_service.operations.files import export_session
+from hadakv_service.operations.files.export_session import Export, ExportAborted
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
@@ -33,7 +33,7 @@ class CountingDevice:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SessionStore]:
     """Return a store with a session on disk. Each job reads one page."""
-    monkeypatch.setattr(export_session, "COPY_NBYTES", 1)
+    monkeypatch.setattr(export_session, "VERIFY_NBYTES", 1)
     store = SessionStore(1 << 20, disk=SqliteStore(tmp_path, 1 << 30), backend=BACKEND)
     append(store, ANN, PAGES * PAGE_TOKENS, durability="spill")
     store.close(float("inf"))
@@ -45,20 +45,28 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SessionSt
 def verify(store: SessionStore, is_disconnected: Callable[[], bool]) -> int:
     """Return the number of jobs of a check, negative if it was aborted."""
     device = CountingDevice()
+    export = Export(store.get(ANN).session, store.pool, b"", 0)
     try:
-        asyncio.run(Export(store.get(ANN).session, b"", 0).verify(cast(DeviceExecutor, device), is_disconnected))
+        asyncio.run(export.verify(cast(DeviceExecutor, device), is_disconnected))
     except ExportAborted:
         device.calls = -device.calls
     return device.calls
 
 
-def test_verify_loads_all_pages_that_fit(store: SessionStore) -> None:
+def test_verify_reads_all_pages_and_keeps_none(store: SessionStore) -> None:
     device = verify(store, lambda: False)
 
     assert PAGES <= device <= PAGES + 1
     assert store.pool.restores == PAGES
-    assert all(page.is_resident for page in store.get(ANN).session.all_pages())
-    assert verify(store, lambda: False) == 1, "resident pages need not be read"
+    assert not any(page.is_resident for page in store.get(ANN).session.all_pages())
+
+
+def test_verify_does_not_read_resident_pages(store: SessionStore) -> None:
+    for page in store.get(ANN).session.all_pages():
+        page.load()
+
+    assert verify(store, lambda: False) == 1
+    assert store.pool.restores == PAGES
 
 
 def test_verify_stops_when_client_disconnects(store: SessionStore) -> None:

@@ -10,6 +10,7 @@ from hadakv_service.errors import (
     BodyTooLarge,
     Busy,
     CodecMismatch,
+    FileCorrupt,
     ForbiddenOrigin,
     HeadersTooLarge,
     InsufficientStorage,
@@ -124,7 +125,7 @@ CALLS = {
     ),
     ("/sessions/{id}/export", "get"): Call("exportSession", {200: _FILE}, (*_ANY, *_STORED, SessionNotFound)),
     ("/sessions/{id}/import", "post"): Call(
-        "importSession", {201: "SessionInfo"}, (*_ANY, *_BODY, *_STORED, SessionExists, *_SPACE), _FILE
+        "importSession", {201: "SessionInfo"}, (*_ANY, *_BODY, FileCorrupt, *_STORED, SessionExists, *_SPACE), _FILE
     ),
     ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
     ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, ResponseTooLarge), "DecodeBody", json=False),

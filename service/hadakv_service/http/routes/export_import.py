@@ -9,13 +9,17 @@ from starlette.responses import Response, StreamingResponse
 
 from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
+from hadakv_service.http.body_stream import BodyStream
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
-from hadakv_service.operations import session_file_reader
 from hadakv_service.operations.describe import describe
-from hadakv_service.operations.export_session import Export, ExportAborted
-from hadakv_service.operations.import_session import ImportOperation
+from hadakv_service.operations.files.export_session import Export, ExportAborted
 
 router = APIRouter()
+
+# RFC 7234, 5.5: 299 is a persistent warning without a standard meaning.
+VERSION_1_WARNING = (
+    '299 hadakv "file of version 1: it has no checksum, so damage cannot be found; export the session again"'
+)
 
 
 @router.get("/sessions/{id}/export", response_class=StreamingResponse, response_model=None)
@@ -27,7 +31,9 @@ async def export(request: Request) -> Response:
     def prepare() -> Export:
         record = service.store.get(key)
         service.store.touch(key)
-        return Export.from_session(record.session, key[1], datetime.fromtimestamp(record.created, UTC))
+        return Export.from_session(
+            record.session, service.store.pool, key[1], datetime.fromtimestamp(record.created, UTC)
+        )
 
     file = await service.device.call(prepare, key)
     try:
@@ -47,8 +53,11 @@ async def import_(request: Request) -> Response:
     key = session_key(request)
     check_octet_stream(request)
     service = app_state(request)
-    async with service.bodies.read(request) as body:
-        file = session_file_reader.read(body)
-        operation = ImportOperation(key, file, service.store, service.backend, service.new_session)
-        record = await service.device.run(operation)
-    return metadata_response(request, describe(key[1], record), 201)
+    body = BodyStream(request)
+    # --max-body does not apply: only some pages of the file are in memory at a time.
+    with service.bodies.memory_counter(may_exceed_alone=True) as count:
+        imported = await service.importer.run(key, body, body.nbytes, count)
+    response = metadata_response(request, describe(key[1], imported.record), 201)
+    if not imported.has_digest:
+        response.headers["warning"] = VERSION_1_WARNING
+    return response

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from hadakv_kernels import Encoded
 from hadakv_service.storage.disk.interface import CorruptData, Manifest, PageContent, PageInfo, RunManifest
 
 
-def digest(*parts: bytes) -> bytes:
+def digest(*parts: bytes | memoryview) -> bytes:
     """Return the 8-byte XXH3 hash of all parts."""
     state = xxhash.xxh3_64()
     for part in parts:
@@ -81,11 +82,28 @@ def check_pages(manifest: Manifest, known: Mapping[int, PageInfo]) -> None:
             raise CorruptData("pages and manifest have different numbers of tokens")
 
 
-def pack_page(content: PageContent) -> tuple[bytes, bytes]:
+def pack_page(content: PageContent) -> tuple[bytes, bytes | memoryview]:
     """Return the header and the bytes of a page."""
     arrays = [array for stream in content for array in (stream.packed, stream.norms)]
     header = json.dumps([array.shape for array in arrays]).encode()
+    adjacent = _adjacent_bytes(arrays)
+    if adjacent is not None:
+        return header, adjacent
     return header, b"".join(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
+
+
+def _adjacent_bytes(arrays: Sequence[NDArray[Any]]) -> memoryview | None:
+    """Return the bytes of arrays without a copy, if they follow each other in one array of bytes; None if not."""
+    whole = arrays[0].base
+    if not isinstance(whole, np.ndarray) or whole.dtype != np.uint8 or whole.ndim != 1:
+        return None
+    start = end = arrays[0].ctypes.data
+    for array in arrays:
+        if array.nbytes and not (array.base is whole and array.flags.c_contiguous and array.ctypes.data == end):
+            return None
+        end += array.nbytes
+    first = start - whole.ctypes.data
+    return whole[first : first + end - start].data
 
 
 def unpack_page(header: bytes, blob: bytes) -> PageContent:

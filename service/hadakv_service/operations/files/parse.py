@@ -1,46 +1,29 @@
-"""Parse and validate an untrusted session file.
+"""Parse and validate the header of an untrusted session file.
 
 Bytes that are not a safetensors file raise `MalformedBody`. A file with impossible values raises `InvalidRequest` with
 the name of the field. The elements of the tensors are validated later, page by page.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from hadakv_kernels import HEAD_DIMS, Encoded
+from hadakv_kernels import HEAD_DIMS
 from hadakv_kernels.tables import fingerprint
 from hadakv_service.errors import InvalidRequest, MalformedBody
-from hadakv_service.operations import session_file
-from hadakv_service.operations.session_file import (
-    AS_JSON,
-    MAX_HEADER_NBYTES,
-    METADATA,
-    PREFIX_NBYTES,
-    Metadata,
-    Part,
-    Span,
-)
+from hadakv_service.operations.files import layout
+from hadakv_service.operations.files.layout import MAX_HEADER_NBYTES, MAX_PAGE_NBYTES, PREFIX_NBYTES, Part
+from hadakv_service.operations.files.metadata import FORMAT, KINDS, METADATA, PLAIN, Metadata, PagedSpan, Span, Version2
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.sessions.session import MAX_LAYERS, Session
 from hadakv_service.sessions.session_id import check_session_id
 from hadakv_service.wire import serialization
 
-DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 # Maximum number of errors in one response, even if every tensor is invalid.
 MAX_REPORTED_ERRORS = 8
-
-# Values that a supported file has, and what another value means.
-_EXPECTED_METADATA = {
-    "format": (session_file.FORMAT, "not a hadakv export"),
-    "version": (session_file.VERSION, "the file was written by another version of hadakv"),
-    "tables": (fingerprint(), "the file was written with the codec tables of another version of hadakv"),
-}
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
 T = TypeVar("T")
@@ -55,36 +38,47 @@ class TensorHeader(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class SessionFile:
-    """A file with a valid header.
+class FileHeader:
+    """A valid header.
 
     Attributes:
         session: session without runs.
         spans: runs of the session.
-        tensors: views of the file, by name.
+        offsets: first byte of each tensor of a file of version 1, counted from the end of the header. None for version
+            2, whose tensors follow each other in a fixed order.
+        data_nbytes: bytes of the file after the header.
     """
 
     session: Session
-    spans: list[Span]
-    tensors: Mapping[str, NDArray[Any]]
+    spans: Sequence[Span]
+    offsets: Mapping[str, int] | None
+    data_nbytes: int
 
-    def stream(self, layer: int, stream: str) -> Encoded:
-        """Return K or V of a layer as views of the file: uint8 `[kv_heads, tokens, row_bytes]`, float32 norms."""
-        name = f"layers.{layer}.{stream}"
-        values = self.tensors.get(f"{name}.values")
-        if values is not None:
-            return Encoded(values.view(np.uint8), np.empty((*values.shape[:-1], 0), np.float32))
-        return Encoded(self.tensors[f"{name}.packed"], self.tensors[f"{name}.norms"])
+    @property
+    def paged_spans(self) -> list[PagedSpan]:
+        """Runs of a session in a file of version 2."""
+        return [span for span in self.spans if isinstance(span, PagedSpan)]
 
 
-def read(body: serialization.Buffer) -> SessionFile:
-    """Parse and validate the header of a file.
+def header_nbytes(prefix: bytes | memoryview) -> int:
+    """Return the length of the header from the first bytes of a file.
 
     Raises:
-        MalformedBody: the body is not a safetensors file, or is truncated.
+        MalformedBody: it is larger than any header.
+    """
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER_NBYTES:
+        raise MalformedBody(f"The header has {length} bytes, the maximum is {MAX_HEADER_NBYTES}.")
+    return length
+
+
+def parse_header(header: bytes | memoryview) -> FileHeader:
+    """Parse and validate the header of a file, without its length.
+
+    Raises:
+        MalformedBody: the file is not a safetensors file, or its tensors are not adjacent.
         InvalidRequest: the file is not a hadakv export, was written by another version, or has an invalid field.
     """
-    header, data = _split(memoryview(body))
     try:
         entries = _json(header)
     except ValueError as error:
@@ -93,24 +87,28 @@ def read(body: serialization.Buffer) -> SessionFile:
         raise MalformedBody("The header is not a JSON object.")
     metadata = _metadata(entries.pop(METADATA, None))
     session = _session(metadata)
-    expected = list(session_file.parts(session, metadata.runs)) if metadata.runs else []
-    headers = _tensor_headers(entries, expected)
-    _check_no_gaps(headers, len(data))
-    tensors = {part.name: _view(data, headers[part.name], part) for part in expected}
-    return SessionFile(session, metadata.runs, tensors)
+    if isinstance(metadata, Version2):
+        _check_page_sizes(session, metadata.spans)
+        expected = layout.page_parts(session, metadata.spans)
+        return FileHeader(session, metadata.spans, None, _check_in_order(entries, expected))
+    parts = list(layout.layer_parts(session, metadata.spans)) if metadata.spans else []
+    headers = _tensor_headers(entries, parts)
+    offsets = {name: each.data_offsets[0] for name, each in headers.items()}
+    return FileHeader(session, metadata.spans, offsets, _check_adjacent(headers))
 
 
-def _split(body: memoryview) -> tuple[memoryview, memoryview]:
-    """Split a file into its header and the bytes of its tensors."""
-    if len(body) < PREFIX_NBYTES:
-        raise MalformedBody("The file is truncated: it ends before the length of the header.")
-    length = int.from_bytes(body[:PREFIX_NBYTES], "little")
-    if length > MAX_HEADER_NBYTES:
-        raise MalformedBody(f"The header has {length} bytes, the maximum is {MAX_HEADER_NBYTES}.")
-    stop = PREFIX_NBYTES + length
-    if stop > len(body):
-        raise MalformedBody(f"The file is truncated: its header needs {stop} bytes, but the file has {len(body)}.")
-    return body[PREFIX_NBYTES:stop], body[stop:]
+def check_file_nbytes(found: int, header_length: int, data_nbytes: int) -> None:
+    """Check that a file is as long as its header says.
+
+    Raises:
+        MalformedBody: the file is truncated, or has trailing bytes.
+    """
+    data = found - PREFIX_NBYTES - header_length
+    if data != data_nbytes:
+        raise MalformedBody(
+            f"The file {'is truncated' if data < data_nbytes else 'has trailing bytes'}: its tensors have "
+            f"{data_nbytes} bytes, but {max(data, 0)} bytes follow the header."
+        )
 
 
 def _json(text: bytes | memoryview) -> Any:
@@ -139,16 +137,24 @@ def _metadata(strings: object) -> Metadata:
     if strings is None:
         raise InvalidRequest([(METADATA, "is missing: not a hadakv export")])
     values = _convert(strings, dict[str, str], METADATA)
-    for name, (value, explanation) in _EXPECTED_METADATA.items():
-        if values.get(name) != value:
-            found = f"not {values[name][:80]!a}" if name in values else "is missing"
-            raise _invalid(name, f"must be {value}, {found}: {explanation}")
-    return _convert({name: _parsed(name, text) for name, text in values.items()}, Metadata, METADATA)
+    _check_value(values, "format", [FORMAT], "not a hadakv export")
+    _check_value(values, "version", list(KINDS), "the file was written by another version of hadakv")
+    tables_error = "the file was written with the codec tables of another version of hadakv"
+    _check_value(values, "tables", [fingerprint()], tables_error)
+    kind = KINDS[values["version"]]
+    as_json = set(kind.__struct_fields__) - PLAIN
+    parsed = {name: _parsed(name, text) if name in as_json else text for name, text in values.items()}
+    return _convert(parsed, kind, METADATA)
+
+
+def _check_value(values: Mapping[str, str], name: str, allowed: list[str], explanation: str) -> None:
+    value = values.get(name)
+    if value not in allowed:
+        found = "is missing" if value is None else f"not {value[:80]!a}"
+        raise _invalid(name, f"must be {' or '.join(allowed)}, {found}: {explanation}")
 
 
 def _parsed(name: str, text: str) -> Any:
-    if name not in AS_JSON:
-        return text
     try:
         return _json(text.encode())
     except ValueError as error:
@@ -178,15 +184,16 @@ def _session(metadata: Metadata) -> Session:
         ttl_seconds=metadata.ttl_seconds,
     )
     for field in ("codec", "kv_heads", "head_dim"):
-        if metadata.runs and getattr(metadata, field) is None:
+        if metadata.spans and getattr(metadata, field) is None:
             raise _invalid(field, "is missing, though there are layers")
     check_session_id(metadata.session, f"{METADATA}.session")
-    layers, limit = sum(span.layers for span in metadata.runs), session.layers or MAX_LAYERS
+    runs = "groups[0].runs" if isinstance(metadata, Version2) else "runs"
+    layers, limit = sum(span.layers for span in metadata.spans), session.layers or MAX_LAYERS
     if layers > limit:
-        raise _invalid("runs", f"have {layers} layers, the maximum is {limit}")
-    for i, span in enumerate(metadata.runs):
+        raise _invalid(runs, f"have {layers} layers, the maximum is {limit}")
+    for i, span in enumerate(metadata.spans):
         if reason := _span_error(span, session.window):
-            raise _invalid(f"runs[{i}].base", reason)
+            raise _invalid(f"{runs}[{i}].base", reason)
     return session
 
 
@@ -203,15 +210,57 @@ def _span_error(span: Span, window: int | None) -> str | None:
     return None
 
 
+def _check_page_sizes(session: Session, spans: Sequence[PagedSpan]) -> None:
+    """Reject pages that need more memory at once than an export ever writes."""
+    for i, span in enumerate(spans):
+        tokens = min(span.page_tokens, span.tokens)
+        nbytes = layout.page_nbytes(session, span.layers, tokens)
+        if tokens > PAGE_TOKENS and nbytes > MAX_PAGE_NBYTES:
+            reason = f"makes pages of {nbytes} bytes, the maximum is {MAX_PAGE_NBYTES}"
+            raise _invalid(f"groups[0].runs[{i}].page_tokens", reason)
+
+
 def _invalid(field: str, reason: str) -> InvalidRequest:
     return InvalidRequest([(f"{METADATA}.{field}", reason)])
 
 
+def _check_in_order(entries: dict[str, Any], expected: Iterator[Part]) -> int:
+    """Check the header entries of a file of version 2. Its tensors follow each other in one order.
+
+    Returns:
+        bytes of all tensors.
+    """
+    errors: list[tuple[str, str]] = []
+    at = 0
+    # The metadata may claim very many tensors. The loop ends soon after the last one that is in the header.
+    for part in expected:
+        if part.name not in entries:
+            errors.append((part.name, "is missing"))
+        else:
+            header = _convert(entries.pop(part.name), TensorHeader, part.name)
+            errors += _header_errors(header, part)
+            if header.data_offsets[0] != at:
+                errors.append((f"{part.name}.data_offsets", f"must begin at {at}, not at {header.data_offsets[0]}"))
+        if len(errors) >= MAX_REPORTED_ERRORS:
+            break
+        at += part.nbytes
+    else:
+        errors += _unknown_tensors(entries)
+    _raise_invalid(errors)
+    return at
+
+
+def _unknown_tensors(names: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("header", f"has a tensor {name[:80]!a} of a layer that the session does not have") for name in sorted(names)
+    ]
+
+
 def _tensor_headers(entries: Mapping[str, Any], expected: list[Part]) -> dict[str, TensorHeader]:
     """Return the header entry of each tensor. They must match what the metadata requires."""
-    unknown = sorted(entries.keys() - {part.name for part in expected})
     errors = [(part.name, "is missing") for part in expected if part.name not in entries]
-    errors += [("header", f"has a tensor {name[:80]!a} of a layer that the session does not have") for name in unknown]
+    named = {part.name for part in expected}
+    errors += _unknown_tensors({name: entry for name, entry in entries.items() if name not in named})
     _raise_invalid(errors)
     headers = {part.name: _convert(entries[part.name], TensorHeader, part.name) for part in expected}
     _raise_invalid([error for part in expected for error in _header_errors(headers[part.name], part)])
@@ -233,8 +282,8 @@ def _header_errors(header: TensorHeader, part: Part) -> Iterator[tuple[str, str]
         yield f"{part.name}.data_offsets", f"must be {part.nbytes} bytes apart, not {end - begin}"
 
 
-def _check_no_gaps(headers: Mapping[str, TensorHeader], nbytes: int) -> None:
-    """Check that the tensors, in any order, fill the file from the end of the header without gaps or overlaps."""
+def _check_adjacent(headers: Mapping[str, TensorHeader]) -> int:
+    """Check that the tensors, in any order, are adjacent from the end of the header on. Return their bytes."""
     at = 0
     for (begin, end), name in sorted((header.data_offsets, name) for name, header in headers.items()):
         if begin != at:
@@ -242,14 +291,4 @@ def _check_no_gaps(headers: Mapping[str, TensorHeader], nbytes: int) -> None:
                 [(f"{name}.data_offsets", f"must begin at {at}, the end of the previous tensor, not at {begin}")]
             )
         at = end
-    if at != nbytes:
-        raise MalformedBody(
-            f"The file {'is truncated' if at > nbytes else 'has trailing bytes'}: its tensors have {at} bytes, but "
-            f"{nbytes} bytes follow the header."
-        )
-
-
-def _view(data: memoryview, header: TensorHeader, part: Part) -> NDArray[Any]:
-    begin, end = header.data_offsets
-    dtype = DTYPES[part.dtype]
-    return (np.frombuffer(data[begin:end], dtype) if end > begin else np.empty(0, dtype)).reshape(part.shape)
+    return at

@@ -1,0 +1,1 @@
+"""Sessions as files: export, import, and the two versions of the format."""

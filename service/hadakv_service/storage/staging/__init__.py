@@ -1,0 +1,1 @@
+"""Sessions that arrive page by page and become visible all at once."""
