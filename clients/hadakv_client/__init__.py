@@ -26,6 +26,7 @@ from hadakv_client.errors import (
     QuotaExceeded,
     RequestTimeout,
     ResponseTooLarge,
+    SessionChanged,
     SessionCorrupt,
     SessionExists,
     SessionNotFound,
@@ -38,7 +39,7 @@ from hadakv_client.errors import (
     UnknownHost,
     UnsupportedMediaType,
 )
-from hadakv_client.http.arguments import SessionOptions, check_session_id
+from hadakv_client.http.arguments import SessionOptions, TokenProgress, check_session_id
 from hadakv_client.http.files import Progress
 from hadakv_client.http.transport import DEFAULT_URL, check_url
 from hadakv_client.results import AppendResult, Codecs, LayerSpan, Range, SessionInfo, StoredAppend
@@ -83,6 +84,7 @@ __all__ = [
     "ResponseTooLarge",
     "Retries",
     "Session",
+    "SessionChanged",
     "SessionCorrupt",
     "SessionExists",
     "SessionInfo",
@@ -93,6 +95,7 @@ __all__ = [
     "StorageUnavailable",
     "StoredAppend",
     "Timeout",
+    "TokenProgress",
     "TransportError",
     "Unauthorized",
     "UnknownHost",
