@@ -170,11 +170,12 @@ class _PartwiseRead:
         Raises:
             ResponseTooLarge: a part cannot be smaller.
         """
-        fitting = error.tokens or 0
-        if 0 < fitting < tokens:
-            # The service counts the bytes of the tensors, so this many tokens take about `PART_NBYTES`.
+        # Halve a part that was too large although the service said that it fits.
+        fitting = min(error.tokens or 0, max(tokens // 2, 1))
+        if fitting and tokens > 1:
+            # So many tokens take about `PART_NBYTES`, as `fitting` ones take about `limit`.
             self._tokens = max(1, min(fitting, fitting * PART_NBYTES // max(error.limit, 1)))
-        elif fitting == 0 and self._layers > 1:
+        elif self._layers > 1:
             self._tokens, self._layers = 1, (self._layers + 1) // 2
         else:
             raise error
