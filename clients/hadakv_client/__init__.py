@@ -27,6 +27,7 @@ from hadakv_client.errors import (
     QuotaExceeded,
     RequestTimeout,
     ResponseTooLarge,
+    SessionChanged,
     SessionCorrupt,
     SessionExists,
     SessionNotFound,
@@ -39,7 +40,7 @@ from hadakv_client.errors import (
     UnknownHost,
     UnsupportedMediaType,
 )
-from hadakv_client.http.arguments import SessionOptions, check_session_id
+from hadakv_client.http.arguments import SessionOptions, TokenProgress, check_session_id
 from hadakv_client.http.files import Progress
 from hadakv_client.http.transport import DEFAULT_URL, check_url
 from hadakv_client.results import AppendResult, Codecs, LayerSpan, Range, SessionInfo, StoredAppend
@@ -85,6 +86,7 @@ __all__ = [
     "ResponseTooLarge",
     "Retries",
     "Session",
+    "SessionChanged",
     "SessionCorrupt",
     "SessionExists",
     "SessionInfo",
@@ -95,6 +97,7 @@ __all__ = [
     "StorageUnavailable",
     "StoredAppend",
     "Timeout",
+    "TokenProgress",
     "TransportError",
     "Unauthorized",
     "UnknownHost",

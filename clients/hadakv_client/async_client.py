@@ -28,6 +28,7 @@ from hadakv_client.http.transport import (
     content_length,
     transport_errors,
 )
+from hadakv_client.parts.body_limit import BodyLimit
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.results import SessionInfo
 from hadakv_client.retries import Flow, Retries, Sleep, Step, with_retries
@@ -70,6 +71,7 @@ class AsyncClient:
     ) -> None:
         self._endpoint = Endpoint(base_url, token, uds)
         self._retries = Retries.of(retries)
+        self._body_limit = BodyLimit()
         if self._endpoint.uds is not None:
             transport = None
         # The caller's transport or httpx client cannot be replaced after a fork.
@@ -93,7 +95,7 @@ class AsyncClient:
 
     def session(self, session_id: str, codec: CodecOptions | None = None) -> AsyncSession:
         """Return a handle on a session. See `Client.session`."""
-        return AsyncSession(self._run, SessionFlows(session_id, codec, self._retries))
+        return AsyncSession(self._run, SessionFlows(session_id, codec, self._retries, self._body_limit))
 
     async def sessions(self, prefix: str | None = None) -> AsyncIterator[SessionInfo]:
         """Yield the caller's sessions in order of id. See `Client.sessions`."""
@@ -110,7 +112,9 @@ class AsyncClient:
         self, path: PathLike, session_id: str | None = None, progress: Progress | None = None
     ) -> AsyncSession:
         """Create a session from a file. See `Client.import_session`."""
-        flows = SessionFlows(exported_session_id(path) if session_id is None else session_id, None, self._retries)
+        flows = SessionFlows(
+            exported_session_id(path) if session_id is None else session_id, None, self._retries, self._body_limit
+        )
         await self._run(flows.import_from(FileBody(path, progress)))
         return AsyncSession(self._run, flows)
 

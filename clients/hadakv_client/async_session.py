@@ -3,10 +3,12 @@
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from hadakv_client.flow import SessionFlows
-from hadakv_client.http.arguments import Position, SessionOptions
+from hadakv_client.http.arguments import Position, SessionOptions, TokenProgress
 from hadakv_client.http.files import FileDestination, PathLike, Progress
+from hadakv_client.http.kv import keys_values
 from hadakv_client.http.responses import Form, Layout, ValueForm
 from hadakv_client.http.tensors import Array
+from hadakv_client.parts.read import Read
 from hadakv_client.results import AppendResult, Range, SessionInfo, StoredAppend
 from hadakv_client.retries import Flow
 from hadakv_client.turns import AsyncTurns
@@ -38,17 +40,42 @@ class AsyncSession:
 
     @overload
     async def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: Literal[False] = False
+        self,
+        k: Any,
+        v: Any = None,
+        *,
+        layer: int = 0,
+        position: Position | None = None,
+        minimal: Literal[False] = False,
+        allow_zeros: bool = False,
+        progress: TokenProgress | None = None,
     ) -> StoredAppend: ...
     @overload
     async def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool
+        self,
+        k: Any,
+        v: Any = None,
+        *,
+        layer: int = 0,
+        position: Position | None = None,
+        minimal: bool,
+        allow_zeros: bool = False,
+        progress: TokenProgress | None = None,
     ) -> AppendResult: ...
-    async def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool = False
+    async def append(  # noqa: PLR0913 - options, by keyword
+        self,
+        k: Any,
+        v: Any = None,
+        *,
+        layer: int = 0,
+        position: Position | None = None,
+        minimal: bool = False,
+        allow_zeros: bool = False,
+        progress: TokenProgress | None = None,
     ) -> AppendResult:
         """Encode keys and values and append them to the session. See `Session.append`."""
-        return await self._change(self._flows.append(k, v, layer, position, minimal=minimal))
+        kv = keys_values(k, v, allow_zeros=allow_zeros)
+        return await self._change(self._flows.append(kv, layer, position, minimal=minimal, progress=progress))
 
     @overload
     async def read(
@@ -59,6 +86,8 @@ class AsyncSession:
         layers: tuple[int, int] | None = None,
         form: Literal["packed"] = "packed",
         layout: Layout = "linear",
+        out: tuple[Encoded, Encoded] | None = None,
+        progress: TokenProgress | None = None,
     ) -> Range[Encoded]: ...
     @overload
     async def read(
@@ -69,8 +98,10 @@ class AsyncSession:
         layers: tuple[int, int] | None = None,
         form: ValueForm,
         layout: Layout = "linear",
+        out: tuple[Array, Array] | None = None,
+        progress: TokenProgress | None = None,
     ) -> Range[Array]: ...
-    async def read(
+    async def read(  # noqa: PLR0913 - options, most by keyword
         self,
         start: int | None = None,
         stop: int | None = None,
@@ -78,9 +109,11 @@ class AsyncSession:
         layers: tuple[int, int] | None = None,
         form: Form = "packed",
         layout: Layout = "linear",
+        out: tuple[Any, Any] | None = None,
+        progress: TokenProgress | None = None,
     ) -> Range[Any]:
         """Read a range of tokens. See `Session.read`."""
-        return await self._run(self._flows.read(start, stop, layers, form, layout))
+        return await self._run(self._flows.read(Read(self.id, start, stop, layers, form, layout, out, progress)))
 
     async def truncate(self, length: int) -> SessionInfo:
         """Delete tokens from a position on, in all layers. See `Session.truncate`."""

@@ -27,6 +27,7 @@ from hadakv_client.http.transport import (
     content_length,
     transport_errors,
 )
+from hadakv_client.parts.body_limit import BodyLimit
 from hadakv_client.protocol import Call, Request, Response
 from hadakv_client.results import SessionInfo
 from hadakv_client.retries import Flow, Retries, Sleep, Step, with_retries
@@ -71,6 +72,7 @@ class Client:
     ) -> None:
         self._endpoint = Endpoint(base_url, token, uds)
         self._retries = Retries.of(retries)
+        self._body_limit = BodyLimit()
         if self._endpoint.uds is not None:
             transport = None
         # The caller's transport or httpx client cannot be replaced after a fork.
@@ -103,7 +105,7 @@ class Client:
         Raises:
             ValueError: the id is not valid, or the codec is not supported.
         """
-        return Session(self._run, SessionFlows(session_id, codec, self._retries))
+        return Session(self._run, SessionFlows(session_id, codec, self._retries, self._body_limit))
 
     def sessions(self, prefix: str | None = None) -> Iterator[SessionInfo]:
         """Yield the caller's sessions in order of id. Fetches them page by page.
@@ -142,7 +144,9 @@ class Client:
             MalformedBody, InvalidRequest: it is not a session file, or another version of hadakv wrote it.
             BodyTooLarge, InsufficientStorage: the file or the session is too large.
         """
-        flows = SessionFlows(exported_session_id(path) if session_id is None else session_id, None, self._retries)
+        flows = SessionFlows(
+            exported_session_id(path) if session_id is None else session_id, None, self._retries, self._body_limit
+        )
         self._run(flows.import_from(FileBody(path, progress)))
         return Session(self._run, flows)
 

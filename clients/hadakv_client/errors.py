@@ -5,6 +5,7 @@ HadakvError
 │   ├── ConnectionLost           the connection failed or broke
 │   └── Timeout                  the client stopped waiting
 ├── ProtocolError                the response is not valid
+├── SessionChanged               the session changed while it was read in parts
 └── Problem                      the service rejected the request (RFC 9457)
     ├── MalformedBody            400  the body cannot be parsed
     ├── MalformedRequest         400  the service received invalid HTTP
@@ -42,7 +43,17 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class HadakvError(Exception):
-    """Base class of all exceptions of `hadakv_client`."""
+    """Base class of all exceptions of `hadakv_client`.
+
+    An append that is too large for one request is sent in parts. If a part fails, the parts before it stay stored.
+
+    Attributes:
+        stored_tokens: number of tokens of the failed append that are stored in all of its layers.
+        next_position: position of the first token that is not; None if no append in parts failed.
+    """
+
+    stored_tokens: int = 0
+    next_position: int | None = None
 
 
 class TransportError(HadakvError):
@@ -71,6 +82,10 @@ class Timeout(TransportError):
 
 class ProtocolError(HadakvError):
     """The response is not valid. Another server sent it, or another version of the service."""
+
+
+class SessionChanged(HadakvError):
+    """Tokens of the session were deleted or replaced while it was read in parts. Read it again."""
 
 
 class Problem(HadakvError):
@@ -267,7 +282,7 @@ class InvalidRequest(Problem):
 
 
 class ResponseTooLarge(InvalidRequest):
-    """The response would exceed the service's limit. Request less at a time.
+    """The response would exceed the service's limit. `Session.read` then reads in parts.
 
     Attributes:
         limit: maximum response size in bytes.
@@ -275,6 +290,12 @@ class ResponseTooLarge(InvalidRequest):
 
     slug, members = "response-too-large", {"limit": int}
     limit: int
+
+    @property
+    def tokens(self) -> int | None:
+        """Return how many of the requested tokens fit one response; None if the request was not for tokens."""
+        tokens = self.fields.get("tokens")
+        return tokens if isinstance(tokens, int) else None
 
 
 class FileCorrupt(Problem):

@@ -5,10 +5,20 @@ from typing import Any, TypeVar
 
 from hadakv_client.errors import SessionNotFound
 from hadakv_client.http import calls
-from hadakv_client.http.arguments import CodecOptions, Position, check_session_id, kv_arrays, session_codec
+from hadakv_client.http.arguments import (
+    CodecOptions,
+    Position,
+    TokenProgress,
+    check_session_codec,
+    check_session_id,
+    session_codec,
+)
 from hadakv_client.http.connections import forks
 from hadakv_client.http.files import FileBody, FileDestination
-from hadakv_client.http.responses import Form, Layout
+from hadakv_client.http.kv import KeysValues
+from hadakv_client.parts.append import Append, append
+from hadakv_client.parts.body_limit import BodyLimit
+from hadakv_client.parts.read import Read, read
 from hadakv_client.protocol import Call
 from hadakv_client.results import AppendResult, Range, SessionInfo
 from hadakv_client.retries import Flow, Retries, with_retries
@@ -24,15 +34,21 @@ class SessionFlows:
         session_id: session id.
         codec: codec for every append and for the creation of the session; None leaves it to the service.
         retries: retry policy for every call.
+        body_limit: what the client knows of the limit for bodies.
 
     Raises:
         ValueError: the id is not valid, or the codec is not supported.
     """
 
-    def __init__(self, session_id: str, codec: CodecOptions | None, retries: Retries) -> None:
+    def __init__(
+        self, session_id: str, codec: CodecOptions | None, retries: Retries, body_limit: BodyLimit | None = None
+    ) -> None:
         self.id = check_session_id(session_id)
         self._codec = session_codec(codec)
         self._retries = retries
+        self._body_limit = body_limit or BodyLimit()
+        # Whether the codec of this handle is known to be that of the session.
+        self._codec_is_checked = codec is None
         # Number of tokens of each layer that has any. None if only the service knows them.
         self._lengths: dict[int, int] | None = None
         self._changes = Changes()
@@ -48,18 +64,28 @@ class SessionFlows:
         with self._changes.change():
             return (yield from flow)
 
-    def append(self, k: Any, v: Any, layer: int, position: Position | None, *, minimal: bool) -> Flow[AppendResult]:
+    def append(
+        self,
+        kv: KeysValues,
+        layer: int,
+        position: Position | None,
+        *,
+        minimal: bool,
+        progress: TokenProgress | None = None,
+    ) -> Flow[AppendResult]:
         """Append tokens at a position. None is the end that this handle knows, or else the end in the service."""
-        kv = kv_arrays(k, v)
-        layers = range(layer, layer + (kv[0].shape[0] if kv[0].ndim == 4 else 1))
+        layers = range(layer, layer + kv.layers)
         if position is None:
             lengths = yield from self._known_lengths()
             end: int = min((lengths.get(each, 0) for each in layers), default=0)
             position = end
-        call = calls.append(self.id, kv, layer, position, self._codec, minimal=minimal)
+        if kv.is_cache:
+            kv = kv.from_position(position)
         # Forget the lengths until the response arrives. If none arrives, only the service knows them.
         before, self._lengths = self._lengths, None
-        result = yield from with_retries(call, self._retries)
+        arguments = Append(self.id, kv, layer, self._codec, minimal, progress)
+        result = yield from append(arguments, position, self._body_limit, self._retries)
+        self._codec_is_checked = True
         if before is not None:
             # A repeated append of tokens that are stored already may end before the end of the layer.
             self._lengths = before | {each: max(before.get(each, 0), result.length) for each in layers}
@@ -74,16 +100,13 @@ class SessionFlows:
         assert self._lengths is not None
         return self._lengths
 
-    def read(
-        self,
-        start: int | None,
-        stop: int | None,
-        layers: tuple[int, int] | None,
-        form: Form,
-        layout: Layout,
-    ) -> Flow[Range[Any]]:
-        """Read a range of tokens."""
-        return with_retries(calls.read(self.id, start, stop, layers, form, layout), self._retries)
+    def read(self, arguments: Read) -> Flow[Range[Any]]:
+        """Read a range of tokens. Check the codec of the handle first, as the response does not name the codec."""
+        if not self._codec_is_checked:
+            info = yield from with_retries(calls.info(self.id), self._retries)
+            check_session_codec(self._codec, info.codec)
+            self._codec_is_checked = info.codec is not None
+        return (yield from read(arguments, self._retries))
 
     def truncate(self, length: int) -> Flow[SessionInfo]:
         """Delete tokens from a position on, and update the lengths."""
@@ -93,8 +116,8 @@ class SessionFlows:
 
     def fork(self, new_id: str, length: int | None) -> Flow["SessionFlows"]:
         """Create a session with tokens of this one, and return its flows."""
-        flows = SessionFlows(new_id, None, self._retries)
-        flows._codec = self._codec  # already checked
+        flows = SessionFlows(new_id, None, self._retries, self._body_limit)
+        flows._codec, flows._codec_is_checked = self._codec, self._codec_is_checked
         yield from flows._update_lengths(calls.fork(self.id, flows.id, length))
         return flows
 
@@ -130,4 +153,5 @@ class SessionFlows:
     def delete(self) -> Flow[None]:
         """Delete the session."""
         self._lengths = None
+        self._codec_is_checked = self._codec is None
         return (yield from with_retries(calls.delete(self.id), self._retries))

@@ -51,6 +51,11 @@ class Range(Generic[Stream]):
         length: number of tokens in these layers.
         k: keys `[layers, kv_heads, stop - start, ...]`, read-only; `[0, 0, 0, 0]` if the session has no tokens yet.
         v: values of the same shape and dtype as k.
+        session: session id.
+        layers: indices in the model of the layers on the first axis of k and v.
+        group: group of layers; always 0.
+        revision: changes when tokens of the session are deleted or replaced, but not with an append. Ranges of one
+            revision fit together. None if the service does not report it.
     """
 
     start: int
@@ -58,6 +63,10 @@ class Range(Generic[Stream]):
     length: int
     k: Stream
     v: Stream
+    session: str
+    layers: tuple[int, ...]
+    group: int = 0
+    revision: str | None = None
 
 
 class Codecs(NamedTuple):

@@ -3,10 +3,12 @@
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from hadakv_client.flow import SessionFlows
-from hadakv_client.http.arguments import Position, SessionOptions
+from hadakv_client.http.arguments import Position, SessionOptions, TokenProgress
 from hadakv_client.http.files import FileDestination, PathLike, Progress
+from hadakv_client.http.kv import keys_values
 from hadakv_client.http.responses import Form, Layout, ValueForm
 from hadakv_client.http.tensors import Array
+from hadakv_client.parts.read import Read
 from hadakv_client.results import AppendResult, Range, SessionInfo, StoredAppend
 from hadakv_client.retries import Flow
 from hadakv_client.turns import Turns
@@ -44,43 +46,78 @@ class Session:
 
     @overload
     def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: Literal[False] = False
+        self,
+        k: Any,
+        v: Any = None,
+        *,
+        layer: int = 0,
+        position: Position | None = None,
+        minimal: Literal[False] = False,
+        allow_zeros: bool = False,
+        progress: TokenProgress | None = None,
     ) -> StoredAppend: ...
     @overload
     def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool
+        self,
+        k: Any,
+        v: Any = None,
+        *,
+        layer: int = 0,
+        position: Position | None = None,
+        minimal: bool,
+        allow_zeros: bool = False,
+        progress: TokenProgress | None = None,
     ) -> AppendResult: ...
-    def append(
-        self, k: Any, v: Any, *, layer: int = 0, position: Position | None = None, minimal: bool = False
+    def append(  # noqa: PLR0913 - options, by keyword
+        self,
+        k: Any,
+        v: Any = None,
+        *,
+        layer: int = 0,
+        position: Position | None = None,
+        minimal: bool = False,
+        allow_zeros: bool = False,
+        progress: TokenProgress | None = None,
     ) -> AppendResult:
-        """Encode keys and values and append them to the session. Stores all tokens or none.
+        """Encode keys and values and append them to the session.
+
+        All tokens are stored or none, if they fit one request of the service (`--max-body`). Otherwise the tokens are
+        sent in parts, and a part is stored whole or not at all. If a part fails, the exception has `stored_tokens` and
+        `next_position`; the same call with the same `position` stores the rest.
 
         The call is retried when the connection breaks. This never stores a token twice, as the service recognises the
         position. The arrays must not change until this returns.
 
         Args:
-            k: NumPy or MLX array of float32, float16 or bfloat16, `[layers, kv_heads, tokens, head_dim]`. The first
-                axis can be omitted for one layer.
-            v: array of the same shape and dtype as k.
+            k: keys in one of these forms: NumPy or MLX array of float32, float16 or bfloat16,
+                `[layers, kv_heads, tokens, head_dim]`, where the first axis can be omitted for one layer; a list with
+                an array `[kv_heads, tokens, head_dim]` for each layer, also with a batch axis of 1; or, without v, a
+                cache like mlx-lm's `KVCache`, or a list of these. Arrays in a list are sent one by one, without a copy.
+            v: values in the same form, shape and dtype as k; None for caches.
             layer: index of the first layer.
             position: position of the first token. None is the end that this handle knows from its appends; on first use
                 it asks the service. `"end"` is the end in the service, also with other writers. Such an append is not
-                retried when the connection breaks.
+                retried when the connection breaks. Of a cache, the tokens from `position` on are appended: None appends
+                those that the session does not have yet.
             minimal: omit the stored streams from the response.
+            allow_zeros: accept arrays whose last token is zero in k and v of every layer and head. Such rows usually
+                are the unused end of a cache.
+            progress: called after each part as `progress(tokens_stored, tokens)`. Both count tokens of this call.
 
         Returns:
             the position of the tokens, and unless `minimal` the stored streams.
 
         Raises:
-            TypeError, ValueError: k or v cannot be sent.
+            TypeError, ValueError: k or v cannot be sent, or their last token is zero.
             InvalidRequest: k and v do not fit each other, or no codec supports their head_dim.
             NonFinite: k or v has NaN, infinity or overflow.
             ShapeMismatch, CodecMismatch: k, v or the codec does not fit the session.
             PositionConflict: the position is not the end of the session. The next append without a position asks the
                 service for the end.
-            BodyTooLarge, InsufficientStorage: the tokens are too large for one request, or for the service.
+            BodyTooLarge, InsufficientStorage: one token is too large for a request, or the service has no space.
         """
-        return self._change(self._flows.append(k, v, layer, position, minimal=minimal))
+        kv = keys_values(k, v, allow_zeros=allow_zeros)
+        return self._change(self._flows.append(kv, layer, position, minimal=minimal, progress=progress))
 
     @overload
     def read(
@@ -91,6 +128,8 @@ class Session:
         layers: tuple[int, int] | None = None,
         form: Literal["packed"] = "packed",
         layout: Layout = "linear",
+        out: tuple[Encoded, Encoded] | None = None,
+        progress: TokenProgress | None = None,
     ) -> Range[Encoded]: ...
     @overload
     def read(
@@ -101,8 +140,10 @@ class Session:
         layers: tuple[int, int] | None = None,
         form: ValueForm,
         layout: Layout = "linear",
+        out: tuple[Array, Array] | None = None,
+        progress: TokenProgress | None = None,
     ) -> Range[Array]: ...
-    def read(
+    def read(  # noqa: PLR0913 - options, most by keyword
         self,
         start: int | None = None,
         stop: int | None = None,
@@ -110,26 +151,39 @@ class Session:
         layers: tuple[int, int] | None = None,
         form: Form = "packed",
         layout: Layout = "linear",
+        out: tuple[Any, Any] | None = None,
+        progress: TokenProgress | None = None,
     ) -> Range[Any]:
         """Read a range of tokens.
+
+        If the response would be too large for the service (`--max-body`), the tokens are read in parts, into arrays
+        that are allocated once. All parts are of one state of the session, except that tokens may be appended
+        meanwhile.
 
         Args:
             start: position of the first token; None is the first token that the session still has.
             stop: position after the last token; None, or any position after the end, is the end.
-            layers: first layer, and the layer after the last; None is all layers.
+            layers: first layer, and the layer after the last; None is all layers that the session has.
             form: `"packed"`; or the dtype of the values; or `"rotated"` for float32 before the inverse rotation.
             layout: `"linear"` sorts tokens by position. `"ring"` returns a whole window, with the token of position p
                 in row p % window.
+            out: arrays for k and v, which are filled and returned: arrays, for example `numpy.memmap`, of the shape and
+                dtype of the result, or two `Encoded` for "packed". After an error their content is undefined.
+            progress: called after each part as `progress(tokens_read, tokens)`.
 
         Returns:
-            k and v: `Encoded` for "packed", else arrays [layers, kv_heads, tokens, head_dim].
+            k and v: `Encoded` for "packed", else arrays [layers, kv_heads, tokens, head_dim]. `layers` names the layers
+            of the first axis.
 
         Raises:
             SessionNotFound: the session does not exist.
             InvalidRequest: the session does not have these tokens or layers.
-            ResponseTooLarge: the tokens do not fit one response.
+            CodecMismatch: the handle was made with another codec than the session has.
+            SessionChanged: tokens were deleted or replaced between two parts.
+            ResponseTooLarge: one token of one layer does not fit a response.
+            TypeError, ValueError: `out` does not fit the result.
         """
-        return self._run(self._flows.read(start, stop, layers, form, layout))
+        return self._run(self._flows.read(Read(self.id, start, stop, layers, form, layout, out, progress)))
 
     def truncate(self, length: int) -> SessionInfo:
         """Delete tokens from a position on, in all layers. The next append continues there.

@@ -145,7 +145,7 @@ class BodyTooLarge(ServiceError):
     status, slug, title = 413, "body-too-large", "The body is too large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"The body exceeds the limit of {limit} bytes.", limit=limit)
+        super().__init__(f"The body exceeds the limit of {limit} bytes (--max-body). Send less at a time.", limit=limit)
 
 
 class UnsupportedMediaType(ServiceError):
@@ -183,13 +183,21 @@ class FileCorrupt(ServiceError):
 
 
 class ResponseTooLarge(InvalidRequest):
-    """The response would exceed the limit; `limit` is the maximum in bytes."""
+    """The response would exceed the limit; `limit` is the maximum in bytes. A read also says what fits.
+
+    Args:
+        field: request field that could make the response smaller.
+        nbytes: bytes of the response.
+        limit: maximum bytes.
+        advice: what to request instead.
+        members: further members of the problem.
+    """
 
     slug, title = "response-too-large", "The response would be too large"
 
-    def __init__(self, field: str, nbytes: int, limit: int) -> None:
-        super().__init__([(field, f"needs a response of {nbytes} bytes, the limit is {limit}; request less")])
-        self.fields |= {"limit": limit}
+    def __init__(self, field: str, nbytes: int, limit: int, advice: str = "request less", **members: object) -> None:
+        super().__init__([(field, f"needs a response of {nbytes} bytes, the limit is {limit}; {advice}")])
+        self.fields |= {"limit": limit, **members}
 
 
 class NonFinite(InvalidRequest):

@@ -1,14 +1,16 @@
 """Types of the arguments of calls, and the checks before anything is sent."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
-from hadakv_client.http.tensors import Array, to_numpy
+from hadakv_client.errors import CodecMismatch
 from hadakv_kernels import Codec
 
 CodecOptions = Codec | Mapping[str, Any]
 Position = int | Literal["end"]
+# Called with the number of tokens that are transferred, and the number of all tokens of the call.
+TokenProgress = Callable[[int, int], object]
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -78,15 +80,21 @@ def session_codec(options: CodecOptions | None) -> dict[str, Any] | None:
     return {stream: to_codec(each).to_mapping() for stream, each in options.items()}
 
 
-def kv_arrays(k: Any, v: Any) -> tuple[Array, Array]:
-    """Return keys and values as arrays that can be sent.
+def check_session_codec(requested: Mapping[str, Any] | None, stored: tuple[Codec, Codec] | None) -> None:
+    """Check that a codec is the one of the session, as the service does for an append.
+
+    Args:
+        requested: result of `session_codec`.
+        stored: codecs of k and v of the session; None if it has none yet.
 
     Raises:
-        TypeError: k or v is not an array of float32, float16 or bfloat16.
-        ValueError: the axes are not [layers, kv_heads, tokens, head_dim] or [kv_heads, tokens, head_dim].
+        CodecMismatch: they differ.
     """
-    arrays = to_numpy(k, "k"), to_numpy(v, "v")
-    for name, array in zip("kv", arrays, strict=True):
-        if array.ndim not in (3, 4):
-            raise ValueError(f"{name} must be [layers, kv_heads, tokens, head_dim], or [kv_heads, tokens, head_dim]")
-    return arrays
+    if requested is None or stored is None:
+        return
+    is_pair = bool(requested.keys() & {"k", "v"})
+    wanted = tuple(to_codec(requested.get(stream) if is_pair else requested) for stream in "kv")
+    if wanted != tuple(stored):
+        options = {stream: codec.to_mapping() for stream, codec in zip("kv", stored, strict=True)}
+        detail = f"The session was created with another codec than that of this handle: {options}."
+        raise CodecMismatch(CodecMismatch.status, CodecMismatch.slug, detail=detail, fields={"codec": options})

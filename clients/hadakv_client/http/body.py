@@ -6,7 +6,7 @@ from typing import Any, cast
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 
-from hadakv_client.http.tensors import DTYPE_NAMES, Array, byte_view
+from hadakv_client.http.tensors import DTYPE_NAMES, Array, LayerArrays, byte_view
 
 Chunk = bytes | memoryview
 
@@ -25,7 +25,7 @@ class Body:
     The arrays must not change until the last send has finished.
 
     Args:
-        message: map of msgpack values and C-order arrays. The arrays become tensors.
+        message: map of msgpack values and arrays. The arrays become tensors.
 
     Raises:
         ValueError: an array has 4 GiB or more, the limit of msgpack.
@@ -33,9 +33,9 @@ class Body:
 
     def __init__(self, message: Mapping[str, Any]) -> None:
         self._parts = list(_parts(message))
-        self.nbytes = sum(map(len, self._parts))
+        self.nbytes = sum(part.nbytes if isinstance(part, LayerArrays) else len(part) for part in self._parts)
         if self.nbytes <= MAX_JOINED_NBYTES:
-            self._parts = [b"".join(self._parts)]
+            self._parts = [b"".join(self._views())]
 
     @property
     def as_bytes(self) -> bytes | None:
@@ -44,30 +44,45 @@ class Body:
         return part if isinstance(part, bytes) and len(self._parts) == 1 else None
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the body in chunks of at most 1 MiB."""
-        for part in self._parts:
-            for start in range(0, len(part), CHUNK_NBYTES):
+        """Yield the body in chunks of at most 1 MiB. Small pieces are joined."""
+        small, nbytes = list[Chunk](), 0
+        for view in self._views():
+            if small and nbytes + len(view) > MAX_JOINED_NBYTES:
+                yield b"".join(small)
+                small, nbytes = [], 0
+            if len(view) <= MAX_JOINED_NBYTES:
+                small.append(view)
+                nbytes += len(view)
+                continue
+            for start in range(0, len(view), CHUNK_NBYTES):
                 # httpx is typed for bytes, but a memoryview works too.
-                yield cast(bytes, part[start : start + CHUNK_NBYTES])
+                yield cast(bytes, view[start : start + CHUNK_NBYTES])
+        if small:
+            yield b"".join(small)
+
+    def _views(self) -> Iterator[Chunk]:
+        for part in self._parts:
+            if isinstance(part, LayerArrays):
+                yield from map(byte_view, part.pieces())
+            else:
+                yield part
 
 
-def _parts(message: Mapping[str, Any]) -> Iterator[Chunk]:
+def _parts(message: Mapping[str, Any]) -> Iterator[Chunk | LayerArrays]:
     packer = msgpack.Packer()
     yield packer.pack_map_header(len(message))
     for key, value in message.items():
         yield packer.pack(key)
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray | LayerArrays):
             yield from _tensor(packer, value)
         else:
             yield packer.pack(value)
 
 
-def _tensor(packer: msgpack.Packer, array: Array) -> Iterator[Chunk]:
+def _tensor(packer: msgpack.Packer, array: Array | LayerArrays) -> Iterator[Chunk | LayerArrays]:
     if array.nbytes > MAX_TENSOR_NBYTES:
-        raise ValueError(
-            f"a tensor may have at most {MAX_TENSOR_NBYTES} bytes, not {array.nbytes}; split it into several appends"
-        )
+        raise ValueError(f"a tensor may have at most {MAX_TENSOR_NBYTES} bytes, not {array.nbytes}")
     empty = packer.pack({"dtype": DTYPE_NAMES[array.dtype], "shape": array.shape, "data": b""})
     # Replace the two bytes of the empty bin with the header of a bin 32, so that the data can follow without a copy.
     yield empty[:-2] + b"\xc6" + array.nbytes.to_bytes(4, "big")
-    yield byte_view(array)
+    yield array if isinstance(array, LayerArrays) else byte_view(array)

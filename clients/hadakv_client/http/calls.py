@@ -13,7 +13,7 @@ from hadakv_client.http import responses
 from hadakv_client.http.arguments import CodecOptions, Position, to_codec
 from hadakv_client.http.files import OCTET_STREAM, FileBody, FileDestination
 from hadakv_client.http.responses import Form, Layout, ValueForm, check_equal, required_field
-from hadakv_client.http.tensors import Array, to_numpy
+from hadakv_client.http.tensors import Array, LayerArrays, to_numpy
 from hadakv_client.protocol import MSGPACK, Call, Request, Response
 from hadakv_client.results import AppendResult, Range, SessionInfo, SessionPage, StoredAppend
 from hadakv_kernels import Diagnostics, Encoded
@@ -23,7 +23,7 @@ _ACCEPT = {"accept": MSGPACK}
 
 def append(
     session: str,
-    kv: tuple[Array, Array],
+    kv: tuple[Array | LayerArrays, Array | LayerArrays],
     layer: int,
     position: Position,
     codec: dict[str, Any] | None,
@@ -34,7 +34,7 @@ def append(
 
     Args:
         session: valid session id.
-        kv: result of `kv_arrays`.
+        kv: keys and values `[layers, kv_heads, tokens, head_dim]`.
         layer: index of the first layer.
         position: position of the first token.
         codec: result of `session_codec`.
@@ -79,10 +79,16 @@ def read(
 
     def parse(response: Response) -> Range[Any]:
         document = response.document()
+        check_equal("session", required_field(document, "session", str), session)
+        check_equal("group", required_field(document, "group", int), 0)
         first, last, length = (required_field(document, name, int) for name in ("start", "stop", "length"))
-        tokens = None if ring else last - first
-        k, v = (responses.stored_stream(document.get(name), name, form, tokens) for name in "kv")
-        return Range(first, last, length, k, v)
+        check_equal("start", first, first if start is None else index(start))
+        check_equal("stop", last, last if stop is None else min(index(stop), length))
+        held = responses.layer_indices(document, layers)
+        axes = (len(held), None if ring else last - first)
+        k, v = (responses.stored_stream(document.get(name), name, form, axes) for name in "kv")
+        revision = response.headers.get("hadakv-revision")
+        return Range(first, last, length, k, v, session=session, layers=held, revision=revision)
 
     return Call(Request("GET", f"/sessions/{session}/kv?{query}", _ACCEPT), parse)
 
@@ -195,6 +201,16 @@ def decode(encoded: Encoded, codec: CodecOptions | None, head_dim: int, form: Va
         return decoded
 
     return Call(request, parse)
+
+
+def max_body() -> Call[int | None]:
+    """Build GET /healthz for the limit of request bodies in bytes; None if the service does not report it."""
+
+    def parse(response: Response) -> int | None:
+        limit = response.document().get("max_body_nbytes")
+        return limit if isinstance(limit, int) else None
+
+    return Call(Request("GET", "/healthz", _ACCEPT), parse)
 
 
 def probe(path: str) -> Call[None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal
 
@@ -67,25 +68,34 @@ def appended_stream(stream: object, name: str, tokens: int) -> Encoded:
     return packed
 
 
-def stored_stream(stream: object, name: str, form: Form, tokens: int | None) -> Encoded | Array:
+def layer_indices(document: Mapping[str, Any], requested: tuple[int, int] | None) -> tuple[int, ...]:
+    """Return the indices of the layers of a range, and check that they are in order and among those requested."""
+    layers = required_field(document, "layers", list)
+    if not all(type(layer) is int for layer in layers) or any(a >= b for a, b in pairwise(layers)):
+        raise ProtocolError(f"invalid response: layers is {layers!r}, expected increasing integers")
+    if requested and layers and not requested[0] <= layers[0] <= layers[-1] < requested[1]:
+        raise ProtocolError(f"invalid response: layers is {layers!r}, expected layers of {requested[0]}:{requested[1]}")
+    return tuple(layers)
+
+
+def stored_stream(stream: object, name: str, form: Form, axes: tuple[int, int | None]) -> Encoded | Array:
     """Return a stream in the requested form.
 
     Args:
         stream: a map; None before the first append.
         name: name of the field in the response, for the error message.
         form: requested form.
-        tokens: expected number of tokens; None accepts any number.
+        axes: expected number of layers and of tokens; None accepts any number of tokens.
     """
+    layers, tokens = axes
     if stream is None:
         check_equal(f"number of tokens without {name}", tokens or 0, 0)
         return _empty_stream(form)
-    if form == "packed":
-        packed = encoded(stream, name)
-        _check_tokens(packed.packed, name, tokens)
-        return packed
-    array = values(stream, name, form)
+    found = encoded(stream, name) if form == "packed" else values(stream, name, form)
+    array = found.packed if isinstance(found, Encoded) else found
     _check_tokens(array, name, tokens)
-    return array
+    check_equal(f"number of layers of {name}", len(array), layers)
+    return found
 
 
 def _empty_stream(form: Form) -> Encoded | Array:

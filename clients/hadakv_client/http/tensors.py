@@ -1,7 +1,7 @@
 """Conversion between arrays and tensors in messages. Avoids copies."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,11 @@ def to_numpy(x: Any, name: str, *allowed: str) -> Array:
         TypeError: x is not such an array, or its dtype is not allowed.
         ValueError: x is big-endian or has no axes.
     """
+    return np.ascontiguousarray(to_view(x, name, *allowed))
+
+
+def to_view(x: Any, name: str, *allowed: str) -> Array:
+    """Return an array over the memory of x, in any order of elements. Arguments and errors are those of `to_numpy`."""
     array = _from_mlx(x) if type(x).__module__ == "mlx.core" else x
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or an mlx.core.array, not {type(x).__name__}")
@@ -42,7 +47,7 @@ def to_numpy(x: Any, name: str, *allowed: str) -> Array:
         raise TypeError(f"{name} must be {' or '.join(names)}, not {array.dtype}")
     if array.ndim == 0:
         raise ValueError(f"{name} has no axes")
-    return np.ascontiguousarray(array)
+    return array
 
 
 def _from_mlx(x: Any) -> Array:
@@ -52,6 +57,56 @@ def _from_mlx(x: Any) -> Array:
         # NumPy has no bfloat16, so convert the bits as uint16.
         return np.asarray(x.view(mx.uint16)).view(DTYPES["bfloat16"])
     return np.asarray(x)
+
+
+class LayerArrays:
+    """Keys or values of consecutive layers: views of the caller's arrays, which are sent one by one.
+
+    Args:
+        blocks: arrays `[layers, kv_heads, tokens, head_dim]` of one dtype, with the same axes after the first. Their
+            layers follow each other. Either there is one array, or each has one layer.
+
+    Attributes:
+        shape: axes of all layers together, `[layers, kv_heads, tokens, head_dim]`.
+        dtype: dtype of the elements.
+        nbytes: size in bytes.
+    """
+
+    def __init__(self, blocks: Sequence[Array]) -> None:
+        self._blocks = tuple(blocks)
+        self.shape: tuple[int, ...] = (sum(map(len, blocks)), *blocks[0].shape[1:])
+        self.dtype = blocks[0].dtype
+        self.nbytes = sum(block.nbytes for block in blocks)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens."""
+        return self.shape[2]
+
+    def part(self, layers: slice, tokens: slice) -> "LayerArrays":
+        """Return some tokens of some layers, as views."""
+        blocks = self._blocks[layers] if len(self._blocks) > 1 else (self._blocks[0][layers],)
+        return LayerArrays([block[:, :, tokens] for block in blocks])
+
+    def is_zero(self, tokens: slice) -> bool:
+        """Return whether some tokens are zero in every layer and head."""
+        return not any(block[:, :, tokens].any() for block in self._blocks)
+
+    def pieces(self) -> Iterator[Array]:
+        """Yield the elements in order, as few arrays in C order. Only arrays that are not in C order are copied."""
+        for block in self._blocks:
+            yield from _contiguous_pieces(block)
+
+
+def _contiguous_pieces(array: Array) -> Iterator[Array]:
+    if array.ndim <= 2 or array.flags.c_contiguous:
+        yield np.ascontiguousarray(array)
+    else:
+        for each in array:
+            yield from _contiguous_pieces(each)
 
 
 def byte_view(array: Array) -> memoryview:

@@ -76,10 +76,12 @@ class MsgpackResponse(Response):
 
     media_type = MSGPACK
 
-    def __init__(self, content: Mapping[str, object], status_code: int = 200) -> None:
+    def __init__(
+        self, content: Mapping[str, object], status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.chunks: list[Buffer] = encode_chunks(content)
         length = sum(map(len, self.chunks))
-        super().__init__(status_code=status_code, headers={"content-length": str(length)})
+        super().__init__(status_code=status_code, headers={"content-length": str(length), **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the response."""

@@ -89,9 +89,40 @@ class ReadOperation(ChunkedJob[responses.Range]):
         self._store.touch(self._key)
         if self._request.ring and session.window is None:
             raise InvalidRequest([("layout", "cannot be a ring: the session has no window")])
-        check_response_size("layout" if self._request.ring else "stop", self._size(session)[1], self._limit)
+        self._check_size(session)
         self._session = session
         return ()
+
+    def _check_size(self, session: Session) -> None:
+        """Reject a read whose response would be too large. The problem says what was asked for, and what fits.
+
+        Raises:
+            ResponseTooLarge: the response would be larger than the limit.
+        """
+        nbytes = self._size(session)[1]
+        if nbytes <= self._limit:
+            return
+        a, b, start, stop = session.range(*self._request[:3])
+        window = session.window if self._request.ring else None
+        tokens = self._limit // (nbytes // (window or stop - start))
+        advice = f"{tokens} tokens of these layers fit" if tokens else "no token of all these layers fits"
+        raise ResponseTooLarge(
+            "stop" if window is None else "layout",
+            nbytes,
+            self._limit,
+            f"{advice} one response",
+            tokens=tokens,
+            layers=session.layer_numbers(a, b),
+            start=start,
+            stop=stop,
+            length=session.common_range(a, b - a)[1] if a < b else 0,
+            **({} if window is None else {"window": window}),
+        )
+
+    @property
+    def revision(self) -> int:
+        """Revision of the session that was read. It is known once `prepare` has run."""
+        return self._session.revision
 
     def complete(self, encoded: Sequence[Encoded]) -> responses.Range:
         """Read the range in one go."""

@@ -1,9 +1,10 @@
 """Session: an immutable value; page_diff between two values."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise, zip_longest
+from secrets import randbits
 from typing import Literal
 
 from hadakv_kernels import Backend, Codec, CodecSpec
@@ -54,6 +55,7 @@ class Session:
         ttl_seconds: seconds without use until the session expires; None for never.
         durability: what is saved to disk, and when; see `Durability`.
         runs: runs of layers, in order.
+        revision: random number that changes when stored tokens are deleted or replaced, but not with an append.
     """
 
     codecs: tuple[Codec, Codec] | None = None
@@ -64,6 +66,11 @@ class Session:
     ttl_seconds: float | None = None
     durability: Durability = "memory"
     runs: tuple[LayerRun, ...] = ()
+    revision: int = field(default=0, compare=False)
+
+    def with_new_revision(self) -> "Session":
+        """Return the session with another revision."""
+        return replace(self, revision=randbits(64))
 
     @cached_property
     def specs(self) -> tuple[CodecSpec, CodecSpec]:

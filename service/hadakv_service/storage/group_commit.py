@@ -77,4 +77,7 @@ class GroupCommit:
         if new is None:
             return
         gained, lost = page_diff(new.session, old.session) if old else (set(), set(new.session.all_pages()))
+        if old:
+            # A reader may have seen the tokens that are dropped here.
+            old.session = old.session.with_new_revision()
         self._table.replace(key, old, gained, lost)

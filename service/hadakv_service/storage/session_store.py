@@ -222,9 +222,12 @@ class SessionStore(SessionLookup):
         if old is None:
             self._forget_unserved(key)
         self._usage.check(key[0], *_usage_growth(old, session))
-        if old and not is_prefix(old.session, session):
+        is_longer = old is not None and is_prefix(old.session, session)
+        if old and not is_longer:
             # A background write may give the disk tokens that this value does not have. The group commit must know.
             self._writer.settle(key)
+        if not is_longer:
+            session = session.with_new_revision()
         gained, lost = page_diff(old.session if old else None, session)
         assert not any(page.parent for page in gained), "slices cannot be committed"
         metadata_growth = metadata_nbytes(session) - (metadata_nbytes(old.session) if old else 0)

@@ -124,6 +124,7 @@ class Health(TypedDict):
 
     status: Literal["ok"]
     version: str
+    max_body_nbytes: Natural
 
 
 class Readiness(TypedDict):

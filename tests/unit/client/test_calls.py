@@ -40,6 +40,11 @@ def append_document(**changes: Any) -> dict[str, Any]:
     return {**document, **changes}
 
 
+def range_document(**changes: Any) -> dict[str, Any]:
+    document = {"session": "a", "group": 0, "layers": [0, 1], "start": 2, "stop": 7, "length": 9}
+    return {**document, "k": packed(), "v": packed(), **changes}
+
+
 def info_document(**changes: Any) -> dict[str, Any]:
     document = {
         "session": "a",
@@ -153,7 +158,7 @@ def test_read_sends_range_and_form_as_query(arguments: Any, path: str) -> None:
 def test_read_returns_values_in_requested_form(form: Any, dtype: str) -> None:
     values = {"values": tensor(dtype, 2, 3, 5, 64)}
 
-    found = parse(calls.read("a", 2, None, None, form), {"start": 2, "stop": 7, "length": 9, "k": values, "v": values})
+    found = parse(calls.read("a", 2, None, None, form), range_document(k=values, v=values))
 
     assert (found.start, found.stop, found.length) == (2, 7, 9)
     assert found.k.dtype.name == dtype
@@ -162,7 +167,7 @@ def test_read_returns_values_in_requested_form(form: Any, dtype: str) -> None:
 
 @pytest.mark.parametrize("form", ["packed", "bfloat16", "rotated"])
 def test_read_of_session_without_tokens_is_empty(form: Any) -> None:
-    document = {"start": 0, "stop": 0, "length": 0, "k": None, "v": None}
+    document = range_document(layers=[], start=0, stop=0, length=0, k=None, v=None)
 
     found = parse(calls.read("a", None, None, None, form), document)
 
@@ -170,10 +175,36 @@ def test_read_of_session_without_tokens_is_empty(form: Any) -> None:
 
 
 def test_read_with_wrong_token_count_raises_protocol_error() -> None:
-    document = {"start": 0, "stop": 4, "length": 9, "k": packed(), "v": packed()}
-
     with pytest.raises(ProtocolError, match="for 4 tokens"):
-        parse(calls.read("a", None, None, None, "packed"), document)
+        parse(calls.read("a", None, None, None, "packed"), range_document(start=0, stop=4))
+
+
+def test_read_names_session_and_layers() -> None:
+    found = parse(calls.read("a", 2, 7, (3, 12), "packed"), range_document(layers=[3, 11]))
+
+    assert (found.session, found.group, found.layers) == ("a", 0, (3, 11))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"session": "b"}, "session is 'b', expected 'a'"),
+        ({"session": None}, "session is NoneType"),
+        ({"group": 1}, "group is 1"),
+        ({"group": None}, "group is NoneType"),
+        ({"start": 3}, "start is 3, expected 2"),
+        ({"stop": 6}, "stop is 6, expected 7"),
+        ({"length": 6}, "stop is 7, expected 6"),
+        ({"layers": [3]}, "number of layers of k is 2, expected 1"),
+        ({"layers": [11, 3]}, "expected increasing integers"),
+        ({"layers": [3, 12]}, "expected layers of 3:12"),
+        ({"layers": [2, 3]}, "expected layers of 3:12"),
+        ({"layers": None}, "layers is NoneType"),
+    ],
+)
+def test_answer_to_another_read_raises_protocol_error(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        parse(calls.read("a", 2, 7, (3, 12), "packed"), range_document(**{"layers": [3, 11], **changes}))
 
 
 def test_session_info_is_parsed() -> None:
@@ -305,8 +336,8 @@ streams = st.fixed_dictionaries(
 )
 CALLS: dict[str, tuple[Call[Any], dict[str, Any]]] = {
     "append": (calls.append("a", (K, K), 0, 7, None, minimal=False), append_document()),
-    "read": (calls.read("a", 0, 5, None, "packed"), {"start": 0, "stop": 5, "length": 9, "k": packed(), "v": packed()}),
-    "values": (calls.read("a", 0, 5, None, "float32"), {"start": 0, "stop": 5, "length": 9}),
+    "read": (calls.read("a", 0, 5, None, "packed"), range_document(start=0, stop=5)),
+    "values": (calls.read("a", 0, 5, None, "float32"), range_document(start=0, stop=5)),
     "info": (calls.info("a"), info_document()),
     "page": (calls.list_sessions(None, None), {"sessions": [info_document()], "next": None}),
     "encode": (calls.encode(K, None, diagnostics=True), {}),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hadakv_client import Busy, ConnectionLost, PositionConflict, Retries, SessionNotFound, Timeout
 from hadakv_client.flow import SessionFlows
 from hadakv_client.http import calls
+from hadakv_client.http.kv import keys_values
 from hadakv_client.protocol import Request, Response
 from hadakv_client.retries import Flow, Sleep, with_retries
 
@@ -128,12 +129,12 @@ def test_delete_after_busy_does_not_accept_404() -> None:
 
 def test_cancelled_append_leaves_the_end_unknown() -> None:
     flows = SessionFlows("a", None, Retries(0))
-    appending = flows.append(*KV, 0, None, minimal=True)
+    appending = flows.append(keys_values(*KV), 0, None, minimal=True)
     next(appending)
     appending.send(error_response(404, "session-not-found"))
     appending.close()
 
-    first_step = next(flows.append(*KV, 0, None, minimal=True))
+    first_step = next(flows.append(keys_values(*KV), 0, None, minimal=True))
 
     assert isinstance(first_step, Request)
     assert first_step.method == "GET"

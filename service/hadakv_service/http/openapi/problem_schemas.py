@@ -25,7 +25,13 @@ _MEMBERS: dict[ErrorClass, tuple[Schema, Schema]] = {
     errors.BodyTooLarge: ({"limit": _NATURAL}, {}),
     errors.UnknownHost: ({"host": _STRING}, {}),
     errors.InvalidRequest: ({"errors": _ERRORS}, {}),
-    errors.ResponseTooLarge: ({"errors": _ERRORS, "limit": _NATURAL}, {}),
+    errors.ResponseTooLarge: (
+        {"errors": _ERRORS, "limit": _NATURAL},
+        {
+            **dict.fromkeys(("tokens", "start", "stop", "length", "window"), _NATURAL),
+            "layers": {"type": "array", "items": _NATURAL},
+        },
+    ),
     errors.NonFinite: (
         {"errors": _ERRORS, "stream": {"enum": ["k", "v", "x"]}},
         {"layer": _NATURAL, "head": _NATURAL, "token": _NATURAL, "row": _NATURAL},

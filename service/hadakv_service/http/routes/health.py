@@ -20,8 +20,9 @@ ONES = np.ones((1, 64), np.float32)
 
 @router.get("/healthz", response_model=None)
 async def healthz(request: Request) -> Response:
-    """Report that the process is running."""
-    content: responses.Health = {"status": "ok", "version": __version__}
+    """Report that the process is running, and the limit for request bodies."""
+    limit = app_state(request).bodies.limit
+    content: responses.Health = {"status": "ok", "version": __version__, "max_body_nbytes": limit}
     return metadata_response(request, content)
 
 

@@ -14,6 +14,9 @@ from hadakv_service.operations.read import ReadForm, ReadOperation, ReadRequest
 
 router = APIRouter()
 
+# A client that reads a session in several ranges compares it: ranges of one revision fit together.
+REVISION_HEADER = "hadakv-revision"
+
 
 @router.get("/sessions/{id}/kv", response_class=MsgpackResponse, response_model=None)
 async def read(
@@ -38,7 +41,7 @@ async def read(
     operation = ReadOperation(key, read_request, service.store, service.backend, int(service.settings.max_body))
     result = await service.device.run(operation)
     service.counters.read += result["stop"] - result["start"]
-    return MsgpackResponse(result)
+    return MsgpackResponse(result, headers={REVISION_HEADER: f"{operation.revision:016x}"})
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.disk.interface import Manifest, RunManifest
 
-_OPTIONS = ("layers", "kv_heads", "head_dim", "window", "ttl_seconds", "durability")
+_OPTIONS = ("layers", "kv_heads", "head_dim", "window", "ttl_seconds", "durability", "revision")
 
 
 def manifest_from_session(session: Session, created: float, last_used: float, page_ids: Mapping[Page, int]) -> Manifest:

@@ -1,0 +1,1 @@
+"""Appends and reads that are too large for one request, in parts."""

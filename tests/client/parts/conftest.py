@@ -1,0 +1,45 @@
+"""A service that accepts small bodies only, and arrays that are larger."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hadakv_client import Client, Session
+from hadakv_service.testing import RunningService, running_service
+
+MAX_BODY = 1 << 20
+LAYERS, HEADS, TOKENS, DIM = 2, 2, 10_000, 64
+
+
+@pytest.fixture(scope="session")
+def limited() -> Iterator[RunningService]:
+    """Run a service with --max-body 1MiB."""
+    with running_service("--max-body", "1MiB", "--memory-budget", "256MiB") as service:
+        yield service
+
+
+@pytest.fixture
+def client(connect: Callable[..., Any], limited: RunningService) -> Any:
+    """Return a client of the service with the small limit."""
+    return connect(limited.url)
+
+
+@pytest.fixture
+def other(limited: RunningService, session_id: str) -> Iterator[Session]:
+    """Return another handle on the session of the test, which callbacks can use."""
+    with Client(limited.url) as client:
+        yield client.session(session_id)
+
+
+@pytest.fixture(scope="session")
+def long_k() -> Any:
+    """Return keys of 10,000 tokens, float16, 2 layers, 2 heads, head_dim 64: 5 MiB."""
+    return np.random.default_rng(1).standard_normal((LAYERS, HEADS, TOKENS, DIM)).astype(np.float16)
+
+
+@pytest.fixture(scope="session")
+def long_v() -> Any:
+    """Return values with the shape of the keys."""
+    return np.random.default_rng(2).standard_normal((LAYERS, HEADS, TOKENS, DIM)).astype(np.float16)
