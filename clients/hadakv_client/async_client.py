@@ -38,10 +38,12 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """Asynchronous client of a service: arguments, results and errors of `Client`. It belongs to one event loop.
+    """Asynchronous client of a service: arguments, results and errors of `Client`. Tasks may share it.
+
+    A cancelled call closes its connection. Nothing else is affected.
 
     Args:
-        base_url: URL of the service, or `unix:` and the path of a Unix domain socket.
+        base_url: URL of the service, or `unix:` and the path of a Unix domain socket. `host:port` is http.
         token: the caller's token, if the service requires one.
         timeout: seconds to wait for the connection and for each part of a response, or an `httpx.Timeout`.
         retries: maximum number of retries for a call that can be retried safely, or a `Retries` policy.

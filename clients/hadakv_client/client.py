@@ -38,10 +38,12 @@ T = TypeVar("T")
 
 
 class Client:
-    """Synchronous client of a service. It is thread-safe. Close it, or use it in a `with` statement.
+    """Synchronous client of a service. Close it, or use it in a `with` statement.
+
+    Threads may share it, and a forked child may go on to use it, with connections of its own.
 
     Args:
-        base_url: URL of the service, or `unix:` and the path of a Unix domain socket.
+        base_url: URL of the service, or `unix:` and the path of a Unix domain socket. `host:port` is http.
         token: the caller's token, if the service requires one.
         timeout: seconds to wait for the connection and for each part of a response, or an `httpx.Timeout`.
         retries: maximum number of retries for a call that can be retried safely, or a `Retries` policy.
@@ -51,6 +53,8 @@ class Client:
         ca_file: certificates in PEM to trust instead of the default certificate authorities. It has no effect with a
             `transport`, which has its own, and without TLS: with http and with `unix:`, which is always http.
         http: httpx client to use. It has its own timeout, transport and certificates, and the caller closes it.
+
+    A call raises RuntimeError in a forked child if its parent has used the same `transport` or `http`.
 
     Raises:
         ValueError: the URL is not http, https or `unix:` with a path; or the token is not printable ASCII; or `ca_file`

@@ -30,11 +30,11 @@ class Turns:
         """Do work when it is its turn.
 
         Raises:
-            RuntimeError: work of the same thread is in progress. It called this, in a progress callback.
+            RuntimeError: work of the same thread is in progress, and called this from a progress callback.
         """
         lock = self._lock
         if lock.locked() and self._owner == get_ident():
-            raise RuntimeError("a progress callback cannot change the session that its own call changes")
+            raise RuntimeError("this thread is in a call that changes the session; its callback cannot change it, too")
         # An exception of a signal handler cannot come between acquisition and block, as the lock is written in C.
         with lock:
             self._owner = get_ident()

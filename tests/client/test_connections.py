@@ -49,10 +49,24 @@ def test_ca_file_replaces_the_default_authorities(connect: Any, tmp_path: Path, 
 
     with running_service("--tls-cert", str(served)) as service:
         result = connect(service.url, ca_file=own).session("a").append(k, v)
-        with pytest.raises(ConnectionLost, match=f"at {service.url}: .*CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(ConnectionLost, match=f"at {service.url}: .*CERTIFICATE_VERIFY_FAILED.* with ca_file"):
             connect(service.url, ca_file=str(other), retries=0).session("a").info()
+        with pytest.raises(ConnectionLost, match=r"If the service uses TLS, its URL begins with https://"):
+            connect(service.url.replace("https", "http"), retries=0).session("a").info()
+        with pytest.raises(ConnectionLost, match=r"The certificate does not fit this address"):
+            connect(service.url.replace("127.0.0.1", "localhost"), ca_file=own, retries=0).session("a").info()
 
     assert result.length == 5
+
+
+def test_https_to_a_service_without_tls_says_so(connect: Any, server: Any) -> None:
+    with pytest.raises(ConnectionLost, match=r"The service does not use TLS, .* begins with http://"):
+        connect(server.url.replace("http", "https"), retries=0).session("a").info()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_address_without_a_scheme_is_http(connect: Any, server: Any, host: str) -> None:
+    assert connect(f"{host}:{server.url.rpartition(':')[2]}", retries=0).healthy()
 
 
 def test_ca_file_applies_to_tls_over_a_unix_socket(connect: Any, tmp_path: Path, k: Any, v: Any) -> None:

@@ -21,7 +21,7 @@ from support.services.server_actions import stall
 
 __all__ = ["scripted_server"]  # a fixture
 Cancel = Callable[[Awaitable[Any], float], Awaitable[object]]
-LONGEST_SECONDS = 0.006
+LONGEST_SECONDS = 0.01
 
 
 async def wait_for(call: Awaitable[Any], seconds: float) -> object:

@@ -6,13 +6,14 @@ closed after the loop, and in a forked child closing it would change the selecto
 
 import asyncio
 import ipaddress
-import select
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import httpcore
+
+from hadakv_client.http.connections.blocking_streams import is_readable
 
 T = TypeVar("T")
 _Address = tuple[int, Any]
@@ -55,7 +56,7 @@ class SocketStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """Return `"is_readable"` or `"socket"`; None for everything else."""
         if info == "is_readable":
-            return _is_readable(self.socket)
+            return is_readable(self.socket)
         return self.socket if info == "socket" else None
 
 
@@ -64,6 +65,7 @@ class TlsStream(httpcore.AsyncNetworkStream):
 
     def __init__(self, stream: SocketStream, context: ssl.SSLContext, host: str) -> None:
         self._stream = stream
+        self.socket, self.close = stream.socket, stream.close
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._received, self._to_send, server_hostname=host)
 
@@ -118,14 +120,25 @@ class TlsStream(httpcore.AsyncNetworkStream):
         return self._stream.get_extra_info(info)
 
 
-async def connect(host: str, port: int, uds: str | None, seconds: float | None) -> SocketStream:
-    """Connect to the first address of a host that accepts, or to a Unix socket.
+async def connect(
+    host: str, port: int, uds: str | None, tls: ssl.SSLContext | None, seconds: float | None
+) -> "SocketStream | TlsStream":
+    """Connect to the first address of a host that accepts, or to a Unix socket. See `blocking_streams.connect`."""
+    stream = await _connect_first([(socket.AF_UNIX, uds)] if uds else await _addresses(host, port, seconds), seconds)
+    if tls is None:
+        return stream
+    secured = TlsStream(stream, tls, host)
+    try:
+        await secured.handshake(seconds)
+    except BaseException:
+        stream.close()
+        raise
+    return secured
 
-    Raises:
-        httpcore.ConnectError, httpcore.ConnectTimeout: no address accepts.
-    """
-    error: Exception = httpcore.ConnectError(f"{host} has no address")
-    for family, address in [(socket.AF_UNIX, uds)] if uds else await _addresses(host, port, seconds):
+
+async def _connect_first(addresses: Iterable[_Address], seconds: float | None) -> SocketStream:
+    error: Exception = httpcore.ConnectError("the host has no address")
+    for family, address in addresses:
         try:
             return await _connect(family, address, seconds)
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as failure:
@@ -155,15 +168,6 @@ async def _addresses(host: str, port: int, seconds: float | None) -> Iterable[_A
         found = await _limit(looking_up, seconds, httpcore.ConnectTimeout, httpcore.ConnectError)
         return [(family, address) for family, *_, address in found]
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
-
-
-def _is_readable(connected: socket.socket) -> bool:
-    """Return whether data or the end of the stream has arrived. Both mean that an idle connection is of no use."""
-    if connected.fileno() < 0:
-        return True
-    poll = select.poll()
-    poll.register(connected, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 async def _limit(operation: Awaitable[T], seconds: float | None, late: type[Exception], failed: type[Exception]) -> T:

@@ -7,6 +7,7 @@ import httpcore
 import httpx
 
 _UNTRUSTED = (18, 19, 20, 21)  # codes of OpenSSL: self-signed, or issued by an unknown authority
+_NO_HTTP = ("disconnected without sending a response", "illegal status line")  # messages of httpcore and h11
 _START = "Start one with `hadakv serve`, or set HADAKV_URL (in Python: base_url) to the URL of a running one."
 
 
@@ -22,10 +23,11 @@ def explain(error: Exception, call: str, address: str) -> str:
     if isinstance(error, httpcore.ConnectError | httpx.ConnectError):
         for cause in _causes(error):
             if isinstance(cause, ConnectionRefusedError | FileNotFoundError):
-                return f"No hadakv service answers at {address} ({reason}). {_START}"
+                what = "connection refused" if isinstance(cause, ConnectionRefusedError) else "no such socket"
+                return f"No hadakv service answers at {address} ({what}). {_START}"
             if isinstance(cause, ssl.SSLError):
                 return f"{call} at {address}: {reason}. {_tls_advice(cause)}"
-    if isinstance(error, httpcore.RemoteProtocolError | httpx.RemoteProtocolError) and address.startswith("http://"):
+    if address.startswith("http://") and any(each in reason for each in _NO_HTTP):
         reason = f"{reason.removesuffix('.')}. If the service uses TLS, its URL begins with https://"
     return f"{call} at {address}: {reason}"
 

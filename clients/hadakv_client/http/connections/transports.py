@@ -12,7 +12,7 @@ from typing import Any, Generic
 import httpcore
 import httpx
 
-from hadakv_client.http.connections.asyncio_streams import SocketStream, TlsStream, connect
+from hadakv_client.http.connections import asyncio_streams, blocking_streams
 from hadakv_client.http.connections.pool import KEEPALIVE_SECONDS, Connection, Http, Pool
 from hadakv_client.http.connections.tls import Tls
 
@@ -31,7 +31,6 @@ class PooledTransport(httpx.BaseTransport):
     def __init__(self, uds: str | None, tls: Tls) -> None:
         self._uds = uds
         self._tls = tls
-        self._backend = httpcore.SyncBackend()
         self._pool: Pool[httpcore.HTTP11Connection] = Pool()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -48,14 +47,11 @@ class PooledTransport(httpx.BaseTransport):
     def _connect(self, request: httpcore.Request) -> Connection[httpcore.HTTP11Connection]:
         origin, timeout = request.url.origin, request.extensions["timeout"]["connect"]
         host = origin.host.decode("ascii")
-        if self._uds:
-            stream = self._backend.connect_unix_socket(self._uds, timeout)
-        else:
-            stream = self._backend.connect_tcp(host, origin.port, timeout)
-        if origin.scheme == b"https":
-            stream = stream.start_tls(self._tls.context(), host, timeout)
-        http = httpcore.HTTP11Connection(origin, stream, KEEPALIVE_SECONDS)
-        connection = Connection(http, stream.get_extra_info("socket"), stream.close)
+        tls = self._tls.context() if origin.scheme == b"https" else None
+        stream = blocking_streams.connect(host, origin.port, self._uds, tls, timeout)
+        connection = Connection(
+            httpcore.HTTP11Connection(origin, stream, KEEPALIVE_SECONDS), stream.socket, stream.close
+        )
         self._pool.add(connection)
         return connection
 
@@ -101,16 +97,9 @@ class AsyncPooledTransport(httpx.AsyncBaseTransport):
     async def _connect(self, request: httpcore.Request) -> Connection[httpcore.AsyncHTTP11Connection]:
         origin, timeout = request.url.origin, request.extensions["timeout"]["connect"]
         host = origin.host.decode("ascii")
-        stream = await connect(host, origin.port, self._uds, timeout)
-        secured: SocketStream | TlsStream = stream
-        try:
-            if origin.scheme == b"https":
-                secured = TlsStream(stream, self._tls.context(), host)
-                await secured.handshake(timeout)
-        except BaseException:
-            stream.close()
-            raise
-        http = httpcore.AsyncHTTP11Connection(origin, secured, KEEPALIVE_SECONDS)
+        tls = self._tls.context() if origin.scheme == b"https" else None
+        stream = await asyncio_streams.connect(host, origin.port, self._uds, tls, timeout)
+        http = httpcore.AsyncHTTP11Connection(origin, stream, KEEPALIVE_SECONDS)
         connection = Connection(http, stream.socket, stream.close)
         self._pool.add(connection)
         return connection

@@ -67,9 +67,17 @@ def test_invalid_url_raises_value_error(connect: Any, url: str) -> None:
         connect(url)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "https://host/path", "unix:/path/to/socket"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "https://host/path", "unix:/path/to/socket", "[::1]:8765"])
 def test_check_url_returns_a_valid_url_unchanged(url: str) -> None:
     assert check_url(url) == url
+
+
+def test_user_and_password_in_the_url_are_sent(connect: Any, scripted_server: Any) -> None:
+    server = scripted_server(describe)
+
+    connect(server.url.replace("//", "//user:p%20w@")).session("a").info()
+
+    assert server.exchanges[0].headers["authorization"] == "basic dxnlcjpwihc="  # the server lowers the case
 
 
 @pytest.mark.parametrize("token", ["a\nb: c", "tökén"])
