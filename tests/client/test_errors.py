@@ -127,11 +127,11 @@ def test_wrong_token_raises_unauthorized(connect: Any, limited_service: Any, tok
     assert client.healthy()
 
 
-def test_body_over_the_limit_raises_body_too_large(connect: Any, limited_service: Any) -> None:
-    large = np.ones((1, 8, 4096, 512), np.float16)
+def test_one_token_over_the_limit_raises_body_too_large(connect: Any, limited_service: Any) -> None:
+    one_token = np.ones((1, 1100, 1, 512), np.float16)
 
-    with pytest.raises(BodyTooLarge) as raised:
-        connect(limited_service.url, token="secret").session("a").append(large, large)
+    with pytest.raises(BodyTooLarge, match="Send less at a time") as raised:
+        connect(limited_service.url, token="secret").session("a").append(one_token, one_token)
 
     assert raised.value.limit == 1 << 20
 

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from hadakv_client import Client, Session
 from hadakv_service.testing import RunningService, running_service
-
-MAX_BODY = 1 << 20
-LAYERS, HEADS, TOKENS, DIM = 2, 2, 10_000, 64
+from support.inputs.long_sessions import long_array
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +32,11 @@ def other(limited: RunningService, session_id: str) -> Iterator[Session]:
 
 @pytest.fixture(scope="session")
 def long_k() -> Any:
-    """Return keys of 10,000 tokens, float16, 2 layers, 2 heads, head_dim 64: 5 MiB."""
-    return np.random.default_rng(1).standard_normal((LAYERS, HEADS, TOKENS, DIM)).astype(np.float16)
+    """Return keys of 10,000 tokens, float16, 2 layers, 1 head, head_dim 64: 2.5 MiB."""
+    return long_array("k")
 
 
 @pytest.fixture(scope="session")
 def long_v() -> Any:
     """Return values with the shape of the keys."""
-    return np.random.default_rng(2).standard_normal((LAYERS, HEADS, TOKENS, DIM)).astype(np.float16)
+    return long_array("v")

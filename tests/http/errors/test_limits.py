@@ -85,8 +85,43 @@ def test_read_larger_than_max_body_is_rejected(small: RunningService, session: s
 
         response = caller.get(f"/sessions/{session}/kv", form="float32")
 
-        assert response.problem(422, "response-too-large")["limit"] == MAX_BODY
-        assert caller.get(f"/sessions/{session}/kv", form="float32", stop=20).status == 200
+        problem = response.problem(422, "response-too-large")
+        assert (problem["limit"], problem["tokens"]) == (MAX_BODY, 64)
+        assert (problem["start"], problem["stop"], problem["length"], problem["layers"]) == (0, 200, 200, [0])
+        assert "64 tokens of these layers fit one response" in problem["detail"]
+        assert caller.get(f"/sessions/{session}/kv", form="float32", start=100, stop=164).status == 200
+        assert caller.get(f"/sessions/{session}/kv", form="float32", start=100, stop=165).status == 422
+
+
+def test_read_of_layers_that_do_not_fit_together_says_so(small: RunningService, session: str) -> None:
+    with Caller(small.url) as caller:
+        part = np.ones((16, 8, 1, 64), np.float16)
+        for layer in range(0, 32, 16):
+            caller.append(session, part, part, layer=layer)
+
+        response = caller.get(f"/sessions/{session}/kv", form="float32")
+
+        problem = response.problem(422, "response-too-large")
+        assert (problem["tokens"], problem["layers"]) == (0, list(range(32)))
+        assert "no token of all these layers fits one response" in problem["detail"]
+        assert caller.get(f"/sessions/{session}/kv", form="float32", layers="0:16").status == 200
+
+
+def test_ring_that_does_not_fit_names_the_window(small: RunningService, session: str) -> None:
+    with Caller(small.url) as caller:
+        caller.put(f"/sessions/{session}", {"window": 1000})
+        caller.append(session, K, V)
+
+        response = caller.get(f"/sessions/{session}/kv", layout="ring")
+
+        problem = response.problem(422, "response-too-large")
+        assert (problem["window"], problem["start"], problem["stop"]) == (1000, 0, K.shape[2])
+        assert 0 < problem["tokens"] < 1000
+
+
+def test_probe_names_the_limit(small: RunningService) -> None:
+    with Caller(small.url) as caller:
+        assert caller.get("/healthz").body["max_body_nbytes"] == MAX_BODY
 
 
 # 507: memory budget exceeded
