@@ -33,7 +33,7 @@ def limited_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Run a service with small limits that requires a token."""
     tokens = tmp_path_factory.mktemp("limited_service") / "tokens"
     tokens.write_text(f"alice:{DIGEST}\n")
-    with running_service("--token-file", str(tokens), "--max-body", "1MiB", "--memory-budget", "256KiB") as service:
+    with running_service("--token-file", str(tokens), "--max-body", "2MiB", "--memory-budget", "1MiB") as service:
         yield service
 
 
@@ -75,7 +75,7 @@ def test_response_over_the_limit_raises_response_too_large(connect: Any, limited
     with pytest.raises(ResponseTooLarge) as raised:
         connect(limited_service.url, token="secret").decode(encoded, {"bits": 2}, 512)
 
-    assert raised.value.limit == 1 << 20
+    assert raised.value.limit == 2 << 20
 
 
 def test_mismatched_k_and_v_raise_invalid_request_with_field(session: Any, k: Any, v: Any) -> None:
@@ -133,11 +133,11 @@ def test_one_token_over_the_limit_raises_body_too_large(connect: Any, limited_se
     with pytest.raises(BodyTooLarge, match="Send less at a time") as raised:
         connect(limited_service.url, token="secret").session("a").append(one_token, one_token)
 
-    assert raised.value.limit == 1 << 20
+    assert raised.value.limit == 2 << 20
 
 
 def test_append_over_memory_budget_raises_insufficient_storage(connect: Any, limited_service: Any) -> None:
-    x = np.ones((1, 1, 600, 256), np.float16)
+    x = np.ones((1, 1, 1800, 256), np.float16)
     session = connect(limited_service.url, token="secret").session("full", {"kind": "float16"})
 
     with pytest.raises(InsufficientStorage):
@@ -147,7 +147,7 @@ def test_append_over_memory_budget_raises_insufficient_storage(connect: Any, lim
 
 
 def test_append_to_evicted_session_raises_position_conflict(connect: Any, limited_service: Any) -> None:
-    x = np.ones((1, 1, 200, 256), np.float16)
+    x = np.ones((1, 1, 800, 256), np.float16)
     client = connect(limited_service.url, token="secret")
     first, second = (client.session(name, {"kind": "float16"}) for name in ("first", "second"))
 

@@ -17,6 +17,7 @@ from fault_injection.faults.power_loss import lose_power
 from fault_injection.faults.service import Service
 from hadakv_kernels import Codec
 from support.contract import Caller, stream
+from support.services.program import WITH_TINY_MEMORY
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="macOS does not preload a library into a signed program")
 
@@ -48,7 +49,7 @@ class Place:
             shutil.copytree(self.data, self._folder / "before")
         flags = ("--data-dir", str(self.data), "--disk-budget", "1GiB", "--threads", "1", *flags)
         environment = self.interposed.environment(self.data, journal)
-        with Service(("-m", "hadakv_service"), flags, environment, self._folder / "log") as service:
+        with Service(WITH_TINY_MEMORY, flags, environment, self._folder / "log") as service:
             with Caller(service.ready()[0]) as caller:
                 yield caller
             service.kill()
@@ -61,7 +62,7 @@ class Place:
         """Start a service, and shut it down cleanly at the end of the block."""
         flags = ("--data-dir", str(self.data), "--disk-budget", "1GiB", "--threads", "1", *flags)
         environment = self.interposed.environment(self.data, None)
-        with Service(("-m", "hadakv_service"), flags, environment, self._folder / "log") as service:
+        with Service(WITH_TINY_MEMORY, flags, environment, self._folder / "log") as service:
             with Caller(service.ready()[0]) as caller:
                 yield caller
             service.terminate()

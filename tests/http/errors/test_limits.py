@@ -12,6 +12,7 @@ from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERH
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V, spoiled
 from support.contract import MSGPACK, Answer, Caller, connect, status_line, tensor
+from support.services.program import WITH_TINY_MEMORY
 
 # 413: body too large
 
@@ -126,12 +127,12 @@ def test_probe_names_the_limit(small: RunningService) -> None:
 
 # 507: memory budget exceeded
 
-BUDGET = 256 * 1024
+BUDGET = 1 << 20
 
 
 @pytest.fixture
 def tiny() -> Iterator[Caller]:
-    """Client of a fresh service with a memory budget of 256 KiB."""
+    """Client of a fresh service with a memory budget of 1 MiB."""
     with running_service("--memory-budget", str(BUDGET)) as service, Caller(service.url) as caller:
         yield caller
 
@@ -148,38 +149,38 @@ def beside(pages: int) -> int:
 
 def test_append_larger_than_the_budget_evicts_nothing(tiny: Caller) -> None:
     for name in ("one", "two", "three"):
-        tiny.append(name, tokens(500), tokens(500))
+        tiny.append(name, tokens(2000), tokens(2000))
     before = [tiny.snapshot(name) for name in ("one", "two", "three")]
     used = tiny.used_nbytes()
 
-    made = tiny.append("new", tokens(4000), tokens(4000))
-    grown = tiny.append("two", tokens(3500), tokens(3500))
+    made = tiny.append("new", tokens(16000), tokens(16000))
+    grown = tiny.append("two", tokens(14000), tokens(14000))
 
-    for response, nbytes in ((made, 4000 * 72), (grown, 3500 * 72)):
+    for response, nbytes in ((made, 16000 * 72), (grown, 14000 * 72)):
         problem = response.problem(507, "insufficient-storage")
         assert problem["budget"] == BUDGET
-        assert nbytes < problem["needed"] < nbytes + 32_000, "the packed bytes, and what is kept beside them"
+        assert nbytes < problem["needed"] < nbytes + 128_000, "the packed bytes, and what is kept beside them"
     tiny.get("/sessions/new").problem(404, "session-not-found")
     assert [tiny.snapshot(name) for name in ("one", "two", "three")] == before
-    assert tiny.used_nbytes() == used == 3 * (500 * 72 + beside(2))
+    assert tiny.used_nbytes() == used == 3 * (2000 * 72 + beside(8))
 
 
 def test_lru_sessions_are_evicted_for_an_append(tiny: Caller) -> None:
     for name in ("one", "two", "three"):
-        tiny.append(name, tokens(1000), tokens(1000))
+        tiny.append(name, tokens(4000), tokens(4000))
     tiny.read("one")
     before = tiny.snapshot("one")
 
-    response = tiny.append("new", tokens(1200), tokens(1200))
+    response = tiny.append("new", tokens(4800), tokens(4800))
 
     assert response.status == 201
     assert [record["session"] for record in tiny.get("/sessions").body["sessions"]] == ["new", "one", "three"]
     assert tiny.snapshot("one") == before
-    assert tiny.used_nbytes() == 3200 * 72 + 2 * beside(4) + beside(5) <= BUDGET
+    assert tiny.used_nbytes() == 12800 * 72 + 2 * beside(16) + beside(19) <= BUDGET
 
 
 def test_session_may_use_exactly_the_whole_budget(tiny: Caller) -> None:
-    most = (BUDGET - beside(14)) // 72
+    most = (BUDGET - beside(53)) // 72
 
     filled = tiny.append("one", tokens(most), tokens(most))
     before = tiny.snapshot("one")
@@ -191,13 +192,13 @@ def test_session_may_use_exactly_the_whole_budget(tiny: Caller) -> None:
 
 
 def test_rejected_append_releases_its_reservation(tiny: Caller) -> None:
-    k = spoiled(tokens(3000), [(0, 0, 2999, 0)], np.nan)
+    k = spoiled(tokens(12000), [(0, 0, 11999, 0)], np.nan)
 
     responses = [tiny.append("one", k, k) for _ in range(5)]
 
     assert {response.status for response in responses} == {422}
     assert tiny.used_nbytes() == 0
-    assert tiny.append("one", tokens(3200), tokens(3200)).status == 201
+    assert tiny.append("one", tokens(12800), tokens(12800)).status == 201
 
 
 def test_sessions_without_tokens_count_towards_the_budget(tiny: Caller) -> None:
@@ -214,7 +215,7 @@ def test_sessions_without_tokens_count_towards_the_budget(tiny: Caller) -> None:
 
 
 def test_session_that_does_not_fit_is_not_created() -> None:
-    with running_service("--memory-budget", "1000") as service, Caller(service.url) as caller:
+    with running_service("--memory-budget", "1000", program=WITH_TINY_MEMORY) as service, Caller(service.url) as caller:
         responses = [caller.put("/sessions/a", {}), caller.append("a", tokens(1), tokens(1))]
 
         for response in responses:

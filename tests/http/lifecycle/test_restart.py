@@ -155,11 +155,11 @@ def test_disk_budget_of_zero_writes_nothing(tmp_path: Path) -> None:
 
 def test_memory_session_is_never_written_to_disk(tmp_path: Path) -> None:
     marked = np.full((1, 1, 300, 64), 1.0, np.float16)
-    with service(tmp_path, "--memory-budget", "200KiB") as caller:
+    with service(tmp_path, "--memory-budget", "1MiB") as caller:
         caller.put("/sessions/secret", {"durability": "memory", "codec": {"kind": "float16"}})
         caller.append("secret", marked, marked)
         for name in "abcdef":
-            caller.append(name, K, V)
+            caller.append(name, *pair(2, 2, 1200))
         caller.get("/sessions/secret").problem(404, "session-not-found")
 
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())

@@ -30,6 +30,7 @@ from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V
 from support.contract import Caller
+from support.inputs.arrays import pair
 from support.services.blocked_device import HELD
 from support.services.prometheus import METHODS, Samples, eventually, label_values, moved, samples, scrape
 
@@ -69,15 +70,15 @@ def test_every_tier_has_gauges() -> None:
 
 
 def test_evicted_sessions_are_counted() -> None:
-    with running_service("--memory-budget", "64KiB") as service, Caller(service.url) as caller:
+    with running_service("--memory-budget", "1MiB") as service, Caller(service.url) as caller:
         for n in range(30):
-            assert caller.append(f"{n}", K, V).status == 201
+            assert caller.append(f"{n}", *pair(1, 2, 600, 64)).status == 201
         found, listed = scrape(service.url), caller.get("/sessions").body["sessions"]
 
     assert 0 < len(listed) < 30
     assert found["hadakv_evictions_total", ""] == 30 - len(listed)
     assert found["hadakv_tier_sessions", "tier=memory"] == len(listed)
-    assert found["hadakv_tier_stored_bytes", "tier=memory"] <= 64 << 10
+    assert found["hadakv_tier_stored_bytes", "tier=memory"] <= 1 << 20
 
 
 def test_reserved_gauge_is_set_during_an_append(tmp_path: Path) -> None:

@@ -103,16 +103,16 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]
     """A service with tokens, a small memory budget and a small body limit."""
     tokens = tmp_path_factory.mktemp("narrow") / "tokens"
     tokens.write_text(f"ann:{hashlib.sha256(b'secret').hexdigest()}", "utf-8")
-    with running_service("--token-file", str(tokens), "--max-body", "200KiB", "--memory-budget", "8KiB") as service:
+    with running_service("--token-file", str(tokens), "--max-body", "4MiB", "--memory-budget", "1MiB") as service:
         yield service
 
 
 def test_rejection_has_the_request_id(narrow: RunningService, session: str) -> None:
-    large = np.ones((1, 1, 300, 64), np.float16)
+    large = np.ones((1, 1, 16_000, 64), np.float16)
     with Caller(narrow.url) as stranger, Caller(narrow.url, "secret") as ann:
         stranger.append(session, K, V).problem(401, "unauthorized")
         ann.append(session, large, large).problem(507, "insufficient-storage")
-        ann.send("POST", f"/sessions/{session}/kv", bytes(300_000)).problem(413, "body-too-large")
+        ann.send("POST", f"/sessions/{session}/kv", bytes((4 << 20) + 1)).problem(413, "body-too-large")
         ann.send("POST", f"/sessions/{session}/kv", PACKED, "text/plain").problem(415, "unsupported-media-type")
         ann.get(f"/sessions/{session}").problem(404, "session-not-found")
 

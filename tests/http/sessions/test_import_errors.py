@@ -398,19 +398,19 @@ def test_import_never_replaces_a_session(strict: Caller) -> None:
 
 
 def test_import_over_budget_is_rejected_and_evicts_nothing() -> None:
-    with running_service("--memory-budget", "1MiB") as service, Caller(service.url) as caller:
-        caller.append("first", *pair(1, 2, 1500, 64), codec={"kind": "float16"})
+    with running_service("--memory-budget", "4MiB") as service, Caller(service.url) as caller:
+        caller.append("first", *pair(1, 2, 6000, 64), codec={"kind": "float16"})
         file = exported(caller, "first")
         caller.delete("/sessions/first")
         caller.append("kept", *pair(1, 2, 100, 64))
-        with running_service("--memory-budget", "256KiB") as small, Caller(small.url) as other:
+        with running_service("--memory-budget", "1MiB") as small, Caller(small.url) as other:
             other.append("kept", *pair(1, 2, 100, 64))
             before = other.used_nbytes(), names(other)
 
             rejected = imported(other, "first", file)
 
             problem = rejected.problem(507, "insufficient-storage")
-            assert problem["needed"] > problem["budget"] == 256 << 10
+            assert problem["needed"] > problem["budget"] == 1 << 20
             assert (other.used_nbytes(), names(other)) == before
         # A file that fits after evictions does evict.
         assert imported(caller, "first", file).status == 201

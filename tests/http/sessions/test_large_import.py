@@ -78,6 +78,6 @@ def test_float16_file_larger_than_memory_is_imported(tmp_path: Path) -> None:
         caller.append("a", K, V, codec=Codec(bits=8).to_mapping())
         file = exported(caller, "a")
 
-    with service(tmp_path / "small", "--memory-budget", "600KiB") as caller:
+    with service(tmp_path / "small", "--memory-budget", "1MiB") as caller:
         assert imported(caller, "b", file).status == 201
         assert caller.read("b")["length"] == 3000

@@ -10,6 +10,11 @@ WITHOUT_MAINTENANCE = (
     "-c",
     "from hadakv_service import __main__, maintenance; maintenance.MAINTENANCE_SECONDS *= 10_000; __main__.main()",
 )
+# The smallest --memory-budget is 1MiB. With a smaller one a few tokens are enough to fill memory.
+WITH_TINY_MEMORY = (
+    "-c",
+    "from hadakv_service import __main__, settings; settings.MIN_MEMORY_BUDGET = 0; __main__.main()",
+)
 
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
