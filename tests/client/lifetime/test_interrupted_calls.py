@@ -48,7 +48,7 @@ class Interrupts:
 def interrupt_calls(url: str, calls: int) -> dict[str, int]:
     """Interrupt reads and appends of one session. Make one more call. Return what was counted."""
     interrupts, before, moments = Interrupts(), open_sockets(), random.Random(1)
-    k = np.ones((4, 4, 256, 64), np.float16)
+    k = np.ones((4, 4, 64, 64), np.float16)
     with Client(url, timeout=20, retries=0) as client:
         session = client.session("interrupted", codec={"kind": "float16"})
         session.append(k, k, position=0)
