@@ -66,8 +66,8 @@ MUTATIONS = {
     ),
     "delete pages that sessions in memory need": Mutation(
         "storage/disk_writer.py",
-        "if (page := self._pool.page_by_id(page_id)) is not None\n        }",
-        "if (page := None) is not None\n        }",
+        "            if page is None:\n",
+        "            if True:\n",
         ("kill", "term"),
     ),
     "keep a rejected append in memory": Mutation(
@@ -102,5 +102,45 @@ MUTATIONS = {
         '"SELECT header, checksum, content FROM pages WHERE id = ?", (page_id,)',
         '"SELECT header, checksum, content FROM pages WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET 1", (page_id,)',
         _KILLS,
+    ),
+    "write no checkpoints": Mutation("maintenance.py", "while checkpoints.seconds:", "while False:", ("busy",)),
+    "checkpoint idle sessions only": Mutation(
+        "storage/checkpoints/dirty_sessions.py",
+        "        yield from _until(self._since, now - seconds)\n"
+        "        yield from _until(self._changed, now - seconds * IDLE_SHARE)\n"
+        "        yield from _until(self._since, now - seconds * DUE_SHARE)\n",
+        "        yield from _until(self._changed, now - seconds * IDLE_SHARE)\n",
+        ("busy",),
+    ),
+    "checkpoint only some layers of a session": Mutation(
+        "storage/checkpoints/checkpointer.py",
+        "writes.append(record.to_write(key))",
+        'torn = __import__("dataclasses").replace(record.session, runs=record.session.runs[:-1])\n'
+        "                writes.append(record.to_write(key)._replace(session=torn))",
+        _KILLS,
+    ),
+    "take a session that grew during its checkpoint for saved": Mutation(
+        "storage/checkpoints/checkpointer.py", "clean=record.session is write.session", "clean=True", ("busy", "term")
+    ),
+    "checkpoint without a sync": Mutation(
+        "storage/checkpoints/checkpointer.py",
+        "sync=bool(writes) or self._dirty.needs_sync(self.seconds)",
+        "sync=False",
+        ("power",),
+    ),
+    "truncate without waiting for a checkpoint": Mutation(
+        "storage/session_store.py", "            self._writer.settle(key)\n", "            pass\n", _KILLS
+    ),
+    "delete without waiting for a checkpoint": Mutation(
+        "storage/session_table.py", "        self._writer.settle(key)\n        record", "        record", _KILLS
+    ),
+    "delete sessions for space without a log line": Mutation(
+        "storage/session_store.py",
+        "        finally:\n            self._table.evicted.report()",
+        "        finally:\n            pass",
+        ("kill", "budget"),
+    ),
+    "age sessions by the wall clock": Mutation(
+        "storage/lifetime/clock.py", "return self._start + self._elapsed()", "return time.time()", ("clock",)
     ),
 }

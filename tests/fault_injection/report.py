@@ -17,7 +17,8 @@ LABELS = {
     "looked at": "sessions described between other requests",
     "spilled": "  of those, at least partly on disk",
     "checked": "sessions read after a restart",
-    "lost": "  missing or shorter, as their durability allows",
+    "saved": "spill sessions of which a checkpoint or a shutdown had saved tokens",
+    "lost": "sessions missing or shorter, as their durability allows",
     "bytes": "bytes compared with the reference",
     "integrity": "integrity checks passed",
     "faults": "system calls that failed or were cut off",
@@ -38,6 +39,7 @@ class Tally:
         stops: seconds that each clean shutdown took.
         kinds: number of rounds by kind.
         codes: number of exits by exit code.
+        append_seconds: time of each acknowledged append.
     """
 
     def __init__(self) -> None:
@@ -46,6 +48,7 @@ class Tally:
         self.stops: list[float] = []
         self.kinds: Counter[str] = Counter()
         self.codes: Counter[int] = Counter()
+        self.append_seconds: list[float] = []
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 

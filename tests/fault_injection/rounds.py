@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 
 from fault_injection.faults import disk
@@ -16,6 +17,7 @@ from fault_injection.faults.schedule import Plan
 from fault_injection.faults.service import Service
 from fault_injection.report import Tally, Violation
 from fault_injection.sessions.check import Check
+from fault_injection.sessions.figures import Figures
 from fault_injection.sessions.model import KnownSession
 from fault_injection.sessions.pool import SHAPES, Pool
 from fault_injection.sessions.workload import ANSWER_SECONDS, Worker
@@ -29,6 +31,7 @@ GRACE_SECONDS = 10
 FLAGS = ("--durability", "ack", "--threads", "1", "--backend", "cpu")
 # The first is only a little larger than the largest append.
 MEMORY = ("1331KiB", "2MiB", "4MiB")
+CHECKPOINT_SECONDS = ("0.1", "0.3", "1", "30")
 
 
 class Rounds:
@@ -92,10 +95,13 @@ class Rounds:
         budget = self._used + plan.rng("budget").randrange(1 << 20) if plan.kind == "budget" else 1 << 30
         memory = plan.rng("memory").choice(MEMORY)
         flags = ["--data-dir", str(data), "--disk-budget", str(budget), "--memory-budget", memory]
-        flags += ["--shutdown-timeout", str(GRACE_SECONDS), *FLAGS]
+        checkpoint = "1" if plan.kind == "busy" else plan.rng("checkpoint").choice(CHECKPOINT_SECONDS)
+        flags += ["--shutdown-timeout", str(GRACE_SECONDS), "--checkpoint-seconds", checkpoint, *FLAGS]
         environment = {}
         if self._interposed:
             self._interposed.disarm()
+            # An hour back: sessions were used later than the service believes it is.
+            self._interposed.set_wall_clock(-3600 if plan.kind == "clock" and plan.rng("clock").random() < 0.5 else 0)
             environment = self._interposed.environment(data, journal)
         return Service(self._program, flags, environment, self._folder / f"round-{plan.number:03}.log")
 
@@ -110,7 +116,9 @@ class Rounds:
             check = Check(client, self.tally, exact=self._exact, evicting=scenario.evicting)
             check.check_all(self.sessions)
         self._owned = [[known for known in owned if known.state] for owned in self._owned]
-        threads = []
+        figures = Figures(url, self.tally, scenario.expected)
+        threads: list[threading.Thread] = [figures]
+        figures.start()
         for i, owned in enumerate(self._owned):
             worker = Worker(f"w{i}", owned, self._pools, plan.rng(f"worker {i}"), self.tally, scenario.expected)
             threads.append(threading.Thread(target=worker.run, args=(url,), daemon=True))
@@ -123,6 +131,8 @@ class Rounds:
                 thread.join(ANSWER_SECONDS + END_SECONDS)
         if any(thread.is_alive() for thread in threads):
             raise Violation("a request got neither a response nor a connection error")
+        if figures.evictions and not service.has_logged("to make space"):
+            raise Violation(f"{figures.evictions} sessions were deleted for space without a log line")
 
     @property
     def sessions(self) -> list[KnownSession]:
@@ -142,6 +152,12 @@ class Rounds:
         if complaint := service.complaint():
             raise Violation(f"the service logged an unexpected error: {complaint}")
         self._exact = code == 0 and not scenario.expected.evicting
+        if scenario.ends_at_start:
+            return
+        until = inf if code == 0 else scenario.expected.saved_until
+        for known in self.sessions:
+            known.note_saved(-inf if scenario.expected.evicting else until)
+            self.tally.add("saved", known.durability == "spill" and known.saved is not None)
 
     def _inspect(self) -> None:
         """Check a copy of the file, so that SQLite's recovery does not change the original.

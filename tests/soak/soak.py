@@ -9,7 +9,9 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, replace
 
+import numpy as np
 from pydantic import ByteSize, TypeAdapter
 
 from fault_injection.report import Tally, Violation
@@ -31,19 +33,69 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16, help="number of clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
     parser.add_argument("--memory-budget", default="2MiB", help="memory budget of the service (default: %(default)s)")
+    parser.add_argument("--checkpoint-seconds", default="1", help="of the service (default: %(default)s)")
+    parser.add_argument(
+        "--turns", type=int, default=0, help="instead, compare that many pairs of soaks without and with checkpoints"
+    )
     options = parser.parse_args()
-    tally, text = soak(options.seconds, options.clients, options.seed, options.memory_budget)
-    print(text)
-    if tally.violations:
-        print("", *tally.violations[:20], sep="\n")
+    load = Load(options.seconds, options.clients, options.seed, options.memory_budget, options.checkpoint_seconds)
+    tallies = compare(load, options.turns) if options.turns else [_print_soak(load)]
+    violations = [violation for tally in tallies for violation in tally.violations]
+    if violations:
+        print("", *violations[:20], sep="\n")
         sys.exit(1)
 
 
-def soak(seconds: float, clients: int, seed: int, memory_budget: str) -> tuple[Tally, str]:
+@dataclass(frozen=True)
+class Load:
+    """What a soak does.
+
+    Attributes:
+        seconds: duration.
+        clients: number of clients.
+        seed: random seed.
+        memory_budget: memory budget of the service.
+        checkpoint_seconds: checkpoint interval of the service.
+    """
+
+    seconds: float
+    clients: int
+    seed: int
+    memory_budget: str
+    checkpoint_seconds: str
+
+
+def _print_soak(load: Load) -> Tally:
+    tally, text = soak(load)
+    print(text)
+    return tally
+
+
+def compare(load: Load, turns: int) -> list[Tally]:
+    """Print the time of appends without and with checkpoints, in turn; return the counters."""
+    print("checkpoint seconds  appends  median ms  p99 ms")
+    tallies: dict[str, list[Tally]] = {"0": [], load.checkpoint_seconds: []}
+    for _ in range(turns):
+        for seconds, before in tallies.items():
+            tally, _text = soak(replace(load, checkpoint_seconds=seconds))
+            before.append(tally)
+            median, p99 = np.percentile(tally.append_seconds, (50, 99)) * 1000
+            print(f"{seconds:>18}{len(tally.append_seconds):>9,}{median:>11.2f}{p99:>8.2f}", flush=True)
+    off, on = (
+        np.median([np.percentile(tally.append_seconds, (50, 99)) for tally in each], axis=0)
+        for each in tallies.values()
+    )
+    print("with checkpoints, as a multiple of without: median {:.2f}, p99 {:.2f}".format(*(on / off)))
+    return [tally for each in tallies.values() for tally in each]
+
+
+def soak(load: Load) -> tuple[Tally, str]:
     """Run clients on a service, then read every session; return the counters and the printed tables."""
+    seconds, clients, seed, memory_budget = load.seconds, load.clients, load.seed, load.memory_budget
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("--data-dir", folder, "--disk-budget", "1GiB", "--memory-budget", memory_budget, "--durability", "ack")
+        flags = ["--data-dir", folder, "--disk-budget", "1GiB", "--memory-budget", memory_budget, "--durability", "ack"]
+        flags += ["--checkpoint-seconds", load.checkpoint_seconds]
         with running_service(*flags) as service:
             watch = Watch(service.url, service.process.pid)
             watch.start()
@@ -57,6 +109,8 @@ def soak(seconds: float, clients: int, seed: int, memory_budget: str) -> tuple[T
             tally.violation(f"the service exited with {code}")
     budget = TypeAdapter(ByteSize).validate_python(memory_budget)
     counts = tally.table(seed, seconds, {"soak": f"soak of {clients} clients"})
+    median, p99 = np.percentile(tally.append_seconds, (50, 99)) * 1000
+    counts += f"\n{median:>14.2f}  ms until an append was acknowledged, median; {p99:.2f} for 99 of 100"
     return tally, f"{counts}\n\n{table(watch.samples, budget, min(SETTLED_SECONDS, seconds / 2))}"
 
 

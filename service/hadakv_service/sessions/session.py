@@ -13,7 +13,7 @@ from hadakv_service.sessions.layer_run import LayerRun, empty, join
 from hadakv_service.sessions.page import Page
 
 MAX_LAYERS = 1024
-# memory: lost when the process exits. spill: saved at a clean shutdown; a crash leaves what was evicted to disk.
+# memory: lost when the process exits. spill: saved by checkpoints, when evicted and at a clean shutdown.
 # ack: saved before every response.
 Durability = Literal["memory", "spill", "ack"]
 FLOAT16_NBYTES = 2

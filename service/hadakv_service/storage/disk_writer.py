@@ -132,6 +132,9 @@ class DiskWriter:
                 written.dropped.extend(transaction.remove(key))
             if garbage:
                 transaction.remove_pages(garbage)
+        if batch.sync and not (batch.sessions or batch.pages or batch.removed):
+            # An empty transaction does not sync.
+            self._disk.sync()
         return written
 
     def _record(self, written: WrittenBatch) -> None:

@@ -228,7 +228,7 @@ class SessionTable:
     def set_manifest(self, key: Key, record: SessionRecord, manifest: Manifest | None, *, clean: bool) -> None:
         """Set what the disk has of a session in the table."""
         if clean:
-            self.dirty.discard(key)
+            self.dirty.written(key)
         self.with_manifest += (manifest is not None) - (record.manifest is not None)
         record.manifest, record.is_clean = manifest, clean
 

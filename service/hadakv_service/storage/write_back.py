@@ -64,6 +64,8 @@ class WriteBack:
         for write, manifest in zip(batch.sessions, manifests, strict=True):
             if record := self._table.get(write.key):
                 self._table.set_manifest(write.key, record, manifest, clean=True)
+        if batch.sync:
+            self._table.dirty.synced()
         for key in batch.removed:
             if record := self._table.get(key):
                 self._table.set_manifest(key, record, None, clean=False)

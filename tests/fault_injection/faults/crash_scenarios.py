@@ -9,11 +9,15 @@ from fault_injection.faults.disk import Disk
 from fault_injection.faults.interpose import Action, Call, Interposed
 from fault_injection.faults.schedule import Plan
 from fault_injection.faults.service import Service
+from fault_injection.report import Violation
 from fault_injection.sessions.recorded_calls import Expectations
 
 KILLED = -signal.SIGKILL
 # Seconds that a shutdown may take beyond --shutdown-timeout.
 END_SECONDS = 30.0
+# Seconds after which a checkpoint is missing. The interval is a second.
+CHECKPOINT_PATIENCE = 30.0
+DAY_SECONDS = 86400
 ALWAYS = 10**9
 
 
@@ -217,6 +221,32 @@ class LittleDiskBudget(Scenario):
         self.kill_or_terminate()
 
 
+class KillAfterCheckpoint(Scenario):
+    """Sessions get tokens without a pause. The service is killed after it has checkpointed them nevertheless."""
+
+    def run(self) -> None:
+        wait(self.plan.seconds / 3)
+        self.expected.busy.set()
+        wait(self.plan.seconds / 3)
+        moment = time.monotonic()
+        while self.service.alive and self.expected.saved_until < moment:
+            if time.monotonic() > moment + CHECKPOINT_PATIENCE:
+                raise Violation(f"no checkpoint of sessions in use within {CHECKPOINT_PATIENCE:g} s")
+            wait(0.01)
+        self.kill()
+
+
+class WallClockStep(Scenario):
+    """The wall clock is set. Sessions with a TTL of a day must stay."""
+
+    def run(self) -> None:
+        for _ in range(2):
+            wait(self.plan.seconds / 3)
+            self.interposed.set_wall_clock(self.rng.choice((-30, 30)) * DAY_SECONDS)
+        wait(self.plan.seconds / 3)
+        self.kill_or_terminate()
+
+
 _SCENARIOS: dict[str, type[Scenario]] = {
     "write": KillInWrite,
     "sync": KillInSync,
@@ -227,6 +257,8 @@ _SCENARIOS: dict[str, type[Scenario]] = {
     "full": DiskFull,
     "errors": FailingCalls,
     "budget": LittleDiskBudget,
+    "busy": KillAfterCheckpoint,
+    "clock": WallClockStep,
 }
 
 

@@ -1,5 +1,5 @@
 // Library between the service and the files of its data directory. It lets system calls fail, kills the process within
-// them, and records writes and syncs. Preloaded before the C library. interpose.py has the same layout of Control.
+// them, records writes and syncs, and sets the wall clock. Preloaded before the C library. interpose.py has the same layout of Control.
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 namespace {
@@ -30,6 +31,7 @@ struct Control {
     volatile int64_t after;  // number of those calls to let through first
     volatile int64_t times;  // number of calls that the action applies to after that
     volatile int64_t taken;  // whether statvfs reports a full disk
+    volatile int64_t step;   // seconds that the wall clock is ahead
 };
 
 struct Record {
@@ -176,6 +178,14 @@ int about_disk(const char* path, About* about, const char* symbol) {
 }  // namespace
 
 extern "C" {
+
+int clock_gettime(clockid_t clock, struct timespec* now) noexcept {
+    static auto real = next<int (*)(clockid_t, struct timespec*)>("clock_gettime");
+    int result = real(clock, now);
+    if (result == 0 && clock == CLOCK_REALTIME) now->tv_sec += control->step;
+    return result;
+}
+
 
 ssize_t pwrite64(int fd, const void* bytes, size_t count, off64_t offset) { return write_at(fd, bytes, count, offset); }
 ssize_t pwrite(int fd, const void* bytes, size_t count, off_t offset) { return write_at(fd, bytes, count, offset); }

@@ -43,6 +43,7 @@ class _Control(ctypes.Structure):
         ("after", ctypes.c_int64),
         ("times", ctypes.c_int64),
         ("taken", ctypes.c_int64),
+        ("step", ctypes.c_int64),
     )
 
 
@@ -86,6 +87,10 @@ class Interposed:
         """Let every call through."""
         self._control.action = Action.NOTHING
         self._control.taken = False
+
+    def set_wall_clock(self, seconds: int) -> None:
+        """Set the wall clock ahead by seconds, or back. `disarm` does not change it."""
+        self._control.step = seconds
 
     def report_full(self) -> None:
         """Let statvfs report a full disk, though writes still succeed."""

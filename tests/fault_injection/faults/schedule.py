@@ -17,11 +17,13 @@ KINDS = {
     "full": "disk full, then free again; then kill -9 or SIGTERM",
     "errors": "failing writes and fsyncs for a while; then kill -9 or SIGTERM",
     "budget": "disk budget used up; then kill -9 or SIGTERM",
+    "busy": "kill -9 after a checkpoint of sessions that are never idle",
+    "clock": "wall clock set back or ahead; then kill -9 or SIGTERM",
 }
 # Number of rounds of each kind in a deck of twenty.
-_DECK = {"kill": 5, "write": 3, "sync": 1, "start": 1, "term": 2, "hasty": 1, "power": 2, "full": 2, "errors": 2}
-_DECK |= {"budget": 1}
-_INTERPOSED = {"write", "sync", "power", "errors"}
+_DECK = {"kill": 4, "write": 2, "sync": 1, "start": 1, "term": 2, "hasty": 1, "power": 2, "full": 2, "errors": 2}
+_DECK |= {"budget": 1, "busy": 1, "clock": 1}
+_INTERPOSED = {"write", "sync", "power", "errors", "clock"}
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class Service:
         """Return the last lines of the log."""
         return "last log lines: " + " | ".join(self._log.read_text(errors="replace").splitlines()[-5:])
 
+    def has_logged(self, text: str) -> bool:
+        """Whether the log contains a text."""
+        return text in self._log.read_text(errors="replace")
+
     def complaint(self) -> str:
         """Return the first log line about an unexpected error; empty if there is none."""
         text = self._log.read_text(errors="replace")

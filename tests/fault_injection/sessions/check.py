@@ -1,5 +1,6 @@
 """Check after a restart: read every session and compare it with the expected tokens."""
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -110,7 +111,7 @@ class Check:
             if not (least <= start <= most or (known.durability != "ack" and start <= least)):
                 raise Violation(f"{known.name}: layer {layer} starts at {start}, expected {least} to {most}")
         pending, known.pending, known.last = known.pending, None, None
-        known.state = State(state.cut_each(lengths), tuple(starts), state.window)
+        known.found(State(state.cut_each(lengths), tuple(starts), state.window))
         if pending and state is pending.state:
             self._tally.add("carried out")
         if pending and pending.append and tuple(lengths) == state.lengths:
@@ -129,16 +130,20 @@ class Check:
         self._tally.add("bytes", appended(known, pending.append, answer))
         self._tally.add("repeated")
         known.state = pending.state
+        known.history.append((time.monotonic(), known.state))
 
     def _absent(self, known: KnownSession) -> None:
         kept = known.durability == "ack" or (known.durability == "spill" and self._exact and not self._evicting)
         if kept and None not in known.possible:
             raise Violation(f"{known.name} ({known.durability}) is missing")
+        if known.durability == "spill" and known.saved is not None:
+            raise Violation(f"{known.name} is missing, though a checkpoint has saved {known.saved} tokens")
         if known.pending and known.pending.state is None:
             self._tally.add("carried out")
         elif known.state is not None:
             self._tally.add("lost")
-        known.state = known.pending = known.last = None
+        known.pending = known.last = None
+        known.found(None)
 
     def _same(self, known: KnownSession, lengths: Sequence[int], parts: Sequence[Part]) -> State:
         """Return the possible state that the session is in.
@@ -147,6 +152,8 @@ class Check:
             Violation: the session is in none of its possible states.
         """
         exact = self._exact or known.durability == "ack"
+        if known.durability == "spill" and known.saved and any(map(int.__lt__, lengths, known.saved)):
+            raise Violation(f"{known.name}: its layers have {lengths} tokens, a checkpoint has saved {known.saved}")
         reasons = []
         for state in known.possible:
             if state is None:

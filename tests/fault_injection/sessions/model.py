@@ -1,7 +1,9 @@
 """Expected content of sessions, by the responses received and by the request that is still pending."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -83,6 +85,8 @@ class KnownSession:
         state: content by the responses received; None if the session does not exist.
         pending: request in progress, or without a response.
         last: the last append, if no other request followed.
+        history: states since the last start of the service, with the time of each response, by `time.monotonic`.
+        saved: lengths of the layers that the next start must find at least, by a completed checkpoint; None if none.
     """
 
     name: str
@@ -91,6 +95,8 @@ class KnownSession:
     state: State | None = None
     pending: PendingCall | None = None
     last: Append | None = field(default=None)
+    history: list[tuple[float, State | None]] = field(default_factory=list)
+    saved: tuple[int, ...] | None = None
 
     @property
     def layers(self) -> int:
@@ -105,10 +111,25 @@ class KnownSession:
         """Record that the request succeeded."""
         assert self.pending is not None
         self.state, self.last, self.pending = self.pending.state, self.pending.append, None
+        self.history.append((time.monotonic(), self.state))
 
     def rejected(self) -> None:
         """Record that the request was rejected."""
         self.pending = None
+
+    def found(self, state: State | None) -> None:
+        """Record the state that a start of the service has found on disk."""
+        self.state, self.history, self.saved = state, [(-inf, state)], None
+
+    def note_saved(self, until: float) -> None:
+        """Record what the next start must find, if every change acknowledged before a time is on disk."""
+        states = [state for moment, state in self.history if moment < until]
+        saved = states[-1] if states else None
+        later = [state for moment, state in self.history if moment >= until]
+        later += [self.pending.state] if self.pending else []
+        # A truncation deletes the session from disk until the next checkpoint.
+        is_kept = saved and all(state and all(map(int.__ge__, state.lengths, saved.lengths)) for state in later)
+        self.saved = saved.lengths if saved and is_kept else None
 
     @property
     def possible(self) -> list[State | None]:

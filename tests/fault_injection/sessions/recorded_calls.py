@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from math import inf
 from typing import Literal, TypeVar
 
 from fault_injection.report import Tally, Violation
@@ -33,6 +34,9 @@ class Expectations:
         unsynced_only: only requests that need no sync are sent, and those of `unsynced_change`.
         unsynced_change: the change that is sent meanwhile.
         evicting: sessions without `ack` may have been evicted.
+        busy: only short appends to `spill` sessions are sent, without a pause.
+        saved_until: every change of a `spill` session that was acknowledged before this time is on disk, according to
+            the service. By `time.monotonic`.
     """
 
     def __init__(self, *, evicting: bool) -> None:
@@ -43,6 +47,8 @@ class Expectations:
         self.unsynced_only = threading.Event()
         self.unsynced_change: Literal["truncate", "delete"] = "truncate"
         self.evicting = evicting
+        self.busy = threading.Event()
+        self.saved_until = -inf
 
 
 class Rejected(Exception):

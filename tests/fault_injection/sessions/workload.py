@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from itertools import groupby
@@ -19,6 +20,7 @@ SESSIONS = 5  # maximum per thread
 ABOUT_MAX_TOKENS = 1200  # approximate maximum per session
 MAX_CALLS = 100_000  # per thread and round
 ANSWER_SECONDS = 60.0
+TTL_SECONDS = 86400.0
 WINDOWS = (None, None, None, 40, 300)
 DURABILITIES: tuple[Durability, ...] = ("ack", "ack", "ack", "ack", "spill", "spill", "spill", "memory")
 
@@ -84,11 +86,13 @@ class Worker:
     def _one(self) -> None:
         actions, weights = zip(*self._actions, strict=True)
         (action,) = self._rng.choices(actions, weights)
-        unsynced_only = self._expected.unsynced_only.is_set()
-        mine = [each for each in self._sessions if each.durability == "spill"] if unsynced_only else self._sessions
+        unsynced_only, busy = self._expected.unsynced_only.is_set(), self._expected.busy.is_set()
+        mine = [each for each in self._sessions if each.durability == "spill" or not (unsynced_only or busy)]
         known = self._rng.choice(mine) if mine else None
         try:
-            if unsynced_only:
+            if busy:
+                self._append_to(mine[0] if mine else self._new_spill_session(), 1, 4)
+            elif unsynced_only:
                 self._one_unsynced(known)
             elif known is None or (len(self._sessions) < SESSIONS and self._rng.random() < 0.1):
                 self._make()
@@ -121,8 +125,19 @@ class Worker:
         window = self._rng.choice(WINDOWS)
         if window or durability != "ack" or self._rng.random() < 0.3:
             session, empty = self._session(known), State.empty(known.layers, window)
-            self._ask(known, lambda: session.create(window=window, durability=durability), empty)
+            ttl = self._rng.choice((None, TTL_SECONDS))
+            self._ask(known, lambda: session.create(window=window, durability=durability, ttl_seconds=ttl), empty)
         self._append(known)
+
+    def _new_spill_session(self) -> KnownSession:
+        """Create a session without tokens in place of another one."""
+        if len(self._sessions) == SESSIONS:
+            self._delete(self._sessions[0])
+        known = KnownSession(self._unused_name(), self._rng.choice(self._pools), "spill")
+        self._sessions.append(known)
+        session = self._session(known)
+        self._ask(known, lambda: session.create(durability="spill"), State.empty(known.layers, None))
+        return known
 
     def _numbers(self, count: int) -> Numbers:
         first = self._rng.randrange(TOKENS)
@@ -141,15 +156,20 @@ class Worker:
         if max(before.lengths) > ABOUT_MAX_TOKENS:
             self._rng.choice((self._truncate, self._delete))(known)
             return
+        self._append_to(known, *self._rng.choices(((1, 1), (2, 8), (9, 120), (200, 600)), (40, 25, 25, 10))[0])
+
+    def _append_to(self, known: KnownSession, least: int, most: int) -> None:
+        """Append a number of tokens between two."""
+        before = known.state or State.empty(known.layers, None)
         layers = self._layers_of_one_length(before)
-        rng = self._rng
-        (least, most) = rng.choices(((1, 1), (2, 8), (9, 120), (200, 600)), (40, 25, 25, 10))[0]
-        append = Append(layers, before.lengths[layers.start], self._numbers(rng.randint(least, most)))
+        append = Append(layers, before.lengths[layers.start], self._numbers(self._rng.randint(least, most)))
         self._send(known, append, before.grown(layers, append.numbers))
 
     def _send(self, known: KnownSession, append: Append, state: State | None) -> None:
         made = known.state is None
+        began = time.perf_counter()
         answer = self._ask(known, lambda: check.send(self._session(known), known, append), state, append)
+        self._tally.append_seconds.append(time.perf_counter() - began)
         self._tally.add("bytes", check.appended(known, append, answer))
         if answer.created and not made:
             self._created_again(known, append)

@@ -102,7 +102,7 @@ class Checkpointer:
             self._failed(error)
             return None
         garbage = self._writer.unreferenced_garbage()
-        if not (batch.sessions or batch.pages or garbage):
+        if not (batch.sessions or batch.pages or garbage or batch.sync):
             return None
         self._dirty.start([write.key for write in batch.sessions])
         self._began = monotonic()
@@ -144,7 +144,7 @@ class Checkpointer:
                 break
         if misfits and not chosen:
             raise InsufficientStorage("There is no space on disk for sessions that changed.")
-        return WriteBatch(writes, parts, sync=bool(writes))
+        return WriteBatch(writes, parts, sync=bool(writes) or self._dirty.needs_sync(self.seconds))
 
     def _candidates(self) -> Iterator[tuple[Key, SessionRecord]]:
         """Yield sessions that are due, without those that did not fit lately."""
@@ -186,6 +186,8 @@ class Checkpointer:
         # No manifest refers to these pages yet.
         self._writer.mark_garbage(batch.pages)
         self._dirty.end(written=True)
+        if batch.sync:
+            self._dirty.synced()
         self.sessions += len(batch.sessions)
         self.nbytes += nbytes
         if batch.sessions:

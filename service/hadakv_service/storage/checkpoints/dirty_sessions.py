@@ -19,8 +19,8 @@ class DirtySessions:
 
     Attributes:
         now: returns monotonic seconds.
-        oldest: time of the oldest change that is not on disk, by `now`; None if there is none. Other threads may read
-            it: it is assigned once per change of this object.
+        oldest: time of the oldest change that a power loss could undo, by `now`; None if there is none. Other threads
+            may read it: it is assigned once per change of this object.
     """
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
@@ -31,6 +31,8 @@ class DirtySessions:
         self._changed: OrderedDict[Key, float] = OrderedDict()
         # Sessions that are being written, with their oldest change.
         self._in_flight: dict[Key, float] = {}
+        # The oldest change that was written without a sync since the last sync.
+        self._unsynced: float | None = None
 
     def __len__(self) -> int:
         return len(self._since)
@@ -48,10 +50,26 @@ class DirtySessions:
             self.oldest = now
 
     def discard(self, key: Key) -> None:
-        """Record that a session is on disk completely, or is gone."""
+        """Record that a session is gone, or is on disk completely and synced."""
         if self._since.pop(key, None) is not None:
             del self._changed[key]
             self._update()
+
+    def written(self, key: Key) -> None:
+        """Record that a session is on disk completely, but may not be synced yet."""
+        if (since := self._since.get(key)) is not None:
+            self._unsynced = since if self._unsynced is None else min(self._unsynced, since)
+            self.discard(key)
+
+    def synced(self) -> None:
+        """Record that everything written is synced."""
+        if self._unsynced is not None:
+            self._unsynced = None
+            self._update()
+
+    def needs_sync(self, seconds: float) -> bool:
+        """Whether a change that was written without a sync is due."""
+        return self._unsynced is not None and self._unsynced <= self.now() - seconds * DUE_SHARE
 
     def due(self, seconds: float) -> Iterator[Key]:
         """Yield the sessions to write now, at most twice each: overdue ones, then idle ones, then the other due ones.
@@ -88,7 +106,11 @@ class DirtySessions:
         self._update()
 
     def _update(self) -> None:
-        times = [*self._in_flight.values(), *([next(iter(self._since.values()))] if self._since else [])]
+        times = [*self._in_flight.values()]
+        if self._since:
+            times.append(next(iter(self._since.values())))
+        if self._unsynced is not None:
+            times.append(self._unsynced)
         self.oldest = min(times, default=None)
 
 

@@ -380,3 +380,17 @@ def test_without_checkpoints_nothing_is_written(tmp_path: Path) -> None:
     assert store.checkpoints.begin() is None
     assert store.disk.used == 0
     store.close(float("inf"))
+
+
+def test_evicted_session_is_synced_within_the_interval(place: Place) -> None:
+    spill(place.store, ANN, 300)
+    for _ in place.store._evictor.ensure(place.store.memory.limit, ()):
+        pass
+    lags = [place.store.checkpoints.lag_seconds]
+    for _ in range(2):
+        place.clock.now += SECONDS / 2
+        lags.append(place.store.checkpoints.lag_seconds)
+        place.checkpoint()
+
+    assert place.store.in_memory == 0
+    assert [*lags, place.store.checkpoints.lag_seconds] == [0, SECONDS / 2, SECONDS, 0]
