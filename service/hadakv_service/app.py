@@ -93,7 +93,12 @@ def create_app(
     store = _open_store(settings, backend, quotas)
     observer = tracing.observe_device(device_counters, traces)
     device = DeviceExecutor(backend, settings.max_queued_jobs, observer, store.group_commit)
-    metrics_page = Metrics(MetricSources(request_counters, device_counters, device, store, _tier_gauges(store)))
+    # The server puts its open connections into the app's state when it starts.
+    sources = MetricSources(
+        *(request_counters, device_counters, device, store, _tier_gauges(store)),
+        connections=lambda: len(getattr(fastapi.state, "connections", ())),
+    )
+    metrics_page = Metrics(sources)
     durability = settings.durability if store.disk.budget else "memory"
     new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
     bodies = BodyReader(int(settings.max_body), settings.max_body_memory)

@@ -91,6 +91,7 @@ class ReadOperation(ChunkedJob[responses.Range]):
             raise InvalidRequest([("layout", "cannot be a ring: the session has no window")])
         check_response_size("layout" if self._request.ring else "stop", self._size(session)[1], self._limit)
         self._session = session
+        self._store.pool.count_read(session.pages_in(*session.range(*self._request[:3])))
         return ()
 
     def complete(self, encoded: Sequence[Encoded]) -> responses.Range:

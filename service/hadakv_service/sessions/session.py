@@ -324,6 +324,11 @@ class Session:
             if group:
                 yield layer, at, _one(group, 2, backend)
 
+    def pages_in(self, a: int, b: int, start: int, stop: int) -> Iterator[Page]:
+        """Yield each stored page that has tokens of these layers and positions. Nothing is read."""
+        for _, run, _ in self._parts(a, b):
+            yield from run.pages_in(start, stop)
+
     def _parts(self, a: int, b: int) -> Iterator[tuple[int, LayerRun, slice]]:
         """Yield each run that has some of the layers: the first such layer, the run, and their range within the run."""
         at = 0

@@ -81,6 +81,7 @@ class SessionTable:
         clock: returns Unix seconds.
         with_manifest: number of sessions in the table that have a manifest on disk.
         evictions: number of sessions deleted to make space.
+        expirations: number of sessions deleted because they were not used for their TTL.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class SessionTable:
         self.clock = clock
         self.with_manifest = 0
         self.evictions = 0
+        self.expirations = 0
         self._memory = memory
         self._disk = disk
         self._pool = pool
@@ -179,6 +181,7 @@ class SessionTable:
             StorageUnavailable: the disk cannot be written. Nothing was deleted.
         """
         record = self._records.get(key)
+        has_expired = reason == "ttl" or (record is not None and self.is_expired(record))
         nbytes = record.session.nbytes if record else None
         try:
             if record is None and self._disk.sessions > self.with_manifest:
@@ -192,7 +195,8 @@ class SessionTable:
         if record:
             self.drop_from_memory(key)
         self._usage.add(key[0], -nbytes, -1)
-        self.evictions += reason in ("memory", "disk")
+        self.evictions += reason in ("memory", "disk") and not has_expired
+        self.expirations += has_expired
         return True
 
     def _insert(self, key: Key, record: SessionRecord) -> None:

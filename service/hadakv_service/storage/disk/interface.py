@@ -139,6 +139,8 @@ class DiskStore(Protocol):
         used: bytes counted against the budget.
         sessions: number of manifests.
         failures: number of failed operations.
+        read_nbytes: bytes of the pages that were read.
+        written_nbytes: bytes of the pages and manifests that were committed.
     """
 
     name: str
@@ -146,6 +148,8 @@ class DiskStore(Protocol):
     used: int
     sessions: int
     failures: int
+    read_nbytes: int
+    written_nbytes: int
 
     @property
     def available(self) -> int:

@@ -53,7 +53,7 @@ class SqliteStore:
 
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
-        self.failures = 0
+        self.failures = self.read_nbytes = self.written_nbytes = 0
         self._directory = directory
         self._sql = open_database(directory)
         self._file = os.stat(directory / FILE)
@@ -139,6 +139,7 @@ class SqliteStore:
             raise
         self.used += transaction.used
         self.sessions += transaction.sessions
+        self.written_nbytes += transaction.written_nbytes
 
     def sync(self) -> None:
         """Make all committed changes survive a power loss."""
@@ -174,6 +175,7 @@ class SqliteStore:
         if not is_valid(checksum, header, blob):
             self.failures += 1
             raise CorruptData(f"page {page_id}: checksum mismatch")
+        self.read_nbytes += len(header) + len(blob)
         return unpack_page(header, blob)
 
     def sessions_with_page(self, page_id: int) -> list[Key]:
