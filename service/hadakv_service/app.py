@@ -49,6 +49,9 @@ ROUTERS = (
     *(codec.router, health.router, metrics.router),
 )
 
+# Paths that need no token.
+OPEN_PATHS = health.OPEN_PATHS | docs.OPEN_PATHS
+
 
 class Application:
     """The service as an ASGI app: a middleware stack around FastAPI.
@@ -188,7 +191,7 @@ def build_middleware(fastapi: FastAPI, append: AppendEndpoint, traces: "TracerPr
         *([tracing_middleware(templates, traces)] if traces else []),
         Middleware(HostOriginMiddleware, hosts, origins),
         *([Middleware(CorsMiddleware, origins)] if origins else []),
-        *([Middleware(BearerAuthMiddleware, fastapi.state.tokens)] if fastapi.state.tokens else []),
+        *([Middleware(BearerAuthMiddleware, fastapi.state.tokens, OPEN_PATHS)] if fastapi.state.tokens else []),
         Middleware(ConcurrencyLimitMiddleware, settings.max_requests),
         Middleware(AppendDispatcher, append),
         Middleware(EncodedSlashMiddleware),
