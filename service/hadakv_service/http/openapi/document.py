@@ -161,14 +161,14 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for (path, method), call in CALLS.items():
         operation = base["paths"].setdefault(path, {}).setdefault(method, _append_operation())
         _add_details(operation, path, call)
-    base["paths"] = dict(sorted(base["paths"].items(), key=_place))
+    paths = {path: dict(sorted(item.items(), key=_place)) for path, item in base["paths"].items()}
+    base["paths"] = dict(sorted(paths.items(), key=lambda path: min(map(_place, path[1].items()))))
     return base
 
 
-def _place(path: tuple[str, dict[str, Any]]) -> int:
-    """Return the place of a path on the page: that of its first call."""
-    order = list(PLACES)
-    return min(order.index(operation["operationId"]) for operation in path[1].values())
+def _place(operation: tuple[str, dict[str, Any]]) -> int:
+    """Return the place of a method and its operation on the page."""
+    return list(PLACES).index(operation[1]["operationId"])
 
 
 def _append_operation() -> dict[str, Any]:
