@@ -1,10 +1,6 @@
-"""Demo: send the K/V of a model through a service, and print compression, error and time. Run with `make demo`.
-
-The exit status is 1 if any result differs from the reference codec in a single bit.
-"""
+"""Demo: send the K/V of a model through a service, and print compression, error and time. Run with `make demo`."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -231,7 +227,7 @@ def report(console: Console, rows: list[Row], raw_nbytes: int, step_ms: float, d
 
 
 def main() -> int:
-    """Run the demo, and return the exit status."""
+    """Run the demo. Return the exit status: 1 if any result differs from the reference codec in a single bit."""
     console = Console(highlight=False)
     sample, model = load_sample()
     with running_service("--memory-budget", "1GiB") as service, Client(service.url) as client:
@@ -246,7 +242,3 @@ def main() -> int:
     differences += [f"{row.label}: {difference}" for row in rows for difference in row.differences]
     report(console, rows, sample.k.nbytes + sample.v.nbytes, step_ms, differences)
     return 1 if differences else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

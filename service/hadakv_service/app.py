@@ -51,6 +51,9 @@ ROUTERS = (
     *(codec.router, health.router, metrics.router),
 )
 
+# Paths that need no token.
+OPEN_PATHS = health.OPEN_PATHS | docs.OPEN_PATHS
+
 
 class Application:
     """The service as an ASGI app: a middleware stack around FastAPI.
@@ -95,7 +98,12 @@ def create_app(
     store = _open_store(settings, backend, quotas)
     observer = tracing.observe_device(device_counters, traces)
     device = DeviceExecutor(backend, settings.max_queued_jobs, observer, store.group_commit)
-    metrics_page = Metrics(MetricSources(request_counters, device_counters, device, store, _tier_gauges(store)))
+    # The server puts its open connections into the app's state when it starts.
+    sources = MetricSources(
+        *(request_counters, device_counters, device, store, _tier_gauges(store)),
+        connections=lambda: len(getattr(fastapi.state, "connections", ())),
+    )
+    metrics_page = Metrics(sources)
     durability = settings.durability if store.disk.budget else "memory"
     new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
     bodies = BodyReader(int(settings.max_body), settings.max_body_memory)
@@ -198,7 +206,7 @@ def build_middleware(fastapi: FastAPI, append: AppendEndpoint, traces: "TracerPr
         *([tracing_middleware(templates, traces)] if traces else []),
         Middleware(HostOriginMiddleware, hosts, origins),
         *([Middleware(CorsMiddleware, origins)] if origins else []),
-        *([Middleware(BearerAuthMiddleware, fastapi.state.tokens)] if fastapi.state.tokens else []),
+        *([Middleware(BearerAuthMiddleware, fastapi.state.tokens, OPEN_PATHS)] if fastapi.state.tokens else []),
         Middleware(ConcurrencyLimitMiddleware, settings.max_requests),
         Middleware(AppendDispatcher, append),
         Middleware(EncodedSlashMiddleware),

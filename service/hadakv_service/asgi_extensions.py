@@ -16,7 +16,7 @@ ReceiveInto = Callable[[memoryview], Awaitable[bool]]
 SendResponse = Callable[[int, Headers, bytes], Awaitable[bool]]
 IsDisconnected = Callable[[], bool]
 # Arguments: client address, scope (None if the headers could not be parsed), status. Result: the request's id.
-RecordRejected = Callable[[tuple[str, int] | None, Scope | None, int], bytes]
+RecordRejected = Callable[[tuple[str, int] | None, Scope | None, int, str], bytes]
 
 # Keys of scope["extensions"]. The values are a ReceiveInto, a SendResponse and an IsDisconnected.
 RECEIVE_INTO = "hadakv.receive_into"
@@ -103,7 +103,9 @@ def remove_send_response(scope: Scope) -> None:
         extensions.pop(SEND_RESPONSE, None)
 
 
-def record_rejected(state: dict[str, Any], client: tuple[str, int] | None, scope: Scope | None, status: int) -> bytes:
+def record_rejected(
+    state: dict[str, Any], client: tuple[str, int] | None, scope: Scope | None, status: int, reason: str
+) -> bytes:
     """Tell the application about a request that the server rejected by itself.
 
     Args:
@@ -111,12 +113,13 @@ def record_rejected(state: dict[str, Any], client: tuple[str, int] | None, scope
         client: address of the client, if known.
         scope: ASGI scope of the request; None if its headers could not be parsed.
         status: HTTP status code of the server's response.
+        reason: last part of the type of the problem in the response.
 
     Returns:
         The request's id; empty if the application does not record rejected requests.
     """
     record: RecordRejected | None = state.get(RECORD_REJECTED)
-    return b"" if record is None else record(client, scope, status)
+    return b"" if record is None else record(client, scope, status, reason)
 
 
 def _extension(scope: Scope, name: str) -> Any:

@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from hadakv_service.errors import ServiceError
-from hadakv_service.observability.request_record import current_id
+from hadakv_service.observability.request_record import current_id, note_problem
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ def problem(
         fields: additional members of the document.
         headers: additional response headers.
     """
+    note_problem(slug)
     document = {"type": TYPE_PREFIX + slug, "title": title, "status": status, "detail": detail, **fields}
     if request_id := current_id():
         document["request_id"] = request_id

@@ -26,7 +26,7 @@ CALLS = [
     ("POST", f"/sessions/{SECRET}/fork"),
     ("GET", "/sessions"),
     ("POST", "/encode"),
-    ("GET", "/openapi.json"),
+    ("GET", "/metrics"),
 ]
 
 

@@ -4,6 +4,7 @@ To add an attack, add a function to one of the modules named here, or to a new o
 `Outcome`. If it needs a service with other settings, it starts one with `target(...)`.
 """
 
+import argparse
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -24,6 +25,7 @@ FILES = 2048
 
 def main() -> int:
     """Print the table; return the exit status, 0 if no attack succeeded."""
+    argparse.ArgumentParser(prog="make attacks", description=(__doc__ or "").partition(": `")[0] + ".").parse_args()
     for module in MODULES:
         import_module(f"attacks.{module}")
     _, most = getrlimit(RLIMIT_NOFILE)

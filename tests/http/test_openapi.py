@@ -190,7 +190,7 @@ def test_docs_page_loads_from_this_service_only(caller: Caller) -> None:
 
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert references.inline == []
-    assert len(files) == 4
+    assert len(files) == 5
     assert not any(urlsplit(path).netloc for path in files)
     assert {path: file.status_code for path, file in files.items()} == dict.fromkeys(files, 200)
     assert {file.headers["content-type"].partition(";")[0] for file in files.values()} == {

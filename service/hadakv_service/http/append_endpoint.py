@@ -106,6 +106,9 @@ class AppendEndpoint:
         operation = AppendOperation(key, request, service.store, service.backend, service.new_session)
         outcome = await service.device.run(operation)
         service.counters.appended += operation.added_tokens
+        raw_nbytes, packed_nbytes = operation.added_nbytes
+        service.counters.appended_raw_nbytes += raw_nbytes
+        service.counters.appended_packed_nbytes += packed_nbytes
         return outcome
 
 

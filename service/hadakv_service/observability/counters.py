@@ -74,14 +74,18 @@ class RequestCounters:
     Attributes:
         in_flight: number of requests in progress.
         calls: counters by route and method.
+        rejected: number of requests by the last part of the type of the problem in their response.
         appended: number of tokens stored by appends.
+        appended_raw_nbytes: bytes of these tokens as float16.
+        appended_packed_nbytes: bytes of these tokens as they were stored.
         read: number of tokens read.
     """
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.calls: dict[tuple[str, str], RouteCounters] = {}
-        self.appended = 0
+        self.rejected: dict[str, int] = {}
+        self.appended = self.appended_raw_nbytes = self.appended_packed_nbytes = 0
         self.read = 0
 
     def count(self, record: RequestRecord, status: int, seconds: float) -> None:
@@ -101,6 +105,8 @@ class RequestCounters:
         calls.seconds.observe(seconds)
         calls.received += record.received
         calls.sent += record.sent
+        if record.problem:
+            self.rejected[record.problem] = self.rejected.get(record.problem, 0) + 1
 
 
 class DeviceCounters:

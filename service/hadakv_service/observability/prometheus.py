@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +48,7 @@ class MetricSources:
         device: device queue.
         store: session store.
         tiers: gauges of memory and, if enabled, disk.
+        connections: returns the number of open connections.
     """
 
     requests: RequestCounters
@@ -55,6 +56,7 @@ class MetricSources:
     device: Device
     store: Store
     tiers: Sequence[TierGauges]
+    connections: Callable[[], int] = lambda: 0
 
 
 class Metrics(Collector):
@@ -77,6 +79,8 @@ class Metrics(Collector):
         """Yield the service's metrics."""
         yield _info(self._sources.device.backend)
         yield from _requests(self._sources.requests)
+        yield from _rejections(self._sources.requests, self._sources.connections())
+        yield from _tokens(self._sources.requests)
         yield from _jobs(self._sources.jobs)
         yield from _queue(self._sources.device)
         yield from _store(self._sources.store)
@@ -93,9 +97,11 @@ def _info(backend: Backend) -> Metric:
 
 def _requests(counters: RequestCounters) -> Iterator[Metric]:
     by = ("route", "method")
-    completed = CounterMetricFamily("hadakv_http_requests", "Completed requests.", labels=(*by, "status"))
+    completed = CounterMetricFamily("hadakv_http_requests", "Finished requests.", labels=(*by, "status"))
     seconds = HistogramMetricFamily(
-        "hadakv_http_request_seconds", "Time from the request headers to the end of the response.", labels=by
+        "hadakv_http_request_seconds",
+        "Seconds from the end of the request headers to the end of the response",
+        labels=by,
     )
     received = CounterMetricFamily("hadakv_http_received_bytes", "Bytes of request bodies received.", labels=by)
     sent = CounterMetricFamily("hadakv_http_sent_bytes", "Bytes of response bodies sent.", labels=by)
@@ -107,18 +113,45 @@ def _requests(counters: RequestCounters) -> Iterator[Metric]:
         sent.add_metric(labels, calls.sent)
     yield from (completed, seconds, received, sent)
     yield GaugeMetricFamily(
-        "hadakv_http_requests_in_flight", "Requests in progress, including this one.", counters.in_flight
+        "hadakv_http_requests_in_flight", "Requests in progress, including the one for this page.", counters.in_flight
     )
+
+
+def _rejections(counters: RequestCounters, connections: int) -> Iterator[Metric]:
+    family = CounterMetricFamily(
+        "hadakv_rejected_requests",
+        "Requests answered with an error, by the last part of the type in the problem document.",
+        labels=("reason",),
+    )
+    for reason, count in counters.rejected.items():
+        family.add_metric((reason,), count)
+    yield family
+    yield GaugeMetricFamily("hadakv_open_connections", "Open connections, including this one.", connections)
+
+
+def _tokens(counters: RequestCounters) -> Iterator[Metric]:
     yield CounterMetricFamily("hadakv_appended_tokens", "Tokens stored by appends.", counters.appended)
+    yield CounterMetricFamily(
+        "hadakv_appended_raw_bytes", "Size of the tokens stored by appends, as float16.", counters.appended_raw_nbytes
+    )
+    yield CounterMetricFamily(
+        "hadakv_appended_packed_bytes",
+        "Size of the tokens stored by appends, as the codec packed them.",
+        counters.appended_packed_nbytes,
+    )
     yield CounterMetricFamily("hadakv_read_tokens", "Tokens returned by reads.", counters.read)
 
 
 def _jobs(counters: DeviceCounters) -> Iterator[Metric]:
-    yield _histogram("hadakv_device_wait_seconds", "Time a job waited in the queue.", counters.wait)
-    yield _histogram("hadakv_device_batch_jobs", "Jobs in a batch.", counters.batches)
-    yield _histogram("hadakv_device_encode_seconds", "Time a batch spent encoding.", counters.encode)
-    yield _histogram("hadakv_device_job_seconds", "Time from the start to the end of a job's batch.", counters.job)
-    yield CounterMetricFamily("hadakv_device_busy_seconds", "Time the device thread worked.", counters.busy)
+    yield _histogram("hadakv_device_wait_seconds", "Seconds a job waited until the device started it.", counters.wait)
+    yield _histogram("hadakv_device_batch_jobs", "Number of jobs that the device ran as one batch.", counters.batches)
+    yield _histogram("hadakv_device_encode_seconds", "Seconds a batch spent encoding.", counters.encode)
+    yield _histogram(
+        "hadakv_device_job_seconds", "Seconds from the start of a job's batch to the end of the job.", counters.job
+    )
+    yield CounterMetricFamily(
+        "hadakv_device_busy_seconds", "Seconds the device thread worked. Its rate is the utilization.", counters.busy
+    )
 
 
 def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
@@ -126,24 +159,41 @@ def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
 
 
 def _queue(device: Device) -> Iterator[Metric]:
-    yield GaugeMetricFamily("hadakv_device_queue_jobs", "Jobs queued or running on the device.", device.depth)
+    yield GaugeMetricFamily("hadakv_device_queue_jobs", "Jobs waiting for the device or running on it.", device.depth)
     yield GaugeMetricFamily(
-        "hadakv_device_queue_limit_jobs", "Maximum number of queued jobs. Further requests get 503.", device.limit
+        "hadakv_device_queue_limit_jobs",
+        "Maximum of hadakv_device_queue_jobs. Further requests are rejected with 503.",
+        device.limit,
     )
 
 
 def _store(store: Store) -> Iterator[Metric]:
-    yield GaugeMetricFamily("hadakv_reserved_bytes", "Memory reserved for appends in progress.", store.memory.reserved)
-    yield CounterMetricFamily("hadakv_evictions", "Sessions deleted to free space.", store.evictions)
+    yield GaugeMetricFamily(
+        "hadakv_reserved_bytes", "Memory reserved by appends and imports in progress.", store.memory.reserved
+    )
+    yield CounterMetricFamily(
+        "hadakv_evictions", "Sessions deleted to make space. Spilled sessions do not count.", store.evictions
+    )
+    yield CounterMetricFamily(
+        "hadakv_expired_sessions", "Sessions deleted because they were not used for their TTL.", store.expirations
+    )
+    pages = CounterMetricFamily(
+        "hadakv_read_pages", "Pages used by reads, by where they were: in memory or on disk only.", labels=("source",)
+    )
+    pages.add_metric(("memory",), store.pool.reads_from_memory)
+    pages.add_metric(("disk",), store.pool.reads_from_disk)
+    yield pages
 
 
 _TIER_METRICS: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, str], ...] = (
     (GaugeMetricFamily, "budget_bytes", "Maximum size of the stored sessions.", "budget"),
-    (GaugeMetricFamily, "stored_bytes", "Size of the stored sessions.", "used"),
+    (GaugeMetricFamily, "stored_bytes", "Size of the stored sessions, as the budget counts it.", "used"),
     (GaugeMetricFamily, "sessions", "Number of stored sessions.", "sessions"),
-    (CounterMetricFamily, "spills", "Pages evicted from the tier above to this one.", "spills"),
-    (CounterMetricFamily, "restores", "Pages loaded from this tier.", "restores"),
-    (CounterMetricFamily, "failures", "Reads and writes that failed.", "failures"),
+    (CounterMetricFamily, "spills", "Pages moved from memory to this tier to make space.", "spills"),
+    (CounterMetricFamily, "restores", "Pages loaded from this tier into memory.", "restores"),
+    (CounterMetricFamily, "read_bytes", "Bytes read from this tier.", "read_nbytes"),
+    (CounterMetricFamily, "written_bytes", "Bytes written to this tier.", "written_nbytes"),
+    (CounterMetricFamily, "failures", "Reads and writes of this tier that failed.", "failures"),
 )
 
 

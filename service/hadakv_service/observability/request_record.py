@@ -36,6 +36,7 @@ class RequestRecord:
         received: bytes of the request body that were read.
         sent: bytes of the response body that were passed to the connection.
         route: route template of the path; empty until it is matched.
+        problem: last part of the type of the problem in the response; empty without a problem.
         trace_id: trace id in hex; empty if tracing is disabled.
         response_complete: whether the whole response was passed to the connection.
         client_disconnected: whether the client disconnected during the response.
@@ -48,6 +49,7 @@ class RequestRecord:
         "body_incomplete",
         "client_disconnected",
         "id",
+        "problem",
         "received",
         "response_complete",
         "route",
@@ -63,7 +65,7 @@ class RequestRecord:
         self.id = request_id(scope["headers"])
         self.started = perf_counter()
         self.status = self.received = self.sent = 0
-        self.route = self.trace_id = ""
+        self.route = self.trace_id = self.problem = ""
         self.response_complete = self.client_disconnected = self.body_incomplete = False
         self._send = send
         self._send_response = replace_send_response(scope, self.send_response)
@@ -135,6 +137,13 @@ def note_received(nbytes: int) -> None:
     record = current.get()
     if record is not None:
         record.received += nbytes
+
+
+def note_problem(slug: str) -> None:
+    """Record the last part of the type of the problem that the current request is answered with."""
+    record = current.get()
+    if record is not None:
+        record.problem = slug
 
 
 def note_body_incomplete() -> None:

@@ -50,6 +50,16 @@ class DiskFigures(Protocol):
         """Number of failed reads and writes."""
         ...
 
+    @property
+    def read_nbytes(self) -> int:
+        """Bytes of pages that were read."""
+        ...
+
+    @property
+    def written_nbytes(self) -> int:
+        """Bytes of pages and manifests that were committed."""
+        ...
+
 
 class PageFigures(Protocol):
     """Counters of pages moved between memory and disk."""
@@ -62,6 +72,16 @@ class PageFigures(Protocol):
     @property
     def restores(self) -> int:
         """Number of pages loaded from disk."""
+        ...
+
+    @property
+    def reads_from_memory(self) -> int:
+        """Number of pages that reads found in memory."""
+        ...
+
+    @property
+    def reads_from_disk(self) -> int:
+        """Number of pages that reads found on disk only."""
         ...
 
 
@@ -140,6 +160,11 @@ class Store(Protocol):
         """Number of sessions deleted to free space."""
         ...
 
+    @property
+    def expirations(self) -> int:
+        """Number of sessions deleted because they were not used for their TTL."""
+        ...
+
 
 class TierGauges(Protocol):
     """Figures of one storage tier."""
@@ -179,12 +204,22 @@ class TierGauges(Protocol):
         """Number of failed reads and writes."""
         ...
 
+    @property
+    def read_nbytes(self) -> int:
+        """Bytes read from this tier into memory."""
+        ...
+
+    @property
+    def written_nbytes(self) -> int:
+        """Bytes written from memory to this tier."""
+        ...
+
 
 class MemoryTierGauges:
     """Gauges of memory, the top tier. It receives no evicted pages, and nothing fails in it."""
 
     name = "memory"
-    spills = restores = failures = 0
+    spills = restores = failures = read_nbytes = written_nbytes = 0
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -241,3 +276,13 @@ class DiskTierGauges:
     def failures(self) -> int:
         """Number of failed reads and writes."""
         return self._store.disk.failures
+
+    @property
+    def read_nbytes(self) -> int:
+        """Bytes of pages that were read."""
+        return self._store.disk.read_nbytes
+
+    @property
+    def written_nbytes(self) -> int:
+        """Bytes of pages and manifests that were committed."""
+        return self._store.disk.written_nbytes

@@ -14,7 +14,7 @@ from hadakv_service.errors import InvalidRequest, NonFinite
 from hadakv_service.operations.write_operation import WriteOperation
 from hadakv_service.sessions.layer_run import PAGE_TOKENS, same_bytes
 from hadakv_service.sessions.page import Page, first_non_finite, on_host
-from hadakv_service.sessions.session import MAX_LAYERS, Session, Shape
+from hadakv_service.sessions.session import FLOAT16_NBYTES, MAX_LAYERS, Session, Shape
 from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import messages
 
@@ -171,6 +171,15 @@ class AppendOperation(WriteOperation, ChunkedJob[AppendOutcome]):
     def added_tokens(self) -> int:
         """Number of tokens that were stored: 0 for a repetition."""
         return self._request.shape.tokens if self._is_at_end else 0
+
+    @property
+    def added_nbytes(self) -> tuple[int, int]:
+        """Bytes of the tokens that were stored, of K and V together: as float16, and packed."""
+        if not self._is_at_end:
+            return 0, 0
+        shape = self._request.shape
+        rows = shape.layers * shape.kv_heads * shape.tokens
+        return rows * shape.head_dim * 2 * FLOAT16_NBYTES, rows * sum(spec.nbytes for spec in self._specs)
 
     def _check_repetition(self, page: Page) -> None:
         """Compare the append with stored tokens. Only the end of an append larger than the window is stored."""

@@ -91,6 +91,7 @@ class ReadOperation(ChunkedJob[responses.Range]):
             raise InvalidRequest([("layout", "cannot be a ring: the session has no window")])
         self._check_size(session)
         self._session = session
+        self._store.pool.count_read(session.pages_in(*session.range(*self._request[:3])))
         return ()
 
     def _check_size(self, session: Session) -> None:

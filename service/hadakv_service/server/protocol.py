@@ -183,7 +183,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _record_rejection(self, error: ServiceError) -> bytes:
         """Let the application count and log the rejected request. Return the request's id."""
-        request_id = record_rejected(self.app_state, self.client, self._uvicorn.take_over(), error.status)
+        scope = self._uvicorn.take_over()
+        request_id = record_rejected(self.app_state, self.client, scope, error.status, error.slug)
         if request_id:
             error.fields = {**error.fields, "request_id": request_id.decode()}
         return request_id

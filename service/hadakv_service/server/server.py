@@ -60,6 +60,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Start the application, then listen. Exit with a one-line reason if one of the two fails."""
+        self.config.app.state.connections = self.server_state.connections  # type: ignore[union-attr]  # a FastAPI app
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)

@@ -84,6 +84,14 @@ class LayerRun:
         full = self.full_pages + unmerged // PAGE_TOKENS
         return replace(self, stop=stop, pages=(*self.pages[: self.full_pages], *merged), full_pages=full)
 
+    def pages_in(self, start: int, stop: int) -> Iterator[Page]:
+        """Yield each page that has tokens from position `start` up to `stop`."""
+        at = self.start
+        for page in self.pages:
+            if at < stop and start < at + page.tokens:
+                yield page
+            at += page.tokens
+
     def pages_after(self, tokens: int) -> int:
         """Return the number of pages after an append of `tokens` tokens, before any page leaves the window."""
         unmerged = self.stop + tokens - self.start - self.full_pages * PAGE_TOKENS

@@ -335,6 +335,11 @@ class Session:
                 yield row, at, _one(group, 2, backend)
             row += part.stop - part.start
 
+    def pages_in(self, a: int, b: int, start: int, stop: int) -> Iterator[Page]:
+        """Yield each stored page that has tokens of these layers and positions. Nothing is read."""
+        for _, run, _ in self._parts(a, b):
+            yield from run.pages_in(start, stop)
+
     def _parts(self, a: int, b: int) -> Iterator[tuple[int, LayerRun, slice]]:
         """Yield each run that has some of the layers: the first such layer, the run, and their range within the run."""
         at = 0

@@ -46,6 +46,8 @@ class BufferPool:
         corrupt: pages that were found corrupt.
         spills: number of pages evicted to make space.
         restores: number of pages loaded from disk.
+        reads_from_memory: number of pages that reads found in memory.
+        reads_from_disk: number of pages that reads found on disk only.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class BufferPool:
         self.corrupt = CorruptPages(on_corrupt_page)
         self.spills = 0
         self.restores = 0
+        self.reads_from_memory = self.reads_from_disk = 0
         self._memory = memory
         self._disk = disk
         self._backend_or_none = backend
@@ -104,6 +107,13 @@ class BufferPool:
             raise SessionCorrupt(f"Stored tokens are corrupt: {error}.") from error
         except DiskUnavailable as error:
             raise StorageUnavailable(f"Stored tokens cannot be read now: {error}.") from error
+
+    def count_read(self, pages: Iterable[Page]) -> None:
+        """Count pages that a read is about to use. A slice is where its parent page is."""
+        for page in pages:
+            in_memory = page.is_resident or (page.parent is not None and page.parent[0].is_resident)
+            self.reads_from_memory += in_memory
+            self.reads_from_disk += not in_memory
 
     def evict(self, page: Page) -> None:
         """Free the memory of a page that is on disk."""

@@ -35,6 +35,11 @@ class SessionLookup:
         """Number of sessions deleted to make space."""
         return self._table.evicted.count
 
+    @property
+    def expirations(self) -> int:
+        """Number of sessions deleted because they were not used for their TTL."""
+        return self._table.expirations
+
     def find(self, key: Key) -> SessionRecord | None:
         """Return the record of a session; None if there is none or it has expired.
 
@@ -83,7 +88,8 @@ class SessionLookup:
         session, manifest = found
         record = SessionRecord(session, manifest.created, manifest.last_used, manifest, is_clean=True)
         if self._table.is_expired(record):
-            self._table.delete(key, "user")
+            # Synced, so that it does not reappear under the same id.
+            self._table.expirations += self._table.delete(key, "user")
             return None
         self._evictor.try_free(evicted_nbytes(session))
         self._table.add(key, record)

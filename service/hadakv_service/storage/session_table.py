@@ -84,6 +84,7 @@ class SessionTable:
         dirty: `spill` sessions that the disk does not have completely.
         with_manifest: number of sessions in the table that have a manifest on disk.
         evicted: sessions deleted to make space.
+        expirations: number of sessions deleted because they were not used for their TTL.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class SessionTable:
         self.dirty = DirtySessions()
         self.with_manifest = 0
         self.evicted = EvictionLog()
+        self.expirations = 0
         self._memory = memory
         self._disk = disk
         self._pool = pool
@@ -187,6 +189,7 @@ class SessionTable:
         """
         self._writer.settle(key)
         record = self._records.get(key)
+        has_expired = reason == "ttl" or (record is not None and self.is_expired(record))
         nbytes = record.session.nbytes if record else None
         try:
             if record is None and self._disk.sessions > self.with_manifest:
@@ -200,8 +203,9 @@ class SessionTable:
         if record:
             self.drop_from_memory(key)
         self._usage.add(key[0], -nbytes, -1)
-        if reason in ("memory", "disk"):
+        if reason in ("memory", "disk") and not has_expired:
             self.evicted.add(key, reason)
+        self.expirations += has_expired
         return True
 
     def _insert(self, key: Key, record: SessionRecord) -> None:

@@ -54,6 +54,7 @@ def test_memory_gauges_match_readyz(asking: Caller, watched: RunningService, ses
 
 def test_every_tier_has_gauges() -> None:
     figures = {"budget": 1 << 40, "used": 77, "sessions": 5, "spills": 9, "restores": 4, "failures": 1}
+    figures |= {"read_nbytes": 300, "written_nbytes": 500}
     disk = SimpleNamespace(name="disk", **figures)
     device, store = DeviceExecutor(CpuBackend(1), 1), SessionStore(1 << 20)
 
@@ -64,6 +65,7 @@ def test_every_tier_has_gauges() -> None:
 
     names = {"budget": "budget_bytes", "used": "stored_bytes", "sessions": "sessions"}
     names |= {name: f"{name}_total" for name in ("spills", "restores", "failures")}
+    names |= {"read_nbytes": "read_bytes_total", "written_nbytes": "written_bytes_total"}
     for figure, value in figures.items():
         assert found[f"hadakv_tier_{names[figure]}", "tier=disk"] == value
     assert found["hadakv_tier_budget_bytes", "tier=memory"] == 1 << 20
@@ -164,6 +166,7 @@ def test_random_paths_and_methods_add_no_labels(asking: Caller, path: str, metho
 
 def test_documented_metrics_match_types_and_labels(asking: Caller, watched: RunningService) -> None:
     asking.append(uuid4().hex, K, V)
+    asking.get("/nothing")
     families = text_metrics(httpx.get(f"{watched.url}/metrics").text)
     documented = {
         name.removesuffix("_total"): (kind, set(re.findall(r"`(\w+)`", labels)))

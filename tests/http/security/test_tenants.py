@@ -34,8 +34,9 @@ CALLS = [
     ("GET", "/sessions"),
     ("POST", "/encode"),
     ("POST", "/decode"),
-    ("GET", "/openapi.json"),
-    ("GET", "/docs"),
+    ("GET", "/metrics"),
+    ("GET", "/docs/other"),
+    ("GET", "/openapi.json/"),
     ("GET", "/nowhere"),
 ]
 CREDENTIALS = ["", "Bearer", "Bearer wrong", "Basic token-of-ann", "token-of-ann", "Bearer token-of-ann2"]

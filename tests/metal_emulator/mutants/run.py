@@ -3,6 +3,7 @@
 `python tests/metal_emulator/mutants/run.py` prints a table. A fault replaces one passage of a file, in memory.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def _first_line(error: Exception) -> str:
 
 def main() -> int:
     """Print a table of all faults. The exit status is 1 if a fault is not detected."""
+    argparse.ArgumentParser(prog="make mutants", description=__doc__).parse_args()
     missed = 0
     for name, mutation in MUTATIONS.items():
         found = verdict(mutation)

@@ -172,7 +172,7 @@ def test_is_disconnected_uses_the_extension(disconnected: bool) -> None:
 
 
 def test_record_rejected_fallback_is_empty() -> None:
-    assert asgi_extensions.record_rejected({}, ("127.0.0.1", 1), None, 408) == b""
+    assert asgi_extensions.record_rejected({}, ("127.0.0.1", 1), None, 408, "request-timeout") == b""
 
 
 def test_record_rejected_returns_the_request_id() -> None:
@@ -184,8 +184,8 @@ def test_record_rejected_returns_the_request_id() -> None:
 
     hook: dict[str, Callable[..., bytes]] = {asgi_extensions.RECORD_REJECTED: record}
 
-    assert asgi_extensions.record_rejected(hook, ("127.0.0.1", 1), {"type": "http"}, 408) == b"id"
-    assert calls == [(("127.0.0.1", 1), {"type": "http"}, 408)]
+    assert asgi_extensions.record_rejected(hook, ("127.0.0.1", 1), {"type": "http"}, 408, "request-timeout") == b"id"
+    assert calls == [(("127.0.0.1", 1), {"type": "http"}, 408, "request-timeout")]
 
 
 def test_extensions_import_no_server() -> None:

@@ -97,22 +97,24 @@ class RequestLogMiddleware:
         if self._access_log:
             self._access_log.flush()
 
-    def record_rejected(self, client: tuple[str, int] | None, scope: Scope | None, status: int) -> bytes:
+    def record_rejected(self, client: tuple[str, int] | None, scope: Scope | None, status: int, reason: str) -> bytes:
         """Record a request that the connection rejects itself: malformed, too large or too slow.
 
         Args:
             client: address of the client.
             scope: ASGI scope of the request, if its headers were parsed.
             status: status of the connection's response.
+            reason: last part of the type of the problem in the response.
 
         Returns:
             the request id.
         """
         record: RequestRecord | None = scope.get(SCOPE_KEY) if scope else None
         if record is not None:
-            record.status = status
+            record.status, record.problem = status, reason
             return record.id
         record = RequestRecord({"headers": (), "method": OTHER, "client": client}, _send_nothing)
+        record.problem = reason
         record.record_response(UNREADABLE, status, 0)
         self._finish(record)
         return record.id

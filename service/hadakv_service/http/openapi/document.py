@@ -34,7 +34,8 @@ from hadakv_service.errors import (
     UnsupportedMediaType,
 )
 from hadakv_service.http.content import JSON, MSGPACK, OCTETS
-from hadakv_service.http.openapi import problem_schemas, schemas
+from hadakv_service.http.openapi import examples, problem_schemas, schemas, snippets
+from hadakv_service.http.openapi.groups import PLACES, TAGS
 from hadakv_service.http.openapi.schemas import SESSION_ID, Schema, reference
 
 SUMMARY = "Keeps the KV caches of language models compressed, keyed by session."
@@ -42,7 +43,8 @@ DESCRIPTION = """
 Bodies are msgpack. A tensor is `{"dtype", "shape", "data"}`: C order, little-endian, `data` a msgpack bin. The examples
 of this document show bins as base64. `x-msgpack-base64` has the exact bytes to send for each example, as base64.
 
-If the service runs with a token file, every call except `/healthz` and `/readyz` needs a token.
+If the service runs with a token file, every call except `/healthz` and `/readyz` needs a token. This page needs none:
+press Authorize to enter one for the calls that you try.
 """
 
 # Errors before a request is routed, and errors of any route.
@@ -90,6 +92,7 @@ _PREFER = {
     "description": "With `return=minimal` the response has neither `k` nor `v`.",
     "schema": {"type": "string", "examples": ["return=minimal"]},
 }
+_ID = {"name": "id", "in": "path", "required": True, "schema": SESSION_ID, "example": examples.SESSION}
 CALLS = {
     ("/sessions/{id}/kv", "post"): Call(
         "appendTokens",
@@ -155,26 +158,35 @@ def _document(app: FastAPI) -> dict[str, Any]:
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         "headers": {"X-Request-Id": _REQUEST_ID},
     }
+    base["tags"] = TAGS
     for (path, method), call in CALLS.items():
         operation = base["paths"].setdefault(path, {}).setdefault(method, _append_operation())
         _add_details(operation, path, call)
+    paths = {path: dict(sorted(item.items(), key=_place)) for path, item in base["paths"].items()}
+    base["paths"] = dict(sorted(paths.items(), key=lambda path: min(map(_place, path[1].items()))))
     return base
 
 
+def _place(operation: tuple[str, dict[str, Any]]) -> int:
+    """Return the place of a method and its operation on the page."""
+    return list(PLACES).index(operation[1]["operationId"])
+
+
 def _append_operation() -> dict[str, Any]:
-    """Return the summary of the append, a plain ASGI endpoint that FastAPI does not describe."""
-    return {
-        "summary": "Append",
-        "description": "Encode K and V and store them at the end of the session, which is created if needed.",
-    }
+    """Return the description of the append, a plain ASGI endpoint that FastAPI does not describe."""
+    return {"description": "Encode K and V and store them at the end of the session, which is created if needed."}
 
 
 def _add_details(operation: dict[str, Any], path: str, call: Call) -> None:
     """Add the parameters, body, responses and security of a call to its operation."""
-    operation["operationId"] = call.name
+    tag, summary = PLACES[call.name]
+    operation |= {"operationId": call.name, "tags": [tag], "summary": summary}
+    operation["description"] = operation.get("description", "") + snippets.description(call.name)
+    if not snippets.is_executable(call.name):
+        operation["x-executable"] = False
     parameters = [p for p in operation.get("parameters", []) if p["name"] != "id"] + call.parameters
     if "{id}" in path:
-        parameters.insert(0, {"name": "id", "in": "path", "required": True, "schema": SESSION_ID})
+        parameters.insert(0, _ID)
     if parameters:
         operation["parameters"] = parameters
     if call.body:
@@ -192,8 +204,14 @@ def _body(call: Call) -> dict[str, Any]:
     assert call.body is not None
     if call.body == _FILE:
         return {OCTETS: {"schema": reference(_FILE)}}
-    content = {MSGPACK: {"schema": reference(call.body), "examples": schemas.examples(call.body)}}
-    return content | ({JSON: {"schema": reference(call.body)}} if call.json else {})
+    # The page offers the first content type, and it can send JSON.
+    return {
+        kind: {
+            "schema": reference(call.body),
+            "examples": examples.of_request(call.body, msgpack=kind == MSGPACK),
+        }
+        for kind in ((JSON, MSGPACK) if call.json else (MSGPACK,))
+    }
 
 
 def _response(status: int, schema: str | None, *, json: bool) -> dict[str, Any]:
@@ -202,4 +220,5 @@ def _response(status: int, schema: str | None, *, json: bool) -> dict[str, Any]:
     if schema is None:
         return {"description": description}
     types = _CONTENT_TYPES.get(schema, (JSON, MSGPACK) if json else (MSGPACK,))
-    return {"description": description, "content": {type_: {"schema": reference(schema)} for type_ in types}}
+    content = {"schema": reference(schema), **examples.of_response(schema)}
+    return {"description": description, "content": dict.fromkeys(types, content)}

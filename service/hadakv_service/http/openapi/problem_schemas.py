@@ -13,8 +13,14 @@ ErrorClass = type[ServiceError]
 PROBLEM_JSON = "application/problem+json"
 _STRING: Schema = {"type": "string"}
 _NATURAL: Schema = {"type": "integer", "minimum": 0}
-_REASON = {"type": "object", "properties": {"field": _STRING, "reason": _STRING}, "required": ["field", "reason"]}
+_FIELD = {**_STRING, "examples": ["k"]}
+_REASON = {
+    "type": "object",
+    "properties": {"field": _FIELD, "reason": {**_STRING, "examples": ["is missing"]}},
+    "required": ["field", "reason"],
+}
 _ERRORS: Schema = {"type": "array", "items": _REASON, "minItems": 1}
+_REQUEST_ID = "cb63747a32066792-2af8"
 # Members of each class besides the common ones: those that are always present, and optional ones.
 _MEMBERS: dict[ErrorClass, tuple[Schema, Schema]] = {
     errors.SessionNotFound: ({"session": _STRING}, {}),
@@ -70,16 +76,21 @@ def schemas() -> dict[str, Schema]:
 
 def _schema(error: ErrorClass) -> Schema:
     required, optional = _MEMBERS.get(error, ({}, {}))
+    description = (error.__doc__ or "").partition("\n")[0]
     common: Schema = {
         "type": {**_STRING, "const": TYPE_PREFIX + error.slug},
         "title": {**_STRING, "const": error.title},
         "status": {"type": "integer", "const": error.status},
-        "detail": {**_STRING, "description": "A description of this occurrence, for people."},
-        "request_id": {**_STRING, "description": "The same as the header X-Request-Id."},
+        "detail": {
+            **_STRING,
+            "description": "A description of this occurrence, for people.",
+            "examples": [description],
+        },
+        "request_id": {**_STRING, "description": "The same as the header X-Request-Id.", "examples": [_REQUEST_ID]},
     }
     return {
         "type": "object",
-        "description": (error.__doc__ or "").partition("\n")[0],
+        "description": description,
         "properties": common | required | optional,
         "required": [*common, *required],
     }

@@ -1,19 +1,20 @@
-"""Schemas of request and response bodies for the OpenAPI document, and example bodies."""
+"""Schemas of request and response bodies for the OpenAPI document."""
 
-import base64
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from hadakv_kernels import BITS, HEAD_DIMS
 from hadakv_kernels.codec import CHOICES
+from hadakv_service import __version__
 from hadakv_service.sessions.session import MAX_LAYERS
-from hadakv_service.wire import messages, responses, serialization
+from hadakv_service.wire import messages, responses
 
 Schema = dict[str, Any]
 
 SESSION_ID: Schema = {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,128}$"}
+# Examples of texts in the responses of the probes.
+_TEXT_EXAMPLES = {"version": __version__, "backend": "cpu", "detail": "avx512, 2 threads"}
 _REF = "#/components/schemas/{name}"
 _BODIES = (
     messages.AppendBody,
@@ -46,6 +47,10 @@ def schemas() -> dict[str, Schema]:
         }
     found["DecodeBody"]["properties"]["head_dim"] = {"enum": list(HEAD_DIMS)}
     found["SessionBody"]["properties"]["head_dim"] = {"enum": [*HEAD_DIMS, None], "default": None}
+    for name, example in _TEXT_EXAMPLES.items():
+        for schema in ("Health", "Readiness"):
+            if name in found[schema]["properties"]:
+                found[schema]["properties"][name]["examples"] = [example]
     found["Stream"] = {"oneOf": [reference("Packed"), reference("Values")]}
     # Not oneOf: every Packed is also valid as Norms.
     found["ReadStream"] = {"anyOf": [reference("Packed"), reference("Norms"), reference("Values")]}
@@ -75,32 +80,3 @@ def _without_siblings(schema: Any) -> Any:
     if isinstance(schema.get("$ref"), str):
         return {"$ref": schema["$ref"]}
     return {key: _without_siblings(part) for key, part in schema.items()}
-
-
-def examples(body: str) -> dict[str, Any]:
-    """Return an example of a body: readable, and as the bytes to send."""
-    x = np.linspace(-1, 1, 64, dtype=np.float16)
-    one_token = serialization.tensor(x.reshape(1, 1, 64))
-    packed = {"dtype": "uint8", "shape": [1, 32], "data": np.zeros((1, 32), np.uint8)}
-    norms = {"dtype": "float32", "shape": [1, 1], "data": np.ones((1, 1), np.float32)}
-    values: dict[str, tuple[str, dict[str, Any]]] = {
-        "AppendBody": ("One token of one layer and head", {"k": one_token, "v": one_token, "position": 0}),
-        "SessionBody": (
-            "A model's shape",
-            {"layers": 32, "kv_heads": 8, "head_dim": 128, "codec": {"bits": 4}},
-        ),
-        "TruncateBody": ("Keep the first 100 tokens", {"length": 100}),
-        "ForkBody": ("A new session with the first 100 tokens", {"id": "chat-1b", "length": 100}),
-        "EncodeBody": ("Two vectors at 6 bits", {"x": serialization.tensor(np.tile(x, (2, 1))), "codec": {"bits": 6}}),
-        "DecodeBody": ("One vector of 64", {"packed": packed, "norms": norms, "head_dim": 64}),
-    }
-    summary, value = values[body]
-    encoded = b"".join(serialization.encode_chunks(value))
-    shown = msgspec.to_builtins(value, enc_hook=lambda array: base64.b64encode(array.tobytes()).decode())
-    return {
-        "example": {
-            "summary": summary,
-            "value": shown,
-            "x-msgpack-base64": base64.b64encode(encoded).decode(),
-        }
-    }

@@ -1,7 +1,10 @@
 """API documentation page: Swagger UI over `/openapi.json`, served without other servers.
 
 The page loads nothing from other servers, and its Content-Security-Policy forbids it: a script from another server
-could call the service as this page. The files come from the package fastapi-offline.
+could call the service as this page. Swagger UI comes from the package fastapi-offline, the rest from `docs_page`.
+
+The page and the document need no token. They are the same in every service, and a browser cannot send a token before
+the page asks for one.
 """
 
 import hashlib
@@ -13,34 +16,22 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>hadakv</title>
-<link rel="icon" href="docs/favicon.png">
-<link rel="stylesheet" href="docs/swagger-ui.css">
-<script defer src="docs/swagger-ui-bundle.js"></script>
-<script defer src="docs/start.js"></script>
-</head>
-<body><div id="swagger-ui"></div></body>
-</html>
-"""
-# The default would send the document to a validator on the internet.
-_START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null});\n'
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 _JAVASCRIPT = "text/javascript"
-_FILES = {"swagger-ui-bundle.js": _JAVASCRIPT, "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+_OWN_FILES = {"start.js": _JAVASCRIPT, "page.css": "text/css"}
+_FILES = _OWN_FILES | {"swagger-ui-bundle.js": _JAVASCRIPT, "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+
+
+_OWN_FOLDER = Path(__file__).parents[1] / "docs_page"
 
 
 @cache
-def _folder() -> Path:
-    """Return the folder of the package's files. Does not import the package."""
+def _swagger_folder() -> Path:
+    """Return the folder of Swagger UI's files. Does not import their package."""
     package = find_spec("fastapi_offline")
     assert package is not None
     assert package.submodule_search_locations
@@ -48,17 +39,13 @@ def _folder() -> Path:
 
 
 async def _page(_: Request) -> Response:
-    return HTMLResponse(_PAGE, headers=_HEADERS)
-
-
-async def _start(_: Request) -> Response:
-    return Response(_START, headers=_HEADERS, media_type=_JAVASCRIPT)
+    return HTMLResponse((_OWN_FOLDER / "index.html").read_bytes(), headers=_HEADERS)
 
 
 @cache
 def _content(name: str) -> tuple[bytes, str]:
-    """Return one of the package's files and its ETag. Reading and hashing the largest, 1.5 MB, takes milliseconds."""
-    content = (_folder() / name).read_bytes()
+    """Return one of the files and its ETag. Reading and hashing the largest, 1.5 MB, takes milliseconds."""
+    content = ((_OWN_FOLDER if name in _OWN_FILES else _swagger_folder()) / name).read_bytes()
     return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
@@ -73,4 +60,6 @@ async def _file(request: Request) -> Response:
     return Response(content, headers=headers, media_type=_FILES[name])
 
 
-ROUTES = [Route("/docs", _page), Route("/docs/start.js", _start), *(Route(f"/docs/{name}", _file) for name in _FILES)]
+ROUTES = [Route("/docs", _page), *(Route(f"/docs/{name}", _file) for name in _FILES)]
+# Paths that need no token.
+OPEN_PATHS = frozenset({"/openapi.json", *(route.path for route in ROUTES)})

@@ -15,6 +15,9 @@ from hadakv_service.wire import responses
 
 router = APIRouter()
 
+# Paths that need no token: supervisors that probe them have none.
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
 ONES = np.ones((1, 64), np.float32)
 
 

@@ -23,7 +23,7 @@ async def read(
     request: Request,
     start: Annotated[int | None, Query(ge=0)] = None,
     stop: Annotated[int | None, Query(ge=0)] = None,
-    layers: Annotated[str | None, Query(examples=["0:4"])] = None,
+    layers: Annotated[str | None, Query(examples=["0:1"])] = None,
     form: ReadForm = "packed",
     layout: Literal["linear", "ring"] = "linear",
 ) -> Response:

@@ -120,10 +120,12 @@ class DiskTransaction(Protocol):
     Attributes:
         used: change of the bytes counted against the budget.
         sessions: change of the number of manifests.
+        written_nbytes: bytes of the written pages and manifests.
     """
 
     used: int
     sessions: int
+    written_nbytes: int
 
     def add_page(self, content: PageContent) -> int:
         """Write a page. Return its id."""
@@ -155,6 +157,8 @@ class DiskStore(Protocol):
         used: bytes counted against the budget.
         sessions: number of manifests.
         failures: number of failed operations.
+        read_nbytes: bytes of the pages that were read.
+        written_nbytes: bytes of the pages and manifests that were committed.
     """
 
     name: str
@@ -162,6 +166,8 @@ class DiskStore(Protocol):
     used: int
     sessions: int
     failures: int
+    read_nbytes: int
+    written_nbytes: int
 
     @property
     def available(self) -> int:

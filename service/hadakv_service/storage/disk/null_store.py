@@ -23,7 +23,7 @@ class NullStore:
     used = 0
     available = 0
     sessions = 0
-    failures = 0
+    failures = read_nbytes = written_nbytes = 0
     is_short_of_disk = False
 
     def page_nbytes(self, nbytes: int) -> int:

@@ -57,7 +57,7 @@ class SqliteStore:
 
     def __init__(self, directory: Path, budget: int) -> None:
         self.budget = budget
-        self.failures = 0
+        self.failures = self.read_nbytes = self.written_nbytes = 0
         # Taken for each transaction and each read: checkpoints are written on a thread of their own.
         self._lock = threading.RLock()
         self._directory = directory
@@ -125,9 +125,10 @@ class SqliteStore:
             self.count(transaction)
 
     def count(self, transaction: DiskTransaction) -> None:
-        """Add the changes of a committed transaction to `used` and `sessions`."""
+        """Add the changes of a committed transaction to `used`, `sessions` and `written_nbytes`."""
         self.used += transaction.used
         self.sessions += transaction.sessions
+        self.written_nbytes += transaction.written_nbytes
 
     @contextmanager
     def _open_transaction(self, *, sync: bool) -> Iterator[SqliteTransaction]:
@@ -191,6 +192,7 @@ class SqliteStore:
         if not is_valid(checksum, header, blob):
             self.failures += 1
             raise CorruptData(f"page {page_id}: checksum mismatch")
+        self.read_nbytes += len(header) + len(blob)
         return unpack_page(header, blob)
 
     def sessions_with_page(self, page_id: int) -> list[Key]:

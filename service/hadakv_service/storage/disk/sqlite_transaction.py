@@ -22,12 +22,14 @@ class SqliteTransaction:
     Attributes:
         used: change of the bytes counted against the budget.
         sessions: change of the number of sessions.
+        written_nbytes: bytes of the written pages and manifests.
     """
 
     def __init__(self, sql: sqlite3.Connection) -> None:
         self._sql = sql
         self.used = 0
         self.sessions = 0
+        self.written_nbytes = 0
 
     def add_page(self, content: PageContent) -> int:
         """Write a page. Return its id."""
@@ -38,6 +40,7 @@ class SqliteTransaction:
             "INSERT INTO pages (layers, tokens, nbytes, checksum, header, content) VALUES (?, ?, ?, ?, ?, ?)", values
         )
         self.used += page_cost(len(blob))
+        self.written_nbytes += len(header) + len(blob)
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
@@ -45,6 +48,7 @@ class SqliteTransaction:
         """Write the manifest of a session over the old one, if any. Return the ids of pages that it no longer has."""
         header = json.dumps({"options": dict(manifest.options), "runs": [run_to_numbers(run) for run in manifest.runs]})
         blob = header.encode()
+        self.written_nbytes += len(blob)
         times = (manifest.created, manifest.last_used, manifest.expires)
         fixed = (manifest.nbytes, manifest.created, manifest.protected)
         values = (*key, manifest.nbytes, *times, manifest.protected, digest(blob, fixed_columns(*fixed)), blob)
