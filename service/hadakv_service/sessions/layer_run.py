@@ -123,6 +123,14 @@ class LayerRun:
         for page in _between(self.pages, start - self.start, stop - self.start):
             yield page if layers == slice(0, self.layers) else page.slice(layers, slice(None))
 
+    def pages_between(self, start: int, stop: int) -> Iterator[Page]:
+        """Yield the stored pages that have positions `start` to `stop`."""
+        position = self.start
+        for page in self.pages:
+            if start < position + page.tokens and position < stop:
+                yield page
+            position += page.tokens
+
 
 def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:
     """Yield the parts of consecutive pages between two token offsets, counted from the start of the first page."""
