@@ -117,14 +117,13 @@ class DeferredResponse(Response):
         device: DeviceExecutor,
         hold: PageHold,
         share: Share,
-        headers: Mapping[str, str],
     ) -> None:
         self._chunks = encode_with_deferred(content)
         self._device = device
         self._hold = hold
         self._share = share
         self._nbytes = sum(map(len, self._chunks))
-        super().__init__(headers={**headers, "content-length": str(self._nbytes)})
+        super().__init__(headers={"content-length": str(self._nbytes)})
 
     @classmethod
     async def open(
@@ -135,7 +134,6 @@ class DeferredResponse(Response):
         held: HeldPages,
         device: DeviceExecutor,
         budget: SendingBudget,
-        headers: Mapping[str, str],
     ) -> "DeferredResponse":
         """Wait for memory, then load the pages, before anything is sent.
 
@@ -146,7 +144,6 @@ class DeferredResponse(Response):
             held: counts held pages.
             device: device that makes the tensors.
             budget: counts the memory.
-            headers: further headers.
 
         Raises:
             Busy: there was no memory in time, or the device queue is full.
@@ -162,7 +159,7 @@ class DeferredResponse(Response):
                     raise ClientDisconnect
             # The pool counts the loaded pages from here on.
             share.shrink(PIECES_IN_MEMORY * PIECE_NBYTES)
-            return cls(content, device, hold, share, headers)
+            return cls(content, device, hold, share)
         except BaseException:
             _close(device, hold, share)
             raise

@@ -152,6 +152,10 @@ BAD_SETTINGS = {
         ("--memory-budget", "much"),
         "--memory-budget: must be a size such as 512MiB or 4GiB, not 'much'",
     ),
+    "body larger than msgpack allows": (
+        ("--max-body", "5GiB"),
+        "--max-body: must be at most 4GiB, the limit of msgpack, not 5GiB",
+    ),
     "tiny memory budget": (("--memory-budget", "1000KiB"), "--memory-budget: must be at least 1MiB, not 1000KiB"),
     "tiny header size": (("--max-header-size", "100"), "--max-header-size: must be at least 1KiB, not '100'"),
     "unknown choice": (("--log-level", "trace"), "--log-level: must be one of 'debug', .* or 'error', not 'trace'"),
@@ -175,10 +179,6 @@ BAD_STARTS = {
     "missing token file": (
         ("--token-file", "/nowhere/tokens"),
         r"hadakv: cannot read /nowhere/tokens: No such file or directory",
-    ),
-    "body larger than msgpack allows": (
-        ("--max-body", "5GiB"),
-        r"hadakv: --max-body: must be at most 4GiB, the limit of msgpack, not 5GiB",
     ),
     "unknown host name": (
         ("--host", "no-host.invalid", "--insecure"),

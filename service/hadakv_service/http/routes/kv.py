@@ -59,9 +59,10 @@ async def read(
             return CountedResponse(content, share, headers)
     if share:
         share.release()
-    return await DeferredResponse.open(
-        request.scope, content, pages, service.store.pool.held, service.device, service.sending, headers
-    )
+    pool = service.store.pool
+    response = await DeferredResponse.open(request.scope, content, pages, pool.held, service.device, service.sending)
+    response.headers.update(headers)
+    return response
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:
