@@ -2,6 +2,8 @@
 
 import sys
 
+from hadakv_service.server.hangup import HangUp
+
 MISSING_EXTRA = "hadakv: the service needs its extra: pip install 'hadakv[server]'"
 
 
@@ -11,6 +13,8 @@ def main() -> None:
     Raises:
         SystemExit: with 2 if a setting is invalid, with 1 if the service cannot start or its extra is missing.
     """
+    # A closed terminal counts from here on.
+    hang_up = HangUp()
     try:
         # Settings come first. Their errors are then printed before anything heavy is imported.
         from hadakv_service.startup.arguments import settings_or_exit
@@ -21,7 +25,7 @@ def main() -> None:
         if (error.name or "hadakv").startswith("hadakv"):
             raise
         sys.exit(MISSING_EXTRA)
-    serve(settings)
+    serve(settings, hang_up)
 
 
 if __name__ == "__main__":

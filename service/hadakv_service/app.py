@@ -28,7 +28,13 @@ from hadakv_service.http.middleware.request_log import RequestLogMiddleware
 from hadakv_service.http.openapi import document
 from hadakv_service.http.request_body import BodyReader
 from hadakv_service.http.routes import codec, docs, export_import, health, kv, metrics, sessions, truncate_fork
-from hadakv_service.maintenance import close_store, open_disk_store, run_checkpoints, run_periodically
+from hadakv_service.maintenance import (
+    CloseProgress,
+    close_store,
+    open_disk_store,
+    run_checkpoints,
+    run_periodically,
+)
 from hadakv_service.observability import tracing
 from hadakv_service.observability.access_log import AccessLog
 from hadakv_service.observability.counters import DeviceCounters, RequestCounters
@@ -42,6 +48,7 @@ from hadakv_service.settings import Settings
 from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.tenants.quotas import Quota, QuotaTable
 from hadakv_service.tenants.token_file import TokenFile
+from hadakv_service.wire.sending_budget import SendingBudget
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -77,7 +84,10 @@ class Application:
 
 
 def create_app(
-    settings: Settings, backend: Backend | None = None, traces: "TracerProvider | None" = None
+    settings: Settings,
+    backend: Backend | None = None,
+    traces: "TracerProvider | None" = None,
+    progress: CloseProgress | None = None,
 ) -> Application:
     """Build the service as an ASGI app.
 
@@ -85,6 +95,7 @@ def create_app(
         settings: flags and environment variables.
         backend: runs the codec; by default the one that the settings name.
         traces: receives spans; by default there are none.
+        progress: is told what is written to disk at the end.
 
     Raises:
         BackendUnavailable: the backend cannot run here, or cannot hold the memory budget.
@@ -98,9 +109,10 @@ def create_app(
     store = _open_store(settings, backend, quotas)
     observer = tracing.observe_device(device_counters, traces)
     device = DeviceExecutor(backend, settings.max_queued_jobs, observer, store.group_commit)
+    sending = SendingBudget(int(settings.max_sending), lambda: store.pool.held.uncounted)
     # The server puts its open connections into the app's state when it starts.
     sources = MetricSources(
-        *(request_counters, device_counters, device, store, _tier_gauges(store)),
+        *(request_counters, device_counters, device, store, _tier_gauges(store), sending),
         connections=lambda: len(getattr(fastapi.state, "connections", ())),
     )
     metrics_page = Metrics(sources)
@@ -108,7 +120,9 @@ def create_app(
     new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
     bodies = BodyReader(int(settings.max_body), settings.max_body_memory)
     importer = _open_importer(settings, store, device, new_session)
-    state = AppState(settings, backend, store, device, bodies, importer, new_session, request_counters, metrics_page)
+    state = AppState(
+        settings, backend, store, device, bodies, sending, importer, new_session, request_counters, metrics_page
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -119,7 +133,7 @@ def create_app(
             task.cancel()
         # Requests in progress may have taken half of the time allowed for the shutdown.
         deadline = getattr(app.state, "ends_at", time.monotonic() + settings.shutdown_timeout / 2)
-        device.stop(lambda: close_store(store, deadline))
+        device.stop(lambda: close_store(store, deadline, progress))
         request_log.flush()
         if traces:
             await tracing.close(traces)

@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import ByteSize
 
@@ -107,15 +108,33 @@ async def run_checkpoints(device: DeviceExecutor, store: SessionStore) -> None:
         await asyncio.sleep(pause)
 
 
-def close_store(store: SessionStore, deadline: float) -> None:
+class CloseProgress(Protocol):
+    """Receiver of what happens when the store is closed."""
+
+    def on_writing(self, sessions: int, nbytes: int) -> None:
+        """Note what is about to be written: sessions and their bytes in memory."""
+        ...
+
+    def on_written(self, unsaved: int) -> None:
+        """Note the end of the writing, and the number of sessions that were not saved."""
+        ...
+
+
+def close_store(store: SessionStore, deadline: float, progress: CloseProgress | None = None) -> None:
     """Write unsaved sessions to disk and close the store. Log the sessions that were not saved.
 
     Args:
         store: store to close.
         deadline: time to stop writing at, in seconds of `time.monotonic`.
+        progress: is told what is written.
     """
     evictions_before = store.evictions
+    unwritten = store.unwritten()
+    if progress:
+        progress.on_writing(*unwritten)
     unsaved = store.close(deadline)
+    if progress and unwritten.sessions:
+        progress.on_written(unsaved)
     if evicted := store.evictions - evictions_before:
         log.warning("evicted %d sessions at shutdown: disk budget exceeded", evicted)
     if unsaved:

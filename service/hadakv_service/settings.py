@@ -13,6 +13,8 @@ from hadakv_service.sessions.limits import MAX_TTL_SECONDS
 
 LOOPBACK_NAMES = {"localhost"}
 MIN_MEMORY_BUDGET = 1 << 20
+# The length of a msgpack tensor has 32 bits.
+MAX_BODY_NBYTES = 4 << 30
 _HOST_NAME = re.compile(r"\*|[A-Za-z0-9._-]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]+")
 
@@ -57,11 +59,19 @@ def _check_memory_budget(nbytes: ByteSize) -> ByteSize:
     return nbytes
 
 
+def _check_max_body(nbytes: ByteSize) -> ByteSize:
+    if nbytes > MAX_BODY_NBYTES:
+        limit = human_size(MAX_BODY_NBYTES)
+        raise ValueError(f"must be at most {limit}, the limit of msgpack, not {human_size(nbytes)}")
+    return nbytes
+
+
 # Comma-separated, in flags and in environment variables.
 CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_split)]
 HostNames = Annotated[CommaSeparated, AfterValidator(_check_host_names)]
 Origins = Annotated[CommaSeparated, AfterValidator(_check_origins)]
 MemoryBudget = Annotated[ByteSize, AfterValidator(_check_memory_budget)]
+MaxBody = Annotated[ByteSize, AfterValidator(_check_max_body)]
 OptionalSize = Annotated[ByteSize, Field(ge=0)] | None
 
 
@@ -167,9 +177,14 @@ class Settings(BaseModel):
         "Origins of web pages that may call the service (CORS), comma-separated, for example http://localhost:3000.",
     )
     insecure: bool = setting("Security", False, "Allow a --host other than loopback without --token-file.")
-    max_body: ByteSize = setting("Limits", ByteSize(1 << 30), "Maximum size of a request body or a response.")
+    max_body: MaxBody = setting(
+        "Limits", ByteSize(1 << 30), "Maximum size of a request body or a response, at most 4GiB."
+    )
     max_body_memory: OptionalSize = setting(
         "Limits", None, "Memory for request bodies being received; default: twice --max-body."
+    )
+    max_sending: Annotated[ByteSize, Field(ge=1)] = setting(
+        "Limits", ByteSize(256 << 20), "Memory for responses being sent. Further large responses wait, then get 503."
     )
     max_header_size: Annotated[ByteSize, Field(ge=1024)] = setting(
         "Limits", ByteSize(64 << 10), "Maximum size of a request line and headers."
@@ -201,6 +216,7 @@ class Settings(BaseModel):
         "Log", None, "Format of the log on stderr; default: console on a terminal, json otherwise."
     )
     access_log: bool = setting("Log", False, "Write one log line per request.")
+    quiet: bool = setting("Log", False, "Print nothing at the start and the end. The log is not affected.")
 
     @model_validator(mode="after")
     def _check_bind(self) -> Self:

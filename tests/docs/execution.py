@@ -22,6 +22,7 @@ DOCUMENTED_PORT = "8765"
 # Below the ports that Linux and macOS choose from, so that no other test is given one of these.
 PORTS = range(10_000, 30_000)
 COMMAND_SECONDS = 60
+LAST_STARTUP_LINE = "API documentation"
 STOP_SECONDS = 40
 _SHELL_CHARACTERS = set("|&;<>$`\\\"'*?\n")
 _SHELL = ("bash", "-euo", "pipefail", "-c")
@@ -169,7 +170,7 @@ class Runner:
             os.environ.update(outside)
 
     def _start(self, command: str) -> str:
-        """Start a service and return the line it prints when it is ready."""
+        """Start a service and return the lines it prints when it is ready."""
         self._service = subprocess.Popen(
             [*_SHELL, command],
             cwd=self._directory,
@@ -179,11 +180,13 @@ class Runner:
             start_new_session=True,
         )
         assert self._service.stdout is not None
-        line = self._service.stdout.readline()
-        if not line:
-            self.close()
-            raise ExampleFailed(f"{self._page.name}: the service did not start: {command}")
-        return line
+        lines: list[str] = []
+        while not (lines and lines[-1].startswith(LAST_STARTUP_LINE)):
+            lines.append(self._service.stdout.readline())
+            if not lines[-1]:
+                self.close()
+                raise ExampleFailed(f"{self._page.name}: the service did not start: {command}")
+        return "".join(lines)
 
     def _compare(self, block: Block, expected: str, got: str) -> None:
         if not matches(expected, got):

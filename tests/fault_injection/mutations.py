@@ -88,6 +88,9 @@ MUTATIONS = {
     "write nothing at a clean shutdown": Mutation(
         "storage/session_store.py", "unwritten = self._write_back.checkpoint(until)", "unwritten = 0", ("term",)
     ),
+    "end without a shutdown at SIGHUP": Mutation(
+        "server/hangup.py", "        self._end()\n", "        os._exit(0)\n", ("hangup",)
+    ),
     "skip partly written sessions at a clean shutdown": Mutation(
         "storage/write_back.py", "and not record.is_clean:", "and not record.manifest:", ("term",)
     ),

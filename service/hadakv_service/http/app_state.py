@@ -16,6 +16,7 @@ from hadakv_service.sessions.session import Session
 from hadakv_service.sessions.session_id import check_session_id
 from hadakv_service.settings import Settings
 from hadakv_service.storage.session_store import Key, SessionStore
+from hadakv_service.wire.sending_budget import SendingBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class AppState:
         store: the sessions.
         device: the device thread.
         bodies: reads request bodies within the limits.
+        sending: counts the memory of responses.
         importer: creates sessions from files.
         new_session: the value a new session starts with.
         counters: request counters.
@@ -39,6 +41,7 @@ class AppState:
     store: SessionStore
     device: DeviceExecutor
     bodies: BodyReader
+    sending: SendingBudget
     importer: Importer
     new_session: Session
     counters: RequestCounters

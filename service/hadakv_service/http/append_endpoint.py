@@ -12,12 +12,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hadakv_service import asgi_extensions, problem_details
 from hadakv_service.errors import ServiceError
 from hadakv_service.http.app_state import AppState, session_key
-from hadakv_service.http.content import MSGPACK, is_json, send_chunks
+from hadakv_service.http.content import MSGPACK, is_json
 from hadakv_service.http.request_body import SMALL_BODY_NBYTES, read_small
+from hadakv_service.http.sending import released_on_error, send_counted
 from hadakv_service.observability.request_record import SCOPE_KEY
 from hadakv_service.operations.append import AppendOperation, AppendOutcome, AppendRequest
 from hadakv_service.storage.session_store import Key
 from hadakv_service.wire import messages, responses, serialization
+from hadakv_service.wire.sending_budget import Share
 
 ROUTE = "/sessions/{id}/kv"
 # A path with percent-encoding does not match: FastAPI decodes it, or rejects it.
@@ -74,9 +76,11 @@ class AppendEndpoint:
         scope[SCOPE_KEY].route = ROUTE
         # The first header of a name wins, as in Starlette's Headers.
         headers = dict(reversed(scope["headers"]))
+        prefer = headers.get(b"prefer")
+        minimal = prefer is not None and b"return=minimal" in prefer.replace(b" ", b"").lower()
         try:
             key = session_key(scope)
-            outcome = await self._receive(key, scope, receive, headers)
+            outcome, share = await self._receive(key, scope, receive, headers, minimal=minimal)
         except ServiceError as error:
             await problem_details.problem_response(error)(scope, receive, send)
         except ClientDisconnect:
@@ -85,19 +89,27 @@ class AppendEndpoint:
         except Exception as error:
             await problem_details.unexpected_error_response(error)(scope, receive, send)
         else:
-            prefer = headers.get(b"prefer")
-            minimal = prefer is not None and b"return=minimal" in prefer.replace(b" ", b"").lower()
-            await _respond(scope, send, key[1], outcome, minimal=minimal)
+            await _respond(scope, send, key[1], outcome, share, minimal=minimal)
 
-    async def _receive(self, key: Key, scope: Scope, receive: Receive, headers: dict[bytes, bytes]) -> AppendOutcome:
-        """Check the headers, read the body and append it."""
+    async def _receive(
+        self, key: Key, scope: Scope, receive: Receive, headers: dict[bytes, bytes], *, minimal: bool
+    ) -> tuple[AppendOutcome, Share | None]:
+        """Check the headers, read the body and append it.
+
+        Returns:
+            The result, and its share of the memory for responses if it is large.
+        """
         if headers.get(b"content-type") != _MSGPACK or b"content-encoding" in headers:
             is_json(Request(scope))
         length = headers.get(b"content-length", b"")
         if length.isdigit() and len(length) <= _MAX_DIGITS and int(length) <= self._small_nbytes:
-            return await self._append(key, await read_small(receive, self._service.bodies.limit))
+            # The response is no larger than the body, so it needs no share.
+            return await self._append(key, await read_small(receive, self._service.bodies.limit)), None
         async with self._service.bodies.read(Request(scope, receive)) as body:
-            return await self._append(key, body)
+            # Wait for memory before the tokens are stored: a response with 503 must not have stored them.
+            share = None if minimal else await self._service.sending.acquire(len(body))
+            with released_on_error(share):
+                return await self._append(key, body), share
 
     async def _append(self, key: Key, body: serialization.Buffer) -> AppendOutcome:
         """Append the tensors of a body, which must not change until this returns."""
@@ -112,8 +124,10 @@ class AppendEndpoint:
         return outcome
 
 
-async def _respond(scope: Scope, send: Send, session: str, outcome: AppendOutcome, *, minimal: bool) -> None:
-    """Send what was stored, in one write if it is small."""
+async def _respond(
+    scope: Scope, send: Send, session: str, outcome: AppendOutcome, share: Share | None, *, minimal: bool
+) -> None:
+    """Send what was stored, in one write if it is small. Release the share."""
     stored: responses.StoredAppend = {
         "session": session,
         "position": outcome.position,
@@ -126,12 +140,14 @@ async def _respond(scope: Scope, send: Send, session: str, outcome: AppendOutcom
         stored["v"] = serialization.stream(outcome.v, v_spec)
     status = 201 if outcome.created else 200
     nbytes = 0 if minimal else outcome.k.packed.nbytes + outcome.v.packed.nbytes
-    if nbytes < serialization.LARGE_TENSOR_NBYTES:
+    if share is None or nbytes < serialization.LARGE_TENSOR_NBYTES:
+        if share:
+            share.release()
         body = serialization.encode_small(stored)
         await asgi_extensions.send_response(scope, send, status, _headers(len(body)), body)
     else:
         chunks = serialization.encode_chunks(stored)
-        await send_chunks(send, status, _headers(sum(map(len, chunks))), chunks)
+        await send_counted(send, status, _headers(sum(map(len, chunks))), chunks, share)
 
 
 def _headers(nbytes: int) -> list[tuple[bytes, bytes]]:

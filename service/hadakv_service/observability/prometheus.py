@@ -38,6 +38,30 @@ class Device(Protocol):
         ...
 
 
+class Sending(Protocol):
+    """Figures of the memory for responses."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes that responses under way may take."""
+        ...
+
+    @property
+    def used(self) -> int:
+        """Bytes that responses under way take."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Number of responses that wait for memory."""
+        ...
+
+    @property
+    def rejected(self) -> int:
+        """Number of responses rejected for lack of memory."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class MetricSources:
     """Objects that the metrics are read from at each scrape.
@@ -48,6 +72,7 @@ class MetricSources:
         device: device queue.
         store: session store.
         tiers: gauges of memory and, if enabled, disk.
+        sending: memory for responses.
         connections: returns the number of open connections.
     """
 
@@ -56,6 +81,7 @@ class MetricSources:
     device: Device
     store: Store
     tiers: Sequence[TierGauges]
+    sending: Sending
     connections: Callable[[], int] = lambda: 0
 
 
@@ -86,6 +112,7 @@ class Metrics(Collector):
         yield from _store(self._sources.store)
         yield from _tiers(self._sources.tiers)
         yield from _checkpoints(self._sources.store.checkpoints)
+        yield from _sending(self._sources.sending)
 
 
 def _info(backend: Backend) -> Metric:
@@ -221,6 +248,15 @@ def _checkpoints(figures: CheckpointFigures) -> Iterator[Metric]:
     yield CounterMetricFamily("hadakv_checkpoint_bytes", "Packed bytes written by checkpoints.", figures.nbytes)
     yield CounterMetricFamily("hadakv_checkpoint_seconds", "Time checkpoints spent writing.", figures.write_seconds)
     yield CounterMetricFamily("hadakv_checkpoint_failures", "Checkpoint writes that failed.", figures.failures)
+
+
+def _sending(sending: Sending) -> Iterator[Metric]:
+    yield GaugeMetricFamily("hadakv_sending_bytes", "Memory of responses being sent.", sending.used)
+    yield GaugeMetricFamily("hadakv_sending_limit_bytes", "Maximum memory of responses being sent.", sending.limit)
+    yield GaugeMetricFamily("hadakv_sending_waiting", "Responses that wait for memory.", sending.waiting)
+    yield CounterMetricFamily(
+        "hadakv_sending_rejected", "Responses rejected with 503 because there was no memory in time.", sending.rejected
+    )
 
 
 def _process_collector() -> Collector:

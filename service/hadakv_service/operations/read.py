@@ -1,22 +1,17 @@
 """ReadOperation: read a range of tokens, packed or decoded."""
 
-from collections.abc import Collection, Generator, Hashable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Hashable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hadakv_kernels import DTYPES, Backend, CodecSpec, Encoded, Stream
-from hadakv_service.device.jobs import ChunkedJob, run_to_completion
-from hadakv_service.errors import InvalidRequest, ResponseTooLarge, ServiceError
-from hadakv_service.sessions.page import Page, on_host
+from hadakv_kernels import Backend, CodecSpec, Encoded, Stream
+from hadakv_service.errors import InvalidRequest, ResponseTooLarge
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.range_tensor import Range, RangeTensor, ReadForm, Segment, range_tensors
 from hadakv_service.sessions.session import Session
+from hadakv_service.storage.memory_budget import PageHold
 from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import responses, serialization
-
-ReadForm = Literal["packed", "norms", "float16", "float32", "bfloat16", "rotated"]
-# Bytes to decode in one call, if the backend states no preference: enough to be worth a kernel launch.
-CHUNK_NBYTES = 64 << 20
 
 
 class ReadRequest(NamedTuple):
@@ -37,8 +32,20 @@ class ReadRequest(NamedTuple):
     ring: bool = False
 
 
-class ReadOperation(ChunkedJob[responses.Range]):
-    """Read a range of a session.
+class ReadResult(NamedTuple):
+    """What a read answers.
+
+    Attributes:
+        content: the response. Its tensors are arrays, or deferred.
+        pages: if they are deferred, the pages to hold while they are made; else None.
+    """
+
+    content: responses.Range
+    pages: list[Page] | None
+
+
+class ReadOperation:
+    """Read a range of a session. A small one is read at once, a large one while it is sent.
 
     Args:
         key: key of the session.
@@ -46,39 +53,30 @@ class ReadOperation(ChunkedJob[responses.Range]):
         store: store of the session.
         backend: backend that decodes the tokens.
         limit: maximum bytes of the response.
+        whole_nbytes: maximum bytes of a response that is read at once.
     """
 
-    def __init__(self, key: Key, request: ReadRequest, store: SessionStore, backend: Backend, limit: int) -> None:
+    def __init__(
+        self, key: Key, request: ReadRequest, store: SessionStore, backend: Backend, *, limit: int, whole_nbytes: int
+    ) -> None:
         self.key: Hashable = key
         self._key = key
         self._request = request
         self._store = store
         self._backend = backend
-        self._limit = limit
-        self._nbytes: int | None = None
+        self._limit = min(limit, serialization.MAX_TENSOR_NBYTES)
+        self._whole_nbytes = whole_nbytes
 
-    @property
-    def nbytes(self) -> int:  # type: ignore[override]  # computed on first use
-        """Estimated bytes of the response; 0 if the range is invalid."""
-        if self._nbytes is None:
-            try:
-                record = self._store.find(self._key)
-                self._nbytes = self._size(record.session)[1] if record else 0
-            except ServiceError:
-                # `prepare` reports the error.
-                self._nbytes = 0
-        return self._nbytes
-
-    def _size(self, session: Session) -> tuple[int, int]:
-        """Return the number of vectors of each stream, and the bytes of the response."""
+    def _nbytes(self, session: Session) -> int:
+        """Return the bytes of the response."""
         a, b, start, stop = session.range(*self._request[:3])
         if not session.has_shape:
-            return 0, 0
+            return 0
         tokens = session.window or 0 if self._request.ring else stop - start
         rows = (b - a) * (session.kv_heads or 0) * tokens
         # NumPy must be able to represent the axes of a response without layers or elements too.
         rows = rows or (session.kv_heads or 0) * tokens
-        return rows, rows * (sum(row_nbytes(spec, self._request.form) for spec in session.specs) or 1)
+        return rows * (sum(row_nbytes(spec, self._request.form) for spec in session.specs) or 1)
 
     def prepare(self, batch: Collection[Hashable]) -> Sequence[Stream]:  # noqa: ARG002 - nothing is reserved
         """Check the range. Return no streams.
@@ -91,7 +89,6 @@ class ReadOperation(ChunkedJob[responses.Range]):
             raise InvalidRequest([("layout", "cannot be a ring: the session has no window")])
         self._check_size(session)
         self._session = session
-        self._store.pool.count_read(session.pages_in(*session.range(*self._request[:3])))
         return ()
 
     def _check_size(self, session: Session) -> None:
@@ -100,7 +97,7 @@ class ReadOperation(ChunkedJob[responses.Range]):
         Raises:
             ResponseTooLarge: the response would be larger than the limit.
         """
-        nbytes = self._size(session)[1]
+        nbytes = self._nbytes(session)
         if nbytes <= self._limit:
             return
         a, b, start, stop = session.range(*self._request[:3])
@@ -125,16 +122,12 @@ class ReadOperation(ChunkedJob[responses.Range]):
         """Revision of the session that was read. It is known once `prepare` has run."""
         return self._session.revision
 
-    def complete(self, encoded: Sequence[Encoded]) -> responses.Range:
-        """Read the range in one go."""
-        return run_to_completion(self.complete_chunked(encoded))
-
-    def complete_chunked(self, encoded: Sequence[Encoded]) -> Generator[None, None, responses.Range]:  # noqa: ARG002 - nothing was encoded
-        """Read the range in chunks."""
-        session, ring = self._session, self._request.ring
+    def complete(self, encoded: Sequence[Encoded]) -> ReadResult:  # noqa: ARG002 - nothing was encoded
+        """Read a small range. Of a large one, return tensors that are deferred."""
+        session, form = self._session, self._request.form
         a, b, start, stop = session.range(*self._request[:3])
         _, length, _ = session.common_range(a, b - a) if a < b else (0, 0, 0)
-        response: responses.Range = {
+        content: responses.Range = {
             "session": self._key[1],
             "group": 0,
             "layers": session.layer_numbers(a, b),
@@ -144,67 +137,46 @@ class ReadOperation(ChunkedJob[responses.Range]):
             "k": None,
             "v": None,
         }
-        if session.has_shape:
-            tokens = session.window or 0 if ring else stop - start
-            arrays = _OutputArrays(session, (len(response["layers"]), tokens), self._request.form, self._backend)
-            nbytes = self._backend.slice_nbytes or CHUNK_NBYTES
-            for row, position, page in session.iter_chunks(a, b, start, stop, nbytes, self._backend):
-                first = position - start
-                columns = (position + np.arange(page.tokens)) % tokens if ring else slice(first, first + page.tokens)
-                arrays.add(row, columns, page)
-                yield
-            response["k"], response["v"] = arrays.to_response()
-        return response
+        if not session.has_shape:
+            return ReadResult(content, None)
+        rows = session.window or 0 if self._request.ring else stop - start
+        range_ = Range(session, a, len(content["layers"]), rows, self._segments(start, stop, rows), self._backend)
+        pages = range_.pages()
+        self._store.pool.count_read(pages)
+        if self._nbytes(session) > self._whole_nbytes:
+            content["k"], content["v"] = (_deferred(range_tensors(range_, stream, form)) for stream in (0, 1))
+            return ReadResult(content, pages)
+        # Each page is loaded once, also if there is no space in memory for all of them.
+        hold = PageHold(self._store.pool.held, pages)
+        try:
+            while hold.extend():
+                pass
+            content["k"], content["v"] = (_arrays(range_tensors(range_, stream, form)) for stream in (0, 1))
+        finally:
+            hold.release()
+        return ReadResult(content, None)
+
+    def _segments(self, start: int, stop: int, rows: int) -> tuple[Segment, ...]:
+        """Return which tokens go to which rows. In a ring, position p goes to row `p % rows`."""
+        if not self._request.ring:
+            return (Segment(0, start, stop - start),) if start < stop else ()
+        edges = sorted({start, stop, stop - stop % rows} if start < stop - stop % rows < stop else {start, stop})
+        return tuple(Segment(p % rows, p, q - p) for p, q in pairwise(edges))
 
     def roll_back(self) -> None:
         """Do nothing: nothing was reserved."""
 
 
-class _OutputArrays:
-    """Arrays of the response, filled page by page."""
-
-    def __init__(self, session: Session, axes: tuple[int, int], form: ReadForm, backend: Backend) -> None:
-        self._form = form
-        self._backend = backend
-        self._specs = session.specs
-        layers, tokens = axes
-        lead = (layers, session.kv_heads or 0, tokens)
-        # Zeros, because a ring may have rows without a token yet.
-        self._arrays = [
-            {name: np.zeros((*lead, width), dtype) for name, width, dtype in _columns(spec, form)}
-            for spec in session.specs
-        ]
-
-    def add(self, row: int, tokens: slice | NDArray[Any], page: Page) -> None:
-        """Copy a page to its place, from `row` on along the first axis."""
-        layers = slice(row, row + page.layers)
-        for stream, spec, arrays in zip(page.load(), self._specs, self._arrays, strict=True):
-            for name, values in self._in_form(stream, spec).items():
-                arrays[name][layers, :, tokens] = values
-
-    def _in_form(self, stream: Encoded, spec: CodecSpec) -> dict[str, NDArray[Any]]:
-        if self._form == "packed":
-            return serialization.stream_arrays(on_host(stream, self._backend), spec)
-        if self._form == "norms":
-            return {"norms": self._backend.to_host(stream.norms)}
-        dtype = "float32" if self._form == "rotated" else self._form
-        return {"values": self._backend.decode(stream, spec, dtype, inverse=self._form != "rotated")}
-
-    def to_response(self) -> list[dict[str, Any]]:
-        """Return both streams as fields of the response."""
-        return [{part: serialization.tensor(array) for part, array in arrays.items()} for arrays in self._arrays]
+def _arrays(tensors: Sequence[RangeTensor]) -> dict[str, Any]:
+    return {each.name: serialization.tensor(each.array()) for each in tensors}
 
 
-def _columns(spec: CodecSpec, form: ReadForm) -> list[tuple[str, int, np.dtype[Any]]]:
-    """Return name, width and dtype of the arrays of a stream in the response."""
-    norms = ("norms", spec.norms, np.dtype(np.float32))
-    if form == "norms":
-        return [norms]
-    if form != "packed":
-        return [("values", spec.head_dim, DTYPES["float32" if form == "rotated" else form])]
-    if spec.codec.kind == "float16":
-        return [("values", spec.head_dim, DTYPES["float16"])]
-    return [("packed", spec.row_bytes, np.dtype(np.uint8)), norms]
+def _deferred(tensors: Sequence[RangeTensor]) -> dict[str, Any]:
+    def tensor(each: RangeTensor) -> dict[str, Any]:
+        data = serialization.Deferred(each.nbytes, each.pieces)
+        return serialization.deferred_tensor(each.dtype, each.shape, data)
+
+    return {each.name: tensor(each) for each in tensors}
 
 
 def row_nbytes(spec: CodecSpec, form: str) -> int:
@@ -223,7 +195,8 @@ def check_response_size(field: str, nbytes: int, limit: int) -> None:
         limit: maximum bytes.
 
     Raises:
-        ResponseTooLarge: the response would be larger than the limit.
+        ResponseTooLarge: the response would be larger than the limit, or than a msgpack tensor can be.
     """
+    limit = min(limit, serialization.MAX_TENSOR_NBYTES)
     if nbytes > limit:
         raise ResponseTooLarge(field, nbytes, limit)

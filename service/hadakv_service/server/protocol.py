@@ -189,6 +189,17 @@ class HttpProtocol(HttpToolsProtocol):
             error.fields = {**error.fields, "request_id": request_id.decode()}
         return request_id
 
+    def open_requests(self) -> int:
+        """Return the number of requests whose responses are not complete."""
+        return len(self._uvicorn.open_requests())
+
+    def abort_response(self) -> None:
+        """Close the connection at once if a response has begun and is not complete."""
+        cycle, _ = self._uvicorn.unwritten_response()
+        if cycle:
+            self._uvicorn.mark_disconnected(cycle)
+            self.transport.abort()
+
     # Connection monitor
 
     def is_idle(self) -> bool:

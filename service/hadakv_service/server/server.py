@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from hadakv_service.server.connection_monitor import ConnectionMonitor
+from hadakv_service.server.hangup import HangUp
 from hadakv_service.server.protocol import HttpProtocol
 from hadakv_service.server.sockets import bind_unix, inode, listen_error, raise_open_file_limit
 from hadakv_service.server.timeouts import Limits
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Seconds to wait for the peer's TLS closing message.
 TLS_SHUTDOWN_SECONDS = 5
+# Maximum time in which cancelled requests send their last response.
+CANCEL_SECONDS = 1.0
 # Exit status after Ctrl-C, as in a shell.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
@@ -40,7 +43,10 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's configuration. Its app is a FastAPI application.
         settings: where to listen, and the limits for connections.
+        hang_up: handler of SIGHUP.
         on_listening: called with the address once the server listens.
+        on_waiting: called with the number of requests in progress that the shutdown waits for, and with the maximum
+            time in seconds. It may run in a signal handler.
         tokens: token file to reload on SIGHUP.
     """
 
@@ -48,12 +54,16 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         settings: Settings,
+        hang_up: HangUp,
         on_listening: Callable[[str], None],
+        on_waiting: Callable[[int, float], None],
         tokens: TokenFile | None = None,
     ) -> None:
         super().__init__(config)
         self._settings = settings
+        self._hang_up = hang_up
         self._on_listening = on_listening
+        self._on_waiting = on_waiting
         self._tokens = tokens
         self._monitor: ConnectionMonitor | None = None
         self._inode: int | None = None
@@ -61,10 +71,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Start the application, then listen. Exit with a one-line reason if one of the two fails."""
         self.config.app.state.connections = self.server_state.connections  # type: ignore[union-attr]  # a FastAPI app
+        loop = asyncio.get_running_loop()
+        reload = self._tokens.reload if self._tokens else None
+        self._hang_up.handle(loop, lambda: self.handle_exit(signal.SIGHUP, None), reload)
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
-        loop = asyncio.get_running_loop()
         try:
             self.servers = [await self._listen(loop, self._protocol_factory(loop))]
         except OSError as error:
@@ -73,8 +85,6 @@ class Server(uvicorn.Server):
         if self._monitor:
             self._monitor.start()
         self.started = True
-        if self._tokens:
-            loop.add_signal_handler(signal.SIGHUP, self._tokens.reload)
         # Objects made so far live until the end. Do not scan them in each garbage collection, which delays requests.
         gc.collect()
         gc.freeze()
@@ -90,6 +100,37 @@ class Server(uvicorn.Server):
         if self._settings.uds and self._inode is not None and inode(self._settings.uds) == self._inode:
             self._settings.uds.unlink(missing_ok=True)
 
+    async def _wait_tasks_to_complete(self) -> None:
+        """Wait for open requests for at most half of the shutdown timeout, then cancel them.
+
+        uvicorn would log this as an error. Here it is the planned end of clients that are too slow.
+        """
+        seconds = self._request_seconds
+        try:
+            # A stalled client must not delay the final write to disk.
+            await asyncio.wait_for(super()._wait_tasks_to_complete(), seconds)
+        except TimeoutError:
+            tasks = list(self.server_state.tasks)
+            log.warning("requests cancelled at shutdown, not finished within %g s: %d", seconds, len(tasks))
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, HttpProtocol):
+                    connection.abort_response()
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                # They tell their clients that the service shuts down.
+                await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+
+    def _open_requests(self) -> int:
+        """Return the number of requests whose responses are not complete."""
+        connections = [each for each in self.server_state.connections if isinstance(each, HttpProtocol)]
+        return sum(each.open_requests() for each in connections) if self._monitor else len(self.server_state.tasks)
+
+    @property
+    def _request_seconds(self) -> float:
+        """Maximum time to wait for open requests at the shutdown."""
+        return self._settings.shutdown_timeout / 2
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to shut down. At the second Ctrl-C, exit at once."""
         if not self.should_exit:
@@ -98,6 +139,8 @@ class Server(uvicorn.Server):
             # A thread, because the event loop may hang, for example in a driver. Exiting is safe at any moment: the
             # disk store is always consistent, and data that is only in memory has no durability guarantee.
             threading.Thread(target=_exit_after, args=(seconds,), daemon=True).start()
+            if requests := self._open_requests():
+                self._on_waiting(requests, self._request_seconds)
         elif sig == signal.SIGINT:
             log.warning("second interrupt: exiting at once; sessions that are not on disk are lost")
             os._exit(EXIT_INTERRUPTED)

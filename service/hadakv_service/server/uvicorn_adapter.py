@@ -113,8 +113,11 @@ class UvicornAdapter:
 
     def is_disconnected(self, cycle: Cycle) -> bool:
         """Whether the client disconnected before the response was complete."""
-        # After a failed write the transport is closing at once. uvicorn marks the cycle in a later loop iteration.
-        return not cycle.response_complete and (cycle.disconnected or cycle.transport.is_closing())
+        # After a failed write the transport is closing at once. uvicorn marks the cycle in a later loop iteration, and
+        # reports a response that ends before that as an error of the application.
+        if not cycle.response_complete and not cycle.disconnected and cycle.transport.is_closing():
+            self.mark_disconnected(cycle)
+        return not cycle.response_complete and cycle.disconnected
 
     def is_blocked(self) -> bool:
         """Whether the peer cannot send: reading is paused, or earlier requests are still open."""

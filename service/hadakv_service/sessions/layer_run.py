@@ -84,14 +84,6 @@ class LayerRun:
         full = self.full_pages + unmerged // PAGE_TOKENS
         return replace(self, stop=stop, pages=(*self.pages[: self.full_pages], *merged), full_pages=full)
 
-    def pages_in(self, start: int, stop: int) -> Iterator[Page]:
-        """Yield each page that has tokens from position `start` up to `stop`."""
-        at = self.start
-        for page in self.pages:
-            if at < stop and start < at + page.tokens:
-                yield page
-            at += page.tokens
-
     def pages_after(self, tokens: int) -> int:
         """Return the number of pages after an append of `tokens` tokens, before any page leaves the window."""
         unmerged = self.stop + tokens - self.start - self.full_pages * PAGE_TOKENS
@@ -130,6 +122,14 @@ class LayerRun:
         """Yield positions `start` to `stop` of some layers as pages, in order. They share memory with the run."""
         for page in _between(self.pages, start - self.start, stop - self.start):
             yield page if layers == slice(0, self.layers) else page.slice(layers, slice(None))
+
+    def pages_between(self, start: int, stop: int) -> Iterator[Page]:
+        """Yield the stored pages that have positions `start` to `stop`."""
+        position = self.start
+        for page in self.pages:
+            if start < position + page.tokens and position < stop:
+                yield page
+            position += page.tokens
 
 
 def _between(pages: Sequence[Page], start: int, stop: int) -> Iterator[Page]:

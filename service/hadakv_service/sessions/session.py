@@ -307,40 +307,10 @@ class Session:
         """Return positions `start` to `stop` of layers `a` to `b` as one page. The session must have a shape."""
         if a == b or start == stop:
             return empty(b - a, self.kv_heads or 0, self.specs)
-        across = [_one(list(run.read(part, start, stop)), 2, backend) for _, run, part in self._parts(a, b)]
+        across = [_one(list(run.read(part, start, stop)), 2, backend) for _, run, part in self.parts(a, b)]
         return _one(across, 0, backend)
 
-    def iter_chunks(
-        self, a: int, b: int, start: int, stop: int, nbytes: int, backend: Backend
-    ) -> Iterator[tuple[int, int, Page]]:
-        """Yield the same range in chunks: row of the first layer along the first axis, first position, page.
-
-        Args:
-            a: first layer.
-            b: layer after the last.
-            start: first position.
-            stop: position after the last.
-            nbytes: approximate size of a chunk. A chunk has at least one stored page.
-            backend: backend that joins pages.
-        """
-        row = 0
-        for _, run, part in self._parts(a, b):
-            at, group = start, list[Page]()
-            for page in run.read(part, start, stop):
-                group.append(page)
-                if sum(each.nbytes for each in group) >= nbytes:
-                    yield row, at, _one(group, 2, backend)
-                    at, group = at + sum(each.tokens for each in group), []
-            if group:
-                yield row, at, _one(group, 2, backend)
-            row += part.stop - part.start
-
-    def pages_in(self, a: int, b: int, start: int, stop: int) -> Iterator[Page]:
-        """Yield each stored page that has tokens of these layers and positions. Nothing is read."""
-        for _, run, _ in self._parts(a, b):
-            yield from run.pages_in(start, stop)
-
-    def _parts(self, a: int, b: int) -> Iterator[tuple[int, LayerRun, slice]]:
+    def parts(self, a: int, b: int) -> Iterator[tuple[int, LayerRun, slice]]:
         """Yield each run that has some of the layers: the first such layer, the run, and their range within the run."""
         at = 0
         for run in self.runs:

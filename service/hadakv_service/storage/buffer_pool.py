@@ -24,7 +24,7 @@ from hadakv_service.storage.disk.interface import (
     display_keys,
 )
 from hadakv_service.storage.disk.manifest import session_with_pages
-from hadakv_service.storage.memory_budget import MemoryBudget, load_nbytes, page_nbytes_in_memory
+from hadakv_service.storage.memory_budget import HeldPages, MemoryBudget, load_nbytes, page_nbytes_in_memory
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class BufferPool:
         restores: number of pages loaded from disk.
         reads_from_memory: number of pages that reads found in memory.
         reads_from_disk: number of pages that reads found on disk only.
+        held: pages that responses still read.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class BufferPool:
         self.spills = 0
         self.restores = 0
         self.reads_from_memory = self.reads_from_disk = 0
+        self.held = HeldPages()
         self._memory = memory
         self._disk = disk
         self._backend_or_none = backend
@@ -86,16 +88,22 @@ class BufferPool:
             SessionCorrupt: the checksum does not match.
             StorageUnavailable: the disk cannot be read.
         """
-        content = self._read_from_disk(page)
-        to_device = self._backend.to_device
-        k, v = (Encoded(to_device(stream.packed), to_device(stream.norms)) for stream in content)
-        self.restores += 1
+        k, v = self.held.streams(page) or self._load_from_disk(page)
         more = load_nbytes(page)
         if page.ref_count and self._memory.available < more:
             self._on_memory_pressure(more)
         if page.ref_count and self._memory.available >= more:
+            uncounted = self.held.uncounted_nbytes(page)
             page.set_resident(k, v)
             self._memory.allocate(more)
+            self.held.recount(page, uncounted)
+        return k, v
+
+    def _load_from_disk(self, page: Page) -> tuple[Encoded, Encoded]:
+        content = self._read_from_disk(page)
+        to_device = self._backend.to_device
+        k, v = (Encoded(to_device(stream.packed), to_device(stream.norms)) for stream in content)
+        self.restores += 1
         return k, v
 
     def _read_from_disk(self, page: Page) -> PageContent:
@@ -116,28 +124,38 @@ class BufferPool:
             self.reads_from_disk += not in_memory
 
     def evict(self, page: Page) -> None:
-        """Free the memory of a page that is on disk."""
+        """Free the memory of a page that is on disk. Responses that hold it keep its bytes until they are sent."""
+        uncounted = self.held.uncounted_nbytes(page)
         if page.ref_count:
             self._memory.free(load_nbytes(page))
             self.spills += 1
         page.clear_resident()
+        self.held.recount(page, uncounted)
 
     def retain(self, pages: Iterable[Page]) -> None:
         """Add one reference to each page."""
         for page in pages:
             if page.ref_count == 0:
                 self._memory.allocate(page_nbytes_in_memory(page))
-            page.ref_count += 1
+            self._add_references(page, 1)
 
     def release(self, pages: Iterable[Page]) -> list[Page]:
         """Remove one reference from each page. Return the pages that have none left."""
         unreferenced = []
         for page in pages:
-            page.ref_count -= 1
+            self._add_references(page, -1)
             if page.ref_count == 0:
                 self._memory.free(page_nbytes_in_memory(page))
                 unreferenced.append(page)
         return unreferenced
+
+    def _add_references(self, page: Page, change: int) -> None:
+        if not self.held:
+            page.ref_count += change
+            return
+        uncounted = self.held.uncounted_nbytes(page)
+        page.ref_count += change
+        self.held.recount(page, uncounted)
 
     @contextmanager
     def pinned(self, key: Key, pages: Collection[Page]) -> Iterator[None]:

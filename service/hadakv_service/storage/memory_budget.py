@@ -1,7 +1,11 @@
-"""MemoryBudget: the byte counters; Reservation. No other module changes a counter."""
+"""MemoryBudget: the byte counters; Reservation; HeldPages: pages that responses read.
 
-from collections.abc import Collection, Hashable
+No other module changes a counter.
+"""
 
+from collections.abc import Collection, Hashable, Sequence
+
+from hadakv_kernels import Encoded
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.disk.interface import Key
@@ -13,6 +17,9 @@ SESSION_OVERHEAD_NBYTES = 1280
 RUN_OVERHEAD_NBYTES = 128
 PAGE_OVERHEAD_NBYTES = 1536
 EVICTED_PAGE_NBYTES = 384
+# Pages that one job holds, and bytes that it loads.
+HOLD_PAGES = 1000
+HOLD_NBYTES = 1 << 20
 
 
 def metadata_nbytes(session: Session) -> int:
@@ -141,3 +148,94 @@ class MemoryBudget:
     def _release(self, reservation: Reservation) -> None:
         self._reserved -= reservation.nbytes
         reservation.nbytes = 0
+
+
+class HeldPages:
+    """Pages that responses still read, and how much of their memory no session counts.
+
+    A response keeps its pages in memory until it is sent. A page counts here while it is held and evicted, or held and
+    deleted: the memory budget does not count it then, and its memory is not free either.
+
+    Attributes:
+        uncounted: bytes of held pages that the memory budget does not count.
+    """
+
+    def __init__(self) -> None:
+        self.uncounted = 0
+        self._streams: dict[Page, tuple[Encoded, Encoded]] = {}
+        self._holders: dict[Page, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._holders)
+
+    def streams(self, page: Page) -> tuple[Encoded, Encoded] | None:
+        """Return K and V of a held page; None if it is not held."""
+        return self._streams.get(page)
+
+    def add(self, page: Page) -> None:
+        """Hold a page for one more response. Load it if it is not in memory.
+
+        Raises:
+            SessionCorrupt, StorageUnavailable: the page cannot be loaded.
+        """
+        if page not in self._streams:
+            self._streams[page] = page.load()
+            self.recount(page, 0)
+        self._holders[page] = self._holders.get(page, 0) + 1
+
+    def remove(self, page: Page) -> None:
+        """Hold a page for one response less."""
+        if self._holders[page] > 1:
+            self._holders[page] -= 1
+            return
+        self.uncounted -= self.uncounted_nbytes(page)
+        del self._holders[page], self._streams[page]
+
+    def uncounted_nbytes(self, page: Page) -> int:
+        """Return the bytes of a page that only responses keep in memory."""
+        is_held = page in self._streams
+        return page.nbytes if is_held and not (page.is_resident and page.ref_count) else 0
+
+    def recount(self, page: Page, before: int) -> None:
+        """Note a change of a page.
+
+        Args:
+            page: the page after the change.
+            before: its `uncounted_nbytes` before the change.
+        """
+        self.uncounted += self.uncounted_nbytes(page) - before
+
+
+class PageHold:
+    """The pages of one response, kept in memory until it is sent. Only the device thread uses it.
+
+    Args:
+        held: counts held pages.
+        pages: the pages.
+    """
+
+    def __init__(self, held: HeldPages, pages: Sequence[Page]) -> None:
+        self._held = held
+        self._pages = pages
+        self._count = 0
+
+    def extend(self) -> bool:
+        """Hold some more of the pages. Return whether there are more.
+
+        Raises:
+            SessionCorrupt, StorageUnavailable: a page cannot be loaded.
+        """
+        loaded = 0
+        for page in self._pages[self._count : self._count + HOLD_PAGES]:
+            loaded += 0 if page.is_resident else page.nbytes
+            self._held.add(page)
+            self._count += 1
+            if loaded >= HOLD_NBYTES:
+                break
+        return self._count < len(self._pages)
+
+    def release(self) -> None:
+        """Hold none of the pages any longer. Further calls do nothing."""
+        for page in self._pages[: self._count]:
+            self._held.remove(page)
+        self._pages, self._count = (), 0

@@ -33,7 +33,7 @@ from hadakv_service.storage.memory_budget import (
 from hadakv_service.storage.session_lookup import SessionLookup
 from hadakv_service.storage.session_table import Clock, SessionRecord, SessionTable
 from hadakv_service.storage.staging.staged_session import StagedSession, StagingArea
-from hadakv_service.storage.write_back import WriteBack
+from hadakv_service.storage.write_back import Unwritten, WriteBack
 from hadakv_service.tenants.quotas import QuotaTable, TenantUsage
 
 # Sessions to expire before one request. Lookups ignore expired sessions, so they can be deleted a few at a time.
@@ -338,6 +338,10 @@ class SessionStore(SessionLookup):
             return self._group_commit.run()
         finally:
             self._table.evicted.report()
+
+    def unwritten(self) -> Unwritten:
+        """Return what a checkpoint would write now."""
+        return self._write_back.unwritten()
 
     def close(self, until: float) -> int:
         """Write a checkpoint and close the disk store.

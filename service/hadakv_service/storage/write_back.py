@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
 from math import inf
+from typing import NamedTuple
 
 from hadakv_service.errors import InsufficientStorage, ServiceError
 from hadakv_service.sessions.page import Page, PageState
@@ -20,6 +21,18 @@ log = logging.getLogger(__name__)
 WRITE_CHUNK_NBYTES = 8 << 20
 # Maximum number of pages in one transaction, however small they are.
 WRITE_CHUNK_PAGES = 512
+
+
+class Unwritten(NamedTuple):
+    """Sessions that are not completely on disk.
+
+    Attributes:
+        sessions: number of sessions.
+        nbytes: bytes of their pages that are in memory only.
+    """
+
+    sessions: int
+    nbytes: int
 
 
 class WriteBack:
@@ -93,6 +106,12 @@ class WriteBack:
             self._writer.collect_garbage()
         except DiskUnavailable as error:
             raise InsufficientStorage(f"The disk cannot be written: {error}.") from error
+
+    def unwritten(self) -> Unwritten:
+        """Return what a checkpoint would write now."""
+        records = [each for _, each in self._table.items() if not each.is_clean and self._space.can_spill(each.session)]
+        pages = {page for record in records for page in record.session.all_pages() if page.page_id is None}
+        return Unwritten(len(records), sum(page.nbytes for page in pages))
 
     def checkpoint(self, until: float) -> int:
         """Write every session that may be on disk, most recently used first.

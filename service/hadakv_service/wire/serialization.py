@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -16,6 +16,8 @@ from hadakv_service.wire.well_formed import check_well_formed
 Buffer = bytes | bytearray | memoryview
 # Copying a smaller tensor into the response is cheaper than sending it as its own chunk.
 LARGE_TENSOR_NBYTES = 64 * 1024
+# The length of a msgpack bin has 32 bits.
+MAX_TENSOR_NBYTES = (1 << 32) - 1
 # Chunks of 64 KiB are slow to send; whole tensors would delay other connections.
 CHUNK_NBYTES = 1 << 20
 # NumPy computes the name of a dtype on each access.
@@ -83,6 +85,29 @@ def stream(encoded: Encoded, spec: CodecSpec) -> dict[str, Any]:
     }
 
 
+class Deferred:
+    """Bytes of a large tensor that are made while the response is sent.
+
+    Args:
+        nbytes: number of bytes.
+        pieces: yields functions that make the bytes piece by piece, in order.
+    """
+
+    __slots__ = ("nbytes", "pieces")
+
+    def __init__(self, nbytes: int, pieces: Callable[[], Iterator[Callable[[], Buffer]]]) -> None:
+        self.nbytes = nbytes
+        self.pieces = pieces
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+
+def deferred_tensor(dtype: np.dtype[Any], shape: Sequence[int], data: Deferred) -> dict[str, Any]:
+    """Return a tensor whose bytes are made later, as it is sent in a response."""
+    return {"dtype": _DTYPE_NAMES[dtype], "shape": shape, "data": data}
+
+
 _SMALL_ENCODER = msgspec.msgpack.Encoder(enc_hook=np.ndarray.tobytes)
 
 
@@ -93,16 +118,25 @@ def encode_small(response: Mapping[str, object]) -> bytes:
 
 def encode_chunks(response: Mapping[str, object]) -> list[Buffer]:
     """Encode a response as chunks. Each large tensor is a chunk of its own: a view of its array, not a copy."""
-    large: list[memoryview] = []
+    # There is nothing deferred in the response.
+    return cast(list[Buffer], encode_with_deferred(response))
+
+
+def encode_with_deferred(response: Mapping[str, object]) -> list[Buffer | Deferred]:
+    """Encode a response as chunks, as `encode_chunks` does. Each deferred tensor is a chunk too."""
+    large: list[memoryview | Deferred] = []
     placeholder = b""
 
     def array_bytes(value: object) -> Buffer:
         nonlocal placeholder
-        if not isinstance(value, np.ndarray):
+        if isinstance(value, Deferred):
+            large.append(value)
+        elif not isinstance(value, np.ndarray):
             raise TypeError(f"cannot encode {type(value).__name__}")
-        if value.nbytes < LARGE_TENSOR_NBYTES:
+        elif value.nbytes < LARGE_TENSOR_NBYTES:
             return value.tobytes()
-        large.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        else:
+            large.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         # Drawn after the request was received, so that no client can put the same bytes into a small tensor.
         placeholder = placeholder or os.urandom(16)
         return placeholder
@@ -111,10 +145,18 @@ def encode_chunks(response: Mapping[str, object]) -> list[Buffer]:
     return list(_interleave(encoded, placeholder, large)) if large else [encoded]
 
 
-def _interleave(encoded: bytes, placeholder: bytes, large: list[memoryview]) -> Iterator[Buffer]:
+def _interleave(encoded: bytes, placeholder: bytes, large: list[memoryview | Deferred]) -> Iterator[Buffer | Deferred]:
     """Replace each placeholder, a bin of 16 bytes, by the header of a bin and the large tensor."""
-    for view in large:
+    for tensor_bytes in large:
         before, _, encoded = encoded.partition(b"\xc4\x10" + placeholder)
-        yield before + b"\xc6" + view.nbytes.to_bytes(4, "big")
-        yield view
+        yield before + _bin_header(len(tensor_bytes))
+        yield tensor_bytes
     yield encoded
+
+
+def _bin_header(nbytes: int) -> bytes:
+    """Return the shortest msgpack header of that many bytes."""
+    for marker, width in ((b"\xc4", 1), (b"\xc5", 2), (b"\xc6", 4)):
+        if nbytes < 1 << 8 * width:
+            return marker + nbytes.to_bytes(width, "big")
+    raise OverflowError(f"msgpack cannot hold a tensor of {nbytes} bytes")

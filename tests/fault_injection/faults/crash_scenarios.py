@@ -62,9 +62,13 @@ class Scenario:
 
     def terminate(self) -> None:
         """Send SIGTERM. The service must shut down cleanly."""
+        self.end_orderly(signal.SIGTERM)
+
+    def end_orderly(self, sent: signal.Signals) -> None:
+        """Send a signal after which the service must shut down cleanly."""
         self.orderly, self.codes = True, {0}
         self.expected.ending.set()
-        self.service.terminate()
+        self.service.send(sent)
 
     def kill_or_terminate(self) -> None:
         """Kill or terminate the service, at random."""
@@ -136,6 +140,18 @@ class Terminate(Scenario):
     def run(self) -> None:
         wait(self.plan.seconds)
         self.terminate()
+
+
+class HangUp(Scenario):
+    """The service gets SIGHUP, as from a closed terminal, and shuts down cleanly."""
+
+    def run(self) -> None:
+        wait(self.plan.seconds)
+        self.end_orderly(signal.SIGHUP)
+        if self.rng.random() < 0.5:
+            # A shell and the terminal may both send it.
+            wait(self.rng.uniform(0.0, 0.2))
+            self.service.send(signal.SIGHUP)
 
 
 class TerminateThenKill(Scenario):
@@ -253,6 +269,7 @@ _SCENARIOS: dict[str, type[Scenario]] = {
     "power": PowerLoss,
     "start": KillAtStart,
     "term": Terminate,
+    "hangup": HangUp,
     "hasty": TerminateThenKill,
     "full": DiskFull,
     "errors": FailingCalls,

@@ -12,6 +12,7 @@ KINDS = {
     "sync": "kill -9 before an fsync",
     "start": "kill -9 while it starts",
     "term": "SIGTERM",
+    "hangup": "SIGHUP",
     "hasty": "SIGTERM, then kill -9 during shutdown",
     "power": "power loss: only a part of the unsynced data is on disk",
     "full": "disk full, then free again; then kill -9 or SIGTERM",
@@ -21,8 +22,8 @@ KINDS = {
     "clock": "wall clock set back or ahead; then kill -9 or SIGTERM",
 }
 # Number of rounds of each kind in a deck of twenty.
-_DECK = {"kill": 4, "write": 2, "sync": 1, "start": 1, "term": 2, "hasty": 1, "power": 2, "full": 2, "errors": 2}
-_DECK |= {"budget": 1, "busy": 1, "clock": 1}
+_DECK = {"kill": 4, "write": 2, "sync": 1, "start": 1, "term": 1, "hasty": 1, "power": 2, "full": 2, "errors": 2}
+_DECK |= {"budget": 1, "busy": 1, "clock": 1, "hangup": 1}
 _INTERPOSED = {"write", "sync", "power", "errors", "clock"}
 
 

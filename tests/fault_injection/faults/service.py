@@ -80,7 +80,11 @@ class Service:
 
     def terminate(self) -> None:
         """Send SIGTERM."""
-        self._process.send_signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+
+    def send(self, sent: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(sent)
 
     def wait(self, seconds: float) -> int:
         """Wait for the end of the process; return its exit code.

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hadakv_service.errors import ResponseTooLarge
+from hadakv_service.operations.read import check_response_size
 from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, RUN_OVERHEAD_NBYTES, SESSION_OVERHEAD_NBYTES
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V, spoiled
@@ -123,6 +125,23 @@ def test_ring_that_does_not_fit_names_the_window(small: RunningService, session:
 def test_probe_names_the_limit(small: RunningService) -> None:
     with Caller(small.url) as caller:
         assert caller.get("/healthz").body["max_body_nbytes"] == MAX_BODY
+
+
+def test_diagnostics_larger_than_max_body_are_rejected(small: RunningService) -> None:
+    x = tensor(np.ones((450, 64), np.float16))
+
+    with Caller(small.url) as caller:
+        plain, diagnosed = (caller.post("/encode", {"x": x, "diagnostics": wanted}) for wanted in (False, True))
+
+    assert plain.status == 200
+    assert diagnosed.problem(422, "response-too-large")["limit"] == MAX_BODY
+
+
+def test_response_larger_than_msgpack_allows_is_rejected() -> None:
+    check_response_size("stop", (1 << 32) - 1, 1 << 32)
+
+    with pytest.raises(ResponseTooLarge):
+        check_response_size("stop", 1 << 32, 1 << 32)
 
 
 # 507: memory budget exceeded

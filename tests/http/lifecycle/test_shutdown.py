@@ -1,6 +1,8 @@
 """Shutdown by one or two signals, with requests in progress, and the sessions that are kept."""
 
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 from hadakv_kernels import Codec
 from hadakv_service.testing import running_service
 from support.contract import MSGPACK, Caller, append_body, connect, stream
+from support.services.prometheus import eventually
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
 
@@ -129,3 +132,77 @@ def test_shutdown_timeout_rejects_an_incomplete_body_with_503(tmp_path: Path) ->
     assert code == 0
     assert "Traceback" not in text
     assert 503 in [line.get("status") for line in lines]
+
+
+def test_start_and_end_say_what_was_found_and_written(tmp_path: Path) -> None:
+    flags = ("--disk-budget", "1GiB", "--data-dir", str(tmp_path))
+    k = np.ones((1, 4, 1024, 128), np.float16)
+
+    outputs = []
+    for number in range(2):
+        with running_service(*flags) as service, Caller(service.url) as caller:
+            for name in "ab" if number == 0 else ():
+                caller.append(name, k, k)
+            outputs.append((service, output_at_end(service.process)))
+
+    (first, first_lines), (_, second_lines) = outputs
+    assert first_lines == [
+        f"data directory {tmp_path}: 0 sessions (0B) found",
+        f"API documentation: {first.url}/docs",
+        "writing 2 sessions (1.1MiB) ... done",
+    ]
+    assert re.fullmatch(rf"data directory {tmp_path}: 2 sessions \(1\.\dMiB\) found", second_lines[0])
+    assert second_lines[2] == "no sessions to write"
+
+
+def output_at_end(process: "subprocess.Popen[str]") -> list[str]:
+    """Stop a service. Return what it printed after its first line."""
+    process.terminate()
+    assert process.stdout is not None
+    lines = process.stdout.read().splitlines()
+    assert process.wait(30) == 0
+    return lines
+
+
+def test_quiet_service_prints_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [*PROGRAM, "--quiet", "--port", str(port), "--disk-budget", "1GiB", "--data-dir", str(tmp_path)]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: is_listening(port))
+        with Caller(f"http://127.0.0.1:{port}") as caller:
+            caller.append("a", np.ones((1, 1, 2, 64), np.float16), np.ones((1, 1, 2, 64), np.float16))
+        process.terminate()
+        output = process.communicate(timeout=30)
+
+    assert (output, process.returncode) == (("", ""), 0)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_interrupt_says_what_it_waits_for_and_logs_no_error(tmp_path: Path) -> None:
+    """A reader that stalls is cut after half of the shutdown timeout, which is no error."""
+    k = np.zeros((8, 8, 512, 128), np.float16)
+    with (tmp_path / "log").open("w+") as log:
+        flags = ("--disk-budget", "1GiB", "--data-dir", str(tmp_path), "--shutdown-timeout", "2")
+        with running_service(*flags, log=log) as service, Caller(service.url) as caller:
+            caller.append("a", k, k)
+            with connect(service.url) as connection:
+                connection.sendall(b"GET /sessions/a/kv?form=float32 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                connection.recv(1)
+                service.process.send_signal(signal.SIGINT)
+                assert service.process.stdout is not None
+                lines = service.process.stdout.read().splitlines()
+                code = service.process.wait(30)
+        log.seek(0)
+        logged = [msgspec.json.decode(line) for line in log.read().splitlines()]
+
+    waiting = "waiting for 1 request in progress, at most 1 s; Ctrl-C again ends at once, without writing"
+    assert (code, lines[2:]) == (130, [waiting, "writing 1 session (4.2MiB) ... done"])
+    assert [(line["level"], line["message"]) for line in logged] == [
+        ("warning", "requests cancelled at shutdown, not finished within 1 s: 1")
+    ]

@@ -85,6 +85,8 @@ BAD_VALUES = {
     "no threads": (("--threads", "0"), "threads"),
     "zero ttl": (("--ttl-seconds", "0"), "ttl_seconds"),
     "infinite ttl": (("--ttl-seconds", "inf"), "ttl_seconds"),
+    "body larger than msgpack allows": (("--max-body", "4294967297"), "max_body"),
+    "nothing to send": (("--max-sending", "0"), "max_sending"),
     "no requests": (("--max-requests", "0"), "max_requests"),
     "no connections": (("--max-connections", "0"), "max_connections"),
     "tiny header size": (("--max-header-size", "100"), "max_header_size"),
@@ -129,6 +131,10 @@ def test_conflicting_settings_are_rejected() -> None:
             parse_settings(flags)
 
 
+def test_body_of_4_gib_is_accepted() -> None:
+    assert parse_settings(["--max-body", "4GiB"]).max_body == 4 << 30
+
+
 def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HADAKV_ALLOWED_HOSTS", "one.example, Two.example")
 
@@ -145,6 +151,10 @@ BAD_SETTINGS = {
     "value that is not a size": (
         ("--memory-budget", "much"),
         "--memory-budget: must be a size such as 512MiB or 4GiB, not 'much'",
+    ),
+    "body larger than msgpack allows": (
+        ("--max-body", "5GiB"),
+        "--max-body: must be at most 4GiB, the limit of msgpack, not 5GiB",
     ),
     "tiny memory budget": (("--memory-budget", "1000KiB"), "--memory-budget: must be at least 1MiB, not 1000KiB"),
     "tiny header size": (("--max-header-size", "100"), "--max-header-size: must be at least 1KiB, not '100'"),

@@ -28,6 +28,7 @@ from hadakv_service.observability.prometheus import Metrics, MetricSources, Rusa
 from hadakv_service.observability.tier_gauges import MemoryTierGauges
 from hadakv_service.storage.session_store import SessionStore
 from hadakv_service.testing import RunningService, running_service
+from hadakv_service.wire.sending_budget import SendingBudget
 from support.assertions import K, V
 from support.contract import Caller
 from support.inputs.arrays import pair
@@ -59,7 +60,9 @@ def test_every_tier_has_gauges() -> None:
     device, store = DeviceExecutor(CpuBackend(1), 1), SessionStore(1 << 20)
 
     page, _ = Metrics(
-        MetricSources(RequestCounters(), DeviceCounters(), device, store, [MemoryTierGauges(store), disk])
+        MetricSources(
+            RequestCounters(), DeviceCounters(), device, store, [MemoryTierGauges(store), disk], SendingBudget(1)
+        )
     ).render("")
     found = samples(page.decode())
 

@@ -16,7 +16,7 @@ from uvicorn import Config
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
+from uvicorn.server import Server, ServerState
 
 from hadakv_service.server import direct_receive, protocol, uvicorn_adapter
 from hadakv_service.server.protocol import HttpProtocol
@@ -196,3 +196,8 @@ def attributes_assigned_in_init() -> set[str]:
     tree = ast.parse(inspect.getsource(protocol))
     (init,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     return {node.attr for node in ast.walk(init) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+
+
+def test_server_waits_for_tasks_in_the_overridden_method() -> None:
+    assert inspect.iscoroutinefunction(Server._wait_tasks_to_complete)
+    assert "self._wait_tasks_to_complete()" in inspect.getsource(Server.shutdown)

@@ -9,8 +9,9 @@ from starlette.responses import Response
 
 from hadakv_kernels import HEAD_DIMS, CodecSpec, Encoded, Stream
 from hadakv_service.errors import InvalidRequest, NonFinite
-from hadakv_service.http.app_state import app_state
-from hadakv_service.http.content import MsgpackResponse, is_json
+from hadakv_service.http.app_state import AppState, app_state
+from hadakv_service.http.content import is_json
+from hadakv_service.http.sending import CountedResponse, released_on_error
 from hadakv_service.operations.append import INPUT_DTYPES
 from hadakv_service.operations.read import check_response_size, row_nbytes
 from hadakv_service.sessions.page import first_non_finite, on_host
@@ -46,20 +47,36 @@ async def encode(request: Request) -> Response:
         body = serialization.decode_body(messages.EncodeBody, raw)
         x = body.x.array("x", *INPUT_DTYPES)
         spec = _spec("x.shape", x.shape[-1], body.codec)
-        diagnostics: responses.Encoded = {}
-        if body.diagnostics and spec.codec.kind == "quantized":
-            diagnosed = await service.device.call(lambda: service.backend.diagnose(x, spec))
-            diagnostics = {
-                "scaled": serialization.tensor(diagnosed.scaled),
-                "rms": serialization.tensor(diagnosed.rms),
-            }
-            encoded = diagnosed.encoded
-        else:
-            encoded = await service.device.run(_EncodeJob(Stream(x, spec)))
+        with_diagnostics = body.diagnostics and spec.codec.kind == "quantized"
+        nbytes = x.size // spec.head_dim * (spec.nbytes + (_diagnostics_nbytes(spec) if with_diagnostics else 0))
+        check_response_size("x", nbytes, int(service.settings.max_body))
+        share = await service.sending.acquire_for(nbytes)
+        with released_on_error(share):
+            return CountedResponse(await _encoded_streams(service, Stream(x, spec), diagnose=with_diagnostics), share)
+
+
+async def _encoded_streams(service: AppState, stream: Stream, *, diagnose: bool) -> dict[str, Any]:
+    """Encode a tensor on the device. Return the response, with diagnostics if they are asked for."""
+    x, spec = stream
+    diagnostics: dict[str, Any] = {}
+    if diagnose:
+        diagnosed = await service.device.call(lambda: service.backend.diagnose(x, spec))
+        diagnostics = {
+            "scaled": serialization.tensor(diagnosed.scaled),
+            "rms": serialization.tensor(diagnosed.rms),
+        }
+        encoded = diagnosed.encoded
+    else:
+        encoded = await service.device.run(_EncodeJob(stream))
     host = on_host(encoded, service.backend)
     if not service.backend.all_finite(encoded, spec):
         raise NonFinite("x", row=first_non_finite(host, spec))
-    return MsgpackResponse({**serialization.stream(host, spec), **diagnostics})
+    return {**serialization.stream(host, spec), **diagnostics}
+
+
+def _diagnostics_nbytes(spec: CodecSpec) -> int:
+    """Return the bytes of the scaled values and of the RMS of one vector, which are float32."""
+    return 4 * (spec.head_dim + spec.blocks)
 
 
 @router.post("/decode", response_model=None)
@@ -72,12 +89,15 @@ async def decode(request: Request) -> Response:
         spec = _spec("head_dim", body.head_dim, body.codec)
         encoded = _encoded(body, spec)
         rows = encoded.packed.size // spec.row_bytes
-        check_response_size("form", rows * row_nbytes(spec, body.form), int(service.settings.max_body))
+        nbytes = rows * row_nbytes(spec, body.form)
+        check_response_size("form", nbytes, int(service.settings.max_body))
         inverse = body.form != "rotated"
         dtype = body.form if inverse else "float32"
-        values = await service.device.call(lambda: service.backend.decode(encoded, spec, dtype, inverse=inverse))
-    content: responses.Values = {"values": serialization.tensor(values)}
-    return MsgpackResponse(content)
+        share = await service.sending.acquire_for(nbytes)
+        with released_on_error(share):
+            values = await service.device.call(lambda: service.backend.decode(encoded, spec, dtype, inverse=inverse))
+            content: responses.Values = {"values": serialization.tensor(values)}
+            return CountedResponse(content, share)
 
 
 def _spec(field: str, head_dim: int, options: messages.CodecOptions) -> CodecSpec:

@@ -10,7 +10,10 @@ from starlette.responses import Response
 from hadakv_service.errors import InvalidRequest
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.content import MsgpackResponse
-from hadakv_service.operations.read import ReadForm, ReadOperation, ReadRequest
+from hadakv_service.http.sending import WHOLE_NBYTES, CountedResponse, DeferredResponse, released_on_error
+from hadakv_service.operations.read import ReadOperation, ReadRequest
+from hadakv_service.sessions.range_tensor import ReadForm
+from hadakv_service.wire.serialization import LARGE_TENSOR_NBYTES
 
 router = APIRouter()
 
@@ -38,10 +41,28 @@ async def read(
         raise InvalidRequest([("layout", "ring reads the whole window: remove start and stop")])
 
     read_request = ReadRequest(start, stop, layer_range, form, layout == "ring")
-    operation = ReadOperation(key, read_request, service.store, service.backend, int(service.settings.max_body))
-    result = await service.device.run(operation)
-    service.counters.read += result["stop"] - result["start"]
-    return MsgpackResponse(result, headers={REVISION_HEADER: f"{operation.revision:016x}"})
+    # A small response is made at once, so it has its share before its size is known.
+    share = service.sending.try_acquire(WHOLE_NBYTES)
+    with released_on_error(share):
+        operation = ReadOperation(
+            key,
+            read_request,
+            service.store,
+            service.backend,
+            limit=int(service.settings.max_body),
+            whole_nbytes=WHOLE_NBYTES if share else LARGE_TENSOR_NBYTES,
+        )
+        content, pages = await service.device.run(operation)
+        service.counters.read += content["stop"] - content["start"]
+        headers = {REVISION_HEADER: f"{operation.revision:016x}"}
+        if pages is None:
+            return CountedResponse(content, share, headers)
+    if share:
+        share.release()
+    pool = service.store.pool
+    response = await DeferredResponse.open(request.scope, content, pages, pool.held, service.device, service.sending)
+    response.headers.update(headers)
+    return response
 
 
 def _layer_range(layers: str | None) -> tuple[int, int] | None:

@@ -1,0 +1,205 @@
+"""Send large responses within the sending budget: at once, or piece by piece while their tensors are made."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hadakv_service.asgi_extensions import is_disconnected
+from hadakv_service.device.executor import DeviceExecutor
+from hadakv_service.http.content import MSGPACK, MsgpackResponse
+from hadakv_service.sessions.page import Page
+from hadakv_service.sessions.range_tensor import PIECE_NBYTES
+from hadakv_service.storage.memory_budget import HeldPages, PageHold
+from hadakv_service.wire.sending_budget import SendingBudget, Share
+from hadakv_service.wire.serialization import CHUNK_NBYTES, Buffer, Deferred, encode_with_deferred
+
+# Pieces of one response in memory: one that the connection sends, one that waits for that, and the next.
+PIECES_IN_MEMORY = 3
+# A response of at most this size is made at once.
+WHOLE_NBYTES = 2 * PIECE_NBYTES
+# A connection takes more messages while it has at most this much to send: asyncio's default.
+TAIL_NBYTES = 64 * 1024
+
+
+@contextmanager
+def released_on_error(share: Share | None) -> Iterator[None]:
+    """Release a share if the block fails. Otherwise the response releases it when it is sent."""
+    try:
+        yield
+    except BaseException:
+        if share:
+            share.release()
+        raise
+
+
+class CountedResponse(MsgpackResponse):
+    """Msgpack response that is sent from memory, and releases its share then.
+
+    Args:
+        content: the response.
+        share: its share of the sending budget; None if it is small.
+        headers: further headers.
+    """
+
+    def __init__(
+        self, content: Mapping[str, object], share: Share | None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(content, headers=headers)
+        self._share = share
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        if self._share is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await send_counted(send, self.status_code, self.raw_headers, self.chunks, self._share)
+
+
+async def send_counted(
+    send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], chunks: Sequence[Buffer], share: Share
+) -> None:
+    """Send a response from memory. Release its share when the connection has sent it, except for its last bytes."""
+
+    async def parts() -> AsyncIterator[Buffer]:
+        for chunk in chunks:
+            for start in range(0, len(chunk), CHUNK_NBYTES):
+                yield chunk[start : start + CHUNK_NBYTES]
+
+    try:
+        nbytes = sum(map(len, chunks))
+        share.shrink(nbytes)
+        await _send_drained(send, status, headers, parts(), nbytes)
+    finally:
+        share.release()
+
+
+async def _send_drained(
+    send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], parts: AsyncIterator[Buffer], nbytes: int
+) -> None:
+    """Send a response, and wait until the connection has sent nearly all of it.
+
+    Args:
+        send: ASGI send function. It waits until the connection has sent most of the earlier messages.
+        status: HTTP status.
+        headers: response headers.
+        parts: the body.
+        nbytes: size of the body.
+    """
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    remaining = nbytes
+    async for part in parts:
+        # The connection may keep the last bytes for long. Copy them: a view would keep all of the part in memory.
+        cut = max(0, min(len(part), remaining - TAIL_NBYTES))
+        for body in (part[:cut], bytes(part[cut:])):
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        remaining -= len(part)
+    if not remaining or not nbytes:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class DeferredResponse(Response):
+    """Msgpack response whose tensors are made while it is sent. Only a few pieces are in memory at a time.
+
+    Create it with `open`.
+    """
+
+    media_type = MSGPACK
+
+    def __init__(
+        self,
+        content: Mapping[str, object],
+        device: DeviceExecutor,
+        hold: PageHold,
+        share: Share,
+    ) -> None:
+        self._chunks = encode_with_deferred(content)
+        self._device = device
+        self._hold = hold
+        self._share = share
+        self._nbytes = sum(map(len, self._chunks))
+        super().__init__(headers={"content-length": str(self._nbytes)})
+
+    @classmethod
+    async def open(
+        cls,
+        scope: Scope,
+        content: Mapping[str, object],
+        pages: Sequence[Page],
+        held: HeldPages,
+        device: DeviceExecutor,
+        budget: SendingBudget,
+    ) -> "DeferredResponse":
+        """Wait for memory, then load the pages, before anything is sent.
+
+        Args:
+            scope: ASGI scope of the request.
+            content: the response, with deferred tensors.
+            pages: pages that the tensors are made of.
+            held: counts held pages.
+            device: device that makes the tensors.
+            budget: counts the memory.
+
+        Raises:
+            Busy: there was no memory in time, or the device queue is full.
+            SessionCorrupt, StorageUnavailable: a page cannot be loaded.
+            ClientDisconnect: the client has closed the connection.
+        """
+        loaded_nbytes = sum(page.nbytes for page in pages if not page.is_resident)
+        share = await budget.acquire(PIECES_IN_MEMORY * PIECE_NBYTES + loaded_nbytes)
+        hold = PageHold(held, pages)
+        try:
+            while await device.call(hold.extend):
+                if is_disconnected(scope):
+                    raise ClientDisconnect
+            # The pool counts the loaded pages from here on.
+            share.shrink(PIECES_IN_MEMORY * PIECE_NBYTES)
+            return cls(content, device, hold, share)
+        except BaseException:
+            _close(device, hold, share)
+            raise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send the response. Stop if the client has disconnected."""
+        try:
+            async with aclosing(self._pieces(scope)) as pieces:
+                await _send_drained(send, self.status_code, self.raw_headers, pieces, self._nbytes)
+        finally:
+            _close(self._device, self._hold, self._share)
+
+    async def _pieces(self, scope: Scope) -> AsyncGenerator[Buffer, None]:
+        """Yield the body. The device makes the next piece while one is sent."""
+        if scope["method"] == "HEAD":
+            return
+        makers = self._makers()
+        upcoming: asyncio.Future[Buffer] | None = self._start(next(makers))
+        try:
+            while upcoming is not None and not is_disconnected(scope):
+                piece = await upcoming
+                maker = next(makers, None)
+                upcoming = None if maker is None else self._start(maker)
+                yield piece
+        finally:
+            if upcoming is not None:
+                upcoming.cancel()
+
+    def _makers(self) -> Iterator[Callable[[], Buffer]]:
+        for chunk in self._chunks:
+            if isinstance(chunk, Deferred):
+                yield from chunk.pieces()
+            elif chunk:
+                yield partial(bytes, chunk)
+
+    def _start(self, maker: Callable[[], Buffer]) -> "asyncio.Future[Buffer]":
+        return asyncio.ensure_future(self._device.call_unbounded(maker))
+
+
+def _close(device: DeviceExecutor, hold: PageHold, share: Share) -> None:
+    """Give up the pages, and then the share that counts for them."""
+    done = asyncio.ensure_future(device.call_unbounded(hold.release))
+    done.add_done_callback(lambda _: share.release())
