@@ -304,6 +304,12 @@ class FileCorrupt(Problem):
     status, slug = 422, "file-corrupt"
 
 
+class FileCorrupt(Problem):
+    """The bytes of a session file do not match the digest at its end. Nothing was imported."""
+
+    status, slug = 422, "file-corrupt"
+
+
 class NonFinite(InvalidRequest):
     """A vector has NaN, infinity or overflow. An append that raises this has stored nothing.
 
