@@ -6,11 +6,16 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from attacks.attack import K, Outcome, Target, V, attack, summary
+from attacks.attack import K, Outcome, Target, V, attack, described, head, statuses, summary
+from hadakv_kernels import Codec
+from hadakv_service.operations.files import layout
+from hadakv_service.sessions.layer_run import LayerRun
+from hadakv_service.sessions.session import Session
 from hadakv_service.storage.disk.sqlite_file import FILE
 from hadakv_service.testing import running_service
 from support.contract import Caller
@@ -89,6 +94,44 @@ def lying_file(target: Target) -> Outcome:
     held = absent and {answer.status for answer in answers} <= {400, 413, 422}
 
     return Outcome("wrong shapes, offsets, lengths; 2^60 tokens; a header of 2^63 bytes", summary(answers), held)
+
+
+@attack("import of a damaged file")
+def damaged_file(target: Target) -> Outcome:
+    with target.caller("alice") as alice:
+        file = alice.get("/sessions/secret/export").content
+    with target.caller("mallory") as mallory:
+        answers = []
+        for at in range(0, len(file), len(file) // 40 + 1):
+            damaged = bytearray(file)
+            damaged[at] ^= 4
+            answers.append(mallory.send("POST", "/sessions/damaged/import", bytes(damaged), OCTETS))
+        absent = mallory.get("/sessions/damaged").status == 404
+    held = absent and {answer.status for answer in answers} <= {400, 422}
+
+    return Outcome("a flipped bit in each of 40 places", summary(answers), held)
+
+
+@attack("imports that claim much and send little")
+def stalled_imports(target: Target) -> Outcome:
+    codec = Codec(bits=2)
+    run = LayerRun(1, 0, 1 << 20)
+    session = Session((codec, codec), kv_heads=1, head_dim=64, runs=(run,))
+    header = layout.header(session, "stalled", datetime.now(UTC))
+    nbytes = len(header) + session.nbytes + layout.DIGEST_NBYTES
+    before = target.nbytes()
+    with ExitStack() as stack:
+        connections = [stack.enter_context(target.connect()) for _ in range(60)]
+        for i, connection in enumerate(connections):
+            lines = (f"Content-Type: {OCTETS}", f"Content-Length: {nbytes}")
+            connection.sendall(head("POST", f"/sessions/stalled-{i}/import", *lines) + header)
+        works, grown = target.works(), target.nbytes() - before
+        received = [connection.recv(1 << 16) for connection in connections]
+    with target.caller("mallory") as mallory:
+        absent = mallory.get("/sessions", prefix="stalled").body["sessions"] == []
+    held = works and absent and grown < 1 << 30 and all(statuses(each) == [408] for each in received)
+
+    return Outcome(f"60 headers, each of a session of {session.nbytes >> 20} MiB", described(*received), held)
 
 
 def _lies(header: dict[str, object], data: bytes) -> Iterator[bytes]:

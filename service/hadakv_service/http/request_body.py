@@ -43,6 +43,40 @@ class ReceiveBufferPool:
             del self._idle[0]
 
 
+class MemoryLimit:
+    """Limit on the memory that bodies take while they are received and processed.
+
+    Args:
+        limit: maximum bytes of all bodies together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+
+    @contextmanager
+    def counter(self, *, may_exceed_alone: bool = False) -> Iterator[Callable[[int], None]]:
+        """Yield a function that counts bytes as in use until the end of the block, or raises `Busy`.
+
+        Args:
+            may_exceed_alone: whether the block may use more than the limit while no other block uses any.
+        """
+        counted = 0
+
+        def count(nbytes: int) -> None:
+            nonlocal counted
+            is_alone = may_exceed_alone and self._used == counted
+            if self._used + nbytes > self._limit and not is_alone:
+                raise Busy("Large request bodies use all the memory reserved for them. Retry later.")
+            self._used += nbytes
+            counted += nbytes
+
+        try:
+            yield count
+        finally:
+            self._used -= counted
+
+
 class BodyReader:
     """Reader of request bodies with limits of size and memory.
 
@@ -50,12 +84,18 @@ class BodyReader:
         limit: maximum size of a body, bytes.
         memory_limit: maximum bytes of all bodies that are being received or processed, without small ones. By default
             twice `limit`.
+
+    Attributes:
+        limit: maximum size of a body, bytes.
+        import_memory: limit of the memory of imports, whose bodies are not limited otherwise. An import may be larger,
+            so it does not count among the other bodies, which would all be rejected then.
     """
 
     def __init__(self, limit: int, memory_limit: int | None = None) -> None:
         self.limit = limit
-        self._memory_limit = 2 * limit if memory_limit is None else memory_limit
-        self._memory_used = 0
+        memory_limit = 2 * limit if memory_limit is None else memory_limit
+        self.import_memory = MemoryLimit(memory_limit)
+        self._memory = MemoryLimit(memory_limit)
         self._pool = ReceiveBufferPool()
 
     @asynccontextmanager
@@ -73,7 +113,7 @@ class BodyReader:
         if declared is not None and declared <= SMALL_BODY_NBYTES:
             yield await read_small(request.receive, self.limit)
             return
-        with self.memory_counter() as count:
+        with self._memory.counter() as count:
             if declared is None:
                 yield await read_small(request.receive, self.limit, count)
                 return
@@ -88,28 +128,6 @@ class BodyReader:
             yield buffer[:declared]
             # Not in a `finally`: after an error a view of the buffer may still be in use.
             self._pool.give_back(buffer)
-
-    @contextmanager
-    def memory_counter(self, *, may_exceed_alone: bool = False) -> Iterator[Callable[[int], None]]:
-        """Yield a function that counts bytes as in use until the end of the block, or raises `Busy`.
-
-        Args:
-            may_exceed_alone: whether the block may use more than the limit while no other block uses any.
-        """
-        counted = 0
-
-        def count(nbytes: int) -> None:
-            nonlocal counted
-            is_alone = may_exceed_alone and self._memory_used == counted
-            if self._memory_used + nbytes > self._memory_limit and not is_alone:
-                raise Busy("Large request bodies use all the memory reserved for them. Retry later.")
-            self._memory_used += nbytes
-            counted += nbytes
-
-        try:
-            yield count
-        finally:
-            self._memory_used -= counted
 
     def _declared_length(self, request: Request) -> int | None:
         header = request.headers.get("content-length")

@@ -93,20 +93,8 @@ class SessionStore(SessionLookup):
         self.checkpoints = Checkpointer(checkpoint_seconds, self.disk, self._writer, self._table, space)
         self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
         self._staging = StagingArea(
-            *(
-                backend,
-                self.memory,
-                self.disk,
-                self.pool,
-                self._writer,
-                self._write_back,
-                space,
-                self._evictor,
-                self._usage,
-            ),
-            has=self.has,
-            check_memory=self._reservable,
-            commit=self.commit,
+            *(backend, self.memory, self.disk, self.pool, self._writer, self._write_back, space, self._evictor),
+            *(self._usage, self.has, self._reservable, self.commit),
         )
 
     def _free_memory(self, nbytes: int) -> None:

@@ -19,7 +19,7 @@ from fuzzing.report import Limit, Tally
 from hadakv_service.testing import running_service
 from support.contract import Answer, Caller, Json
 from support.inputs.mutated_bodies import MUTATIONS
-from support.inputs.session_files import OCTETS
+from support.inputs.session_files import OCTETS, as_version_1
 from support.services.process_memory import resident_nbytes
 
 CALLERS = 3
@@ -170,7 +170,10 @@ class SessionClient:
                 self.record_missing(session)
             return file
         target = self._rng.choice(self._names)
-        answer = caller.send("POST", f"/sessions/{target}/import", file.content, OCTETS)
+        if self._rng.random() < 0.3:
+            return self._import_damaged(caller, target, file.content)
+        content = as_version_1(file.content) if self._rng.random() < 0.2 else file.content
+        answer = caller.send("POST", f"/sessions/{target}/import", content, OCTETS)
         if answer.status == 201:
             shared = self.expected.get(session, ExpectedSession()).truncated(None)
             self.record_missing(target)
@@ -178,6 +181,18 @@ class SessionClient:
             self._record_durability(target, answer)
         elif answer.status == 422:
             raise Contradiction(f"an exported file was rejected: {answer.content[:300]!r}")
+        return answer
+
+    def _import_damaged(self, caller: Caller, target: str, file: bytes) -> Answer:
+        """Import a file with another bit, or without its end."""
+        damaged = bytearray(file)
+        if self._rng.random() < 0.3:
+            del damaged[self._rng.randrange(len(damaged)) :]
+        else:
+            damaged[self._rng.randrange(len(damaged))] ^= 1 << self._rng.randrange(8)
+        answer = caller.send("POST", f"/sessions/{target}/import", bytes(damaged), OCTETS)
+        if answer.status == 201:
+            raise Contradiction("a damaged file was imported")
         return answer
 
     def delete(self, caller: Caller, session: str) -> Answer:

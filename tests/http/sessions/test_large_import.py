@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from hadakv_kernels import Codec
-from support.contract import Caller
 from support.inputs.arrays import pair
 from support.inputs.session_files import as_version_1, exported, imported, sealed, without_digest
+from support.services.partial_import import disk_used
 from support.services.restarted_service import service
 
 K, V = pair(4, 2, 3000)
@@ -65,12 +65,6 @@ def test_pages_of_a_rejected_file_are_removed(tmp_path: Path, file: bytes) -> No
             caller.append("c", K[:1, :, i : i + 1], V[:1, :, i : i + 1])
 
         assert disk_used(caller) < 64 << 10
-
-
-def disk_used(caller: Caller) -> int:
-    metrics = caller.get("/metrics").content.decode()
-    (line,) = [each for each in metrics.splitlines() if each.startswith('hadakv_tier_stored_bytes{tier="disk"}')]
-    return int(float(line.split()[-1]))
 
 
 def test_float16_file_larger_than_memory_is_imported(tmp_path: Path) -> None:

@@ -96,29 +96,30 @@ def as_version_1(file: bytes) -> bytes:
     found = by_layer(file)
     entries: Json = {METADATA: metadata}
     data, layer = b"", 0
-    names = sorted({name.split(".", 2)[2] for name in found}, key=_order)
+    codecs = json.loads(metadata["codec"]) if runs else {}
     for run in runs:
         for _ in range(run["layers"]):
-            for name in names:
-                array = found.get(f"layers.{layer}.{name}")
-                if array is None:
-                    # Layers without tokens have empty tensors.
-                    like = next(each for key, each in found.items() if key.endswith(name))
-                    array = like[:, :0]
-                entries[f"layers.{layer}.{name}"] = {
-                    "dtype": NAMES[array.dtype],
-                    "shape": list(array.shape),
-                    "data_offsets": [len(data), len(data) + array.nbytes],
-                }
-                data += array.tobytes()
+            for stream, codec in codecs.items():
+                for part in ("values",) if codec["kind"] == "float16" else ("packed", "norms"):
+                    name = f"layers.{layer}.{stream}.{part}"
+                    array = found.get(name, _no_tokens(metadata, codec, part))
+                    entries[name] = {
+                        "dtype": NAMES[array.dtype],
+                        "shape": list(array.shape),
+                        "data_offsets": [len(data), len(data) + array.nbytes],
+                    }
+                    data += array.tobytes()
             layer += 1
     return put_together(entries, data)
 
 
-def _order(name: str) -> tuple[str, int]:
-    """Return where a tensor of a layer comes: K before V, packed vectors before norms."""
-    stream, part = name.split(".")
-    return stream, ("packed", "norms", "values").index(part)
+def _no_tokens(metadata: Json, codec: Json, part: str) -> NDArray[Any]:
+    """Return a tensor of a layer without tokens."""
+    heads, head_dim = int(metadata["kv_heads"]), int(metadata["head_dim"])
+    row_bytes = head_dim if codec["layout"] == "byte" else head_dim * codec["bits"] // 8
+    width = {"values": head_dim, "packed": row_bytes, "norms": 2 if head_dim == 512 else 1}[part]
+    dtype = {"values": np.float16, "packed": np.uint8, "norms": np.float32}[part]
+    return np.empty((heads, 0, width), dtype)
 
 
 def with_metadata(file: bytes, **changes: Any) -> bytes:

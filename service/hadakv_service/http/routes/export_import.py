@@ -55,7 +55,7 @@ async def import_(request: Request) -> Response:
     service = app_state(request)
     body = BodyStream(request)
     # --max-body does not apply: only some pages of the file are in memory at a time.
-    with service.bodies.memory_counter(may_exceed_alone=True) as count:
+    with service.bodies.import_memory.counter(may_exceed_alone=True) as count:
         imported = await service.importer.run(key, body, body.nbytes, count)
     response = metadata_response(request, describe(key[1], imported.record), 201)
     if not imported.has_digest:
