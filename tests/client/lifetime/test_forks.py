@@ -113,6 +113,8 @@ def test_tls_connection_of_the_parent_survives_its_children(tmp_path: Path, k: A
             client.session("a").append(k, v)
             before = open_sockets() - elsewhere
             assert in_child(client.healthy)()
+            (tmp_path / "own").unlink()
+            assert in_child(client.healthy)(), "a child that cannot read the file uses the parent's context"
             assert client.session("a").info().length == 5
             assert open_sockets() - elsewhere == before, "the parent still has its connection"
 

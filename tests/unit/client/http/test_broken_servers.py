@@ -9,7 +9,6 @@ import pytest
 
 from hadakv_client import (
     BodyTooLarge,
-    Client,
     ConnectionLost,
     InternalError,
     ProtocolError,
@@ -37,16 +36,15 @@ def test_refused_connection_raises_connection_lost(connect: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on other systems a reset discards received data")
-def test_rejection_before_the_body_is_read_is_raised(scripted_server: Any) -> None:
-    # asyncio discards data that was received before a reset, so only the synchronous client can pass.
+def test_rejection_before_the_body_is_read_is_raised(connect: Any, scripted_server: Any) -> None:
     def reject_and_hang_up(exchange: Any) -> None:
         exchange.respond(413, problem_document("body-too-large", limit=5), connection="close")
         exchange.hang_up()
 
     server = scripted_server(reject_and_hang_up)
 
-    with Client(server.url, retries=FAST_RETRIES) as client, pytest.raises(BodyTooLarge) as raised:
-        client.session("a").append(LARGE, LARGE, position=0)
+    with pytest.raises(BodyTooLarge) as raised:
+        connect(server.url, retries=FAST_RETRIES).session("a").append(LARGE, LARGE, position=0)
 
     assert raised.value.limit == 5
     assert len(server.exchanges) == 1
