@@ -11,6 +11,7 @@ from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.body_stream import BodyStream
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
+from hadakv_service.http.sending import CountedStream, released_on_error
 from hadakv_service.operations.describe import describe
 from hadakv_service.operations.files.export_session import Export, ExportAborted
 
@@ -36,15 +37,14 @@ async def export(request: Request) -> Response:
         )
 
     file = await service.device.call(prepare, key)
-    try:
-        await file.verify(service.device, partial(is_disconnected, request.scope))
-    except ExportAborted as error:
-        raise ClientDisconnect from error
-    headers = {
-        "content-length": str(file.nbytes),
-        "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
-    }
-    return StreamingResponse(file.chunks(service.device), headers=headers, media_type=OCTETS)
+    share = await service.sending.acquire(file.memory_nbytes)
+    with released_on_error(share):
+        try:
+            await file.verify(service.device, partial(is_disconnected, request.scope))
+        except ExportAborted as error:
+            raise ClientDisconnect from error
+    headers = {"content-disposition": f'attachment; filename="{key[1]}.safetensors"'}
+    return CountedStream(file.chunks(service.device), file.nbytes, share, headers, OCTETS)
 
 
 @router.post("/sessions/{id}/import", status_code=201, response_model=None, name="import")
