@@ -99,7 +99,8 @@ async def _send_drained(
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         remaining -= len(part)
-    if not remaining or not nbytes:
+    if remaining in (0, nbytes):
+        # Complete, or without a body, as the response to a HEAD request.
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -161,7 +162,7 @@ class DeferredResponse(Response):
             share.shrink(PIECES_IN_MEMORY * PIECE_NBYTES)
             return cls(content, device, hold, share)
         except BaseException:
-            _close(device, hold, share)
+            close(device, hold, share)
             raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
@@ -170,7 +171,7 @@ class DeferredResponse(Response):
             async with aclosing(self._pieces(scope)) as pieces:
                 await _send_drained(send, self.status_code, self.raw_headers, pieces, self._nbytes)
         finally:
-            _close(self._device, self._hold, self._share)
+            close(self._device, self._hold, self._share)
 
     async def _pieces(self, scope: Scope) -> AsyncGenerator[Buffer, None]:
         """Yield the body. The device makes the next piece while one is sent."""
@@ -199,7 +200,48 @@ class DeferredResponse(Response):
         return asyncio.ensure_future(self._device.call_unbounded(maker))
 
 
-def _close(device: DeviceExecutor, hold: PageHold, share: Share) -> None:
+def close(device: DeviceExecutor, hold: PageHold, share: Share) -> None:
     """Give up the pages, and then the share that counts for them."""
     done = asyncio.ensure_future(device.call_unbounded(hold.release))
     done.add_done_callback(lambda _: share.release())
+
+
+class CountedStream(Response):
+    """Streamed response. It gives up what it uses when it is sent.
+
+    Args:
+        content: yields the body.
+        nbytes: size of the body.
+        close: called at the end.
+        headers: response headers.
+        media_type: content type.
+    """
+
+    def __init__(
+        self,
+        content: AsyncIterator[Buffer],
+        nbytes: int,
+        close: Callable[[], object],
+        headers: Mapping[str, str],
+        media_type: str,
+    ) -> None:
+        super().__init__(headers={**headers, "content-length": str(nbytes)}, media_type=media_type)
+        self._content = content
+        self._nbytes = nbytes
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send the response. Stop if the client has disconnected."""
+        try:
+            async with aclosing(self._parts(scope)) as parts:
+                await _send_drained(send, self.status_code, self.raw_headers, parts, self._nbytes)
+        finally:
+            self._close()
+
+    async def _parts(self, scope: Scope) -> AsyncGenerator[Buffer, None]:
+        if scope["method"] == "HEAD":
+            return
+        async for part in self._content:
+            if is_disconnected(scope):
+                return
+            yield part

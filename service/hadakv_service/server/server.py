@@ -45,8 +45,8 @@ class Server(uvicorn.Server):
         settings: where to listen, and the limits for connections.
         hang_up: handler of SIGHUP.
         on_listening: called with the address once the server listens.
-        on_waiting: called with the number of requests in progress that the shutdown waits for, and with the maximum
-            time in seconds. It may run in a signal handler.
+        on_waiting: called with the number of requests in progress that the shutdown waits for, the maximum time in
+            seconds, and whether Ctrl-C was the reason. It may run in a signal handler.
         tokens: token file to reload on SIGHUP.
     """
 
@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
         settings: Settings,
         hang_up: HangUp,
         on_listening: Callable[[str], None],
-        on_waiting: Callable[[int, float], None],
+        on_waiting: Callable[[int, float, bool], None],
         tokens: TokenFile | None = None,
     ) -> None:
         super().__init__(config)
@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
             # disk store is always consistent, and data that is only in memory has no durability guarantee.
             threading.Thread(target=_exit_after, args=(seconds,), daemon=True).start()
             if requests := self._open_requests():
-                self._on_waiting(requests, self._request_seconds)
+                self._on_waiting(requests, self._request_seconds, sig == signal.SIGINT)
         elif sig == signal.SIGINT:
             log.warning("second interrupt: exiting at once; sessions that are not on disk are lost")
             os._exit(EXIT_INTERRUPTED)

@@ -58,10 +58,11 @@ class Console:
         self._has_started = True
         self.write("\n".join([*startup_lines(service, address), ""]))
 
-    def on_waiting(self, requests: int, seconds: float) -> None:
-        """Say what the shutdown waits for."""
+    def on_waiting(self, requests: int, seconds: float, is_interrupted: bool) -> None:
+        """Say what the shutdown waits for, and after Ctrl-C what a second one does."""
         waiting = f"{_number(requests, 'request')} in progress"
-        self.write(f"waiting for {waiting}, at most {seconds:g} s; Ctrl-C again ends at once, without writing\n")
+        hint = "; Ctrl-C again ends at once, without writing" if is_interrupted else ""
+        self.write(f"waiting for {waiting}, at most {seconds:g} s{hint}\n")
 
     def on_writing(self, sessions: int, nbytes: int) -> None:
         """Say what is about to be written to disk, unless the service has not started."""

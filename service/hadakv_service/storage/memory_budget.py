@@ -3,6 +3,7 @@
 No other module changes a counter.
 """
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 
 from hadakv_kernels import Encoded
@@ -153,48 +154,65 @@ class MemoryBudget:
 class HeldPages:
     """Pages that responses still read, and how much of their memory no session counts.
 
-    A response keeps its pages in memory until it is sent. A page counts here while it is held and evicted, or held and
-    deleted: the memory budget does not count it then, and its memory is not free either.
+    A response keeps a held page in memory until it is sent. It counts here while it is evicted or deleted: the memory
+    budget does not count it then, and its memory is not free either. A watched page may leave memory and be read
+    again. It counts here while it is deleted and only the response keeps it.
 
     Attributes:
-        uncounted: bytes of held pages that the memory budget does not count.
+        uncounted: bytes of these pages that the memory budget does not count.
     """
 
     def __init__(self) -> None:
         self.uncounted = 0
         self._streams: dict[Page, tuple[Encoded, Encoded]] = {}
-        self._holders: dict[Page, int] = {}
+        self._holders: Counter[Page] = Counter()
+        self._watchers: Counter[Page] = Counter()
 
     def __bool__(self) -> bool:
-        return bool(self._holders)
+        return bool(self._holders or self._watchers)
 
     def streams(self, page: Page) -> tuple[Encoded, Encoded] | None:
         """Return K and V of a held page; None if it is not held."""
         return self._streams.get(page)
 
-    def add(self, page: Page) -> None:
+    def hold(self, page: Page) -> None:
         """Hold a page for one more response. Load it if it is not in memory.
 
         Raises:
             SessionCorrupt, StorageUnavailable: the page cannot be loaded.
         """
-        if page not in self._streams:
-            self._streams[page] = page.load()
-            self.recount(page, 0)
-        self._holders[page] = self._holders.get(page, 0) + 1
+        streams = self._streams.get(page) or page.load()
+        before = self.uncounted_nbytes(page)
+        self._streams[page] = streams
+        self._holders[page] += 1
+        self.recount(page, before)
 
-    def remove(self, page: Page) -> None:
+    def watch(self, page: Page) -> None:
+        """Watch a page for one more response."""
+        before = self.uncounted_nbytes(page)
+        self._watchers[page] += 1
+        self.recount(page, before)
+
+    def unhold(self, page: Page) -> None:
         """Hold a page for one response less."""
-        if self._holders[page] > 1:
-            self._holders[page] -= 1
-            return
-        self.uncounted -= self.uncounted_nbytes(page)
-        del self._holders[page], self._streams[page]
+        before = self.uncounted_nbytes(page)
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            del self._holders[page], self._streams[page]
+        self.recount(page, before)
+
+    def unwatch(self, page: Page) -> None:
+        """Watch a page for one response less."""
+        before = self.uncounted_nbytes(page)
+        self._watchers[page] -= 1
+        if not self._watchers[page]:
+            del self._watchers[page]
+        self.recount(page, before)
 
     def uncounted_nbytes(self, page: Page) -> int:
         """Return the bytes of a page that only responses keep in memory."""
-        is_held = page in self._streams
-        return page.nbytes if is_held and not (page.is_resident and page.ref_count) else 0
+        in_memory = page in self._streams or (page in self._watchers and page.is_resident)
+        return page.nbytes if in_memory and not (page.is_resident and page.ref_count) else 0
 
     def recount(self, page: Page, before: int) -> None:
         """Note a change of a page.
@@ -207,15 +225,17 @@ class HeldPages:
 
 
 class PageHold:
-    """The pages of one response, kept in memory until it is sent. Only the device thread uses it.
+    """The pages of one response, until it is sent. Only the device thread uses it.
 
     Args:
-        held: counts held pages.
+        held: counts held and watched pages.
         pages: the pages.
+        watch: let the pages leave memory; otherwise they are loaded and stay.
     """
 
-    def __init__(self, held: HeldPages, pages: Sequence[Page]) -> None:
-        self._held = held
+    def __init__(self, held: HeldPages, pages: Sequence[Page], *, watch: bool = False) -> None:
+        self._add = held.watch if watch else held.hold
+        self._remove = held.unwatch if watch else held.unhold
         self._pages = pages
         self._count = 0
 
@@ -228,7 +248,7 @@ class PageHold:
         loaded = 0
         for page in self._pages[self._count : self._count + HOLD_PAGES]:
             loaded += 0 if page.is_resident else page.nbytes
-            self._held.add(page)
+            self._add(page)
             self._count += 1
             if loaded >= HOLD_NBYTES:
                 break
@@ -237,5 +257,5 @@ class PageHold:
     def release(self) -> None:
         """Hold none of the pages any longer. Further calls do nothing."""
         for page in self._pages[: self._count]:
-            self._held.remove(page)
+            self._remove(page)
         self._pages, self._count = (), 0

@@ -114,7 +114,7 @@ def test_response_without_memory_gets_503_and_stores_nothing(hurried: RunningSer
 
 def test_sent_responses_count_no_longer(hurried: RunningService) -> None:
     with Caller(hurried.url) as caller:
-        for path in (LARGE, "/sessions/large/kv?stop=100", "/sessions/large/kv"):
+        for path in (LARGE, "/sessions/large/kv?stop=100", "/sessions/large/kv", "/sessions/large/export"):
             assert caller.get(path).status == 200
         caller.append("whole", X, X)
         caller.send("POST", "/encode", msgpack.packb({"x": append_body(X, X)["k"]}))

@@ -17,7 +17,6 @@ import pytest
 from hadakv_kernels import Codec
 from hadakv_service.testing import running_service
 from support.contract import MSGPACK, Caller, append_body, connect, stream
-from support.services.prometheus import eventually
 
 PROGRAM = [sys.executable, "-m", "hadakv_service"]
 
@@ -170,18 +169,26 @@ def test_quiet_service_prints_nothing(tmp_path: Path) -> None:
     command = [*PROGRAM, "--quiet", "--port", str(port), "--disk-budget", "1GiB", "--data-dir", str(tmp_path)]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        eventually(lambda: is_listening(port))
-        with Caller(f"http://127.0.0.1:{port}") as caller:
-            caller.append("a", np.ones((1, 1, 2, 64), np.float16), np.ones((1, 1, 2, 64), np.float16))
-        process.terminate()
+        try:
+            wait_until_listening(port)
+            with Caller(f"http://127.0.0.1:{port}") as caller:
+                caller.append("a", np.ones((1, 1, 2, 64), np.float16), np.ones((1, 1, 2, 64), np.float16))
+        finally:
+            process.terminate()
         output = process.communicate(timeout=30)
 
     assert (output, process.returncode) == (("", ""), 0)
 
 
-def is_listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def wait_until_listening(port: int) -> None:
+    """Connect until the service accepts it, for at most a minute."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"nothing listens on port {port}")
 
 
 def test_interrupt_says_what_it_waits_for_and_logs_no_error(tmp_path: Path) -> None:

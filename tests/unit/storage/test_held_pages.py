@@ -106,3 +106,26 @@ def test_pages_are_held_some_at_a_time(store: SessionStore) -> None:
     hold.release()
 
     assert not store.pool.held
+
+
+def test_watched_pages_may_leave_memory_and_count_when_deleted(store: SessionStore) -> None:
+    append(store, ANN, TOKENS, durability="spill")
+    (page,) = pages_of(store, ANN)
+    watching = PageHold(store.pool.held, [page], watch=True)
+    watching.extend()
+
+    append(store, BOB, TOKENS, durability="spill")
+    assert (page.is_resident, store.pool.held.uncounted) == (False, 0)
+    store.delete(BOB)
+    assert pages_of(store, ANN) == [page]
+    page.load()
+    holding = hold_all(store, [page])
+    assert (page.is_resident, store.pool.held.uncounted) == (True, 0)
+    store.delete(ANN)
+
+    assert store.pool.held.uncounted == page.nbytes
+    holding.release()
+    assert store.pool.held.uncounted == page.nbytes
+    watching.release()
+    assert store.pool.held.uncounted == 0
+    assert not store.pool.held

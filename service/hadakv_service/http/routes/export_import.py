@@ -11,8 +11,10 @@ from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.body_stream import BodyStream
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
+from hadakv_service.http.sending import CountedStream, close
 from hadakv_service.operations.describe import describe
 from hadakv_service.operations.files.export_session import Export, ExportAborted
+from hadakv_service.storage.memory_budget import PageHold
 
 router = APIRouter()
 
@@ -36,15 +38,20 @@ async def export(request: Request) -> Response:
         )
 
     file = await service.device.call(prepare, key)
+    share = await service.sending.acquire(file.memory_nbytes)
+    hold = PageHold(service.store.pool.held, list(file.session.all_pages()), watch=True)
+    give_up = partial(close, service.device, hold, share)
     try:
+        while await service.device.call(hold.extend):
+            pass
         await file.verify(service.device, partial(is_disconnected, request.scope))
-    except ExportAborted as error:
-        raise ClientDisconnect from error
-    headers = {
-        "content-length": str(file.nbytes),
-        "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
-    }
-    return StreamingResponse(file.chunks(service.device), headers=headers, media_type=OCTETS)
+    except BaseException as error:
+        give_up()
+        if isinstance(error, ExportAborted):
+            raise ClientDisconnect from error
+        raise
+    headers = {"content-disposition": f'attachment; filename="{key[1]}.safetensors"'}
+    return CountedStream(file.chunks(service.device), file.nbytes, give_up, headers, OCTETS)
 
 
 @router.post("/sessions/{id}/import", status_code=201, response_model=None, name="import")

@@ -23,6 +23,7 @@ from hadakv_service.wire.serialization import CHUNK_NBYTES
 
 # Bytes that one job on the device thread reads when it checks a session, at least a page.
 VERIFY_NBYTES = 1 << 20
+PAGES_IN_MEMORY = 2
 # Maximum time to check a session before the first byte is sent.
 VERIFY_SECONDS = 10.0
 
@@ -59,6 +60,13 @@ class Export:
         """
         header = layout.header(session, session_id, created)
         return cls(session, pool, header, len(header) + session.nbytes + DIGEST_NBYTES)
+
+    @property
+    def memory_nbytes(self) -> int:
+        """Maximum bytes in memory while the file is sent: a page that is being sent, and the next one."""
+        spans = layout.paged_spans(self.session)
+        sizes = [layout.page_nbytes(self.session, each.layers, min(each.page_tokens, each.tokens)) for each in spans]
+        return PAGES_IN_MEMORY * max(sizes, default=0)
 
     async def verify(self, device: DeviceExecutor, is_disconnected: Callable[[], bool]) -> None:
         """Read all pages once before the first byte is sent, because a later error can only break the response off.
