@@ -214,7 +214,7 @@ def test_import_is_not_limited_by_max_body(connect: Callable[..., Any], small: P
 
 
 def test_import_of_large_file_to_a_taken_id_raises_session_exists(client: Any, session: Any, tmp_path: Path) -> None:
-    x = np.zeros((4, 4, 3000, 128), np.float16)
+    x = np.ones((4, 4, 3000, 128), np.float16)
     client.session(session.id, {"kind": "float16"}).append(x, x)
     session.export(tmp_path / "large")
 

@@ -18,14 +18,18 @@ class BodyLimit:
     """Limit for request bodies. The sessions of a client share it.
 
     The service may be restarted with another limit, so a rejection always replaces it.
+
+    Args:
+        unasked_nbytes: size of the largest body to send while the limit is not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unasked_nbytes: int = UNASKED_NBYTES) -> None:
+        self._unasked_nbytes = unasked_nbytes
         self._nbytes: int | None = None
 
     def for_body(self, nbytes: int, retries: Retries) -> Flow[int]:
         """Return the limit in bytes. Ask the service if the limit is not known and the body is large."""
-        if self._nbytes is None and nbytes > UNASKED_NBYTES:
+        if self._nbytes is None and nbytes > self._unasked_nbytes:
             # A proxy may hide the call. The append will then show what fits.
             with suppress(Problem, ProtocolError):
                 self._nbytes = yield from with_retries(calls.max_body(), retries)

@@ -1,6 +1,8 @@
 """A service that accepts small bodies only, and arrays that are larger."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,33 @@ def limited() -> Iterator[RunningService]:
 def client(connect: Callable[..., Any], limited: RunningService) -> Any:
     """Return a client of the service with the small limit."""
     return connect(limited.url)
+
+
+class Restartable:
+    """Service that can be restarted with another limit, on the same port and data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._flags = ("--data-dir", str(directory), "--disk-budget", "1GiB", "--durability", "ack")
+        self._running = ExitStack()
+        self.url = self._running.enter_context(running_service(*self._flags, "--max-body", "1MiB")).url
+
+    def restart(self, max_body: str) -> None:
+        """Stop the service and start it again."""
+        self._running.close()
+        port = self.url.rpartition(":")[2]
+        self._running.enter_context(running_service(*self._flags, "--max-body", max_body, "--port", port))
+
+    def close(self) -> None:
+        """Stop the service."""
+        self._running.close()
+
+
+@pytest.fixture
+def restartable(tmp_path: Path) -> Iterator[Restartable]:
+    """Run a service with --max-body 1MiB that the test may restart."""
+    service = Restartable(tmp_path)
+    yield service
+    service.close()
 
 
 @pytest.fixture

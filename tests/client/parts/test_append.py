@@ -1,7 +1,5 @@
 """Appends that are larger than the service's limit for bodies."""
 
-from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -199,23 +197,16 @@ def test_full_service_stops_the_append_half_way(connect: Any, long_k: Any, long_
         assert session.info().length == raised.value.stored_tokens
 
 
-def test_smaller_limit_after_a_restart_is_taken(connect: Any, tmp_path: Path, long_k: Any, long_v: Any) -> None:
-    flags = ("--data-dir", str(tmp_path), "--disk-budget", "1GiB", "--durability", "ack")
+def test_smaller_limit_after_a_restart_is_taken(connect: Any, restartable: Any, long_k: Any, long_v: Any) -> None:
     calls: list[int] = []
-    with ExitStack() as running:
-        url = running.enter_context(running_service(*flags, "--max-body", "1MiB")).url
 
-        def restart_once(done: int, _: int) -> None:
-            calls.append(done)
-            if len(calls) == 3:
-                running.close()
-                port = url.rpartition(":")[2]
-                running.enter_context(running_service(*flags, "--max-body", "100KiB", "--port", port))
+    def restart_once(done: int, _: int) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            restartable.restart("100KiB")
 
-        session = connect(url).session("a")
-        session.append(long_k, long_v, minimal=True, progress=restart_once)
-        stored = session.read()
+    session = connect(restartable.url).session("a")
+    session.append(long_k, long_v, minimal=True, progress=restart_once)
 
     assert len(calls) > 20
-    assert_same(stored.k, expected("k", EVERYTHING))
-    assert_same(stored.v, expected("v", EVERYTHING))
+    assert_stored(session)
