@@ -132,10 +132,10 @@ MUTATIONS = {
         ("power",),
     ),
     "truncate without waiting for a checkpoint": Mutation(
-        "storage/session_store.py", "            self._writer.settle(key)\n", "            pass\n", _KILLS
+        "storage/session_store.py", "            self._writer.settle(key)\n", "            pass\n", ("slow",)
     ),
     "delete without waiting for a checkpoint": Mutation(
-        "storage/session_table.py", "        self._writer.settle(key)\n        record", "        record", _KILLS
+        "storage/session_table.py", "        self._writer.settle(key)\n        record", "        record", ("slow",)
     ),
     "delete sessions for space without a log line": Mutation(
         "storage/session_store.py",
