@@ -86,7 +86,7 @@ MUTATIONS = {
         "storage/group_commit.py", "sync=bool(writes or stale)", "sync=bool(writes)", ("power",)
     ),
     "write nothing at a clean shutdown": Mutation(
-        "storage/session_store.py", "unwritten = self._write_back.checkpoint(until)", "unwritten = 0", ("term",)
+        "storage/lifetime/upkeep.py", "unwritten = self._write_back.checkpoint(until)", "unwritten = 0", ("term",)
     ),
     "end without a shutdown at SIGHUP": Mutation(
         "server/hangup.py", "        self._end()\n", "        os._exit(0)\n", ("hangup",)
@@ -132,10 +132,10 @@ MUTATIONS = {
         ("power",),
     ),
     "truncate without waiting for a checkpoint": Mutation(
-        "storage/session_store.py", "            self._writer.settle(key)\n", "            pass\n", _KILLS
+        "storage/session_store.py", "            self._writer.settle(key)\n", "            pass\n", ("slow",)
     ),
     "delete without waiting for a checkpoint": Mutation(
-        "storage/session_table.py", "        self._writer.settle(key)\n        record", "        record", _KILLS
+        "storage/session_table.py", "        self._writer.settle(key)\n        record", "        record", ("slow",)
     ),
     "delete sessions for space without a log line": Mutation(
         "storage/session_store.py",

@@ -95,7 +95,8 @@ class Rounds:
         budget = self._used + plan.rng("budget").randrange(1 << 20) if plan.kind == "budget" else 1 << 30
         memory = plan.rng("memory").choice(MEMORY)
         flags = ["--data-dir", str(data), "--disk-budget", str(budget), "--memory-budget", memory]
-        checkpoint = "1" if plan.kind == "busy" else plan.rng("checkpoint").choice(CHECKPOINT_SECONDS)
+        usual = plan.rng("checkpoint").choice(CHECKPOINT_SECONDS)
+        checkpoint = {"busy": "1", "slow": "0.1"}.get(plan.kind, usual)
         flags += ["--shutdown-timeout", str(GRACE_SECONDS), "--checkpoint-seconds", checkpoint, *FLAGS]
         environment = {}
         if self._interposed:

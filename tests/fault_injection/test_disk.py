@@ -18,6 +18,7 @@ from fault_injection.faults.service import Service
 from hadakv_kernels import Codec
 from support.contract import Caller, stream
 from support.services.program import WITH_TINY_MEMORY
+from support.services.prometheus import eventually, samples
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="macOS does not preload a library into a signed program")
 
@@ -171,6 +172,37 @@ def test_evicted_sessions_do_not_reappear_after_power_loss(place: Place) -> None
     assert gone
     with place.service() as caller:
         assert [tokens(caller, name) for name in gone] == [0] * len(gone)
+
+
+def metric(caller: Caller, name: str) -> float:
+    """Return the value of a metric without labels."""
+    return samples(caller.get("/metrics").content.decode())[name, ""]
+
+
+def test_checkpoint_on_a_full_disk_is_logged_once_and_made_up_for(place: Place, tmp_path: Path) -> None:
+    with place.service("--checkpoint-seconds", "0.1") as caller:
+        place.interposed.arm(Action.FULL, {Call.WRITE}, times=ALWAYS)
+        assert append(caller, "a", 0, 300) == 201
+        eventually(lambda: metric(caller, "hadakv_checkpoint_failures_total") > 1)
+        assert append(caller, "a", 300, 400) == 200
+        assert tokens(caller, "a") == 400
+        assert metric(caller, "hadakv_checkpoint_lag_seconds") > 0
+        place.interposed.disarm()
+        eventually(lambda: metric(caller, "hadakv_checkpoint_lag_seconds") == 0)
+
+    log = (tmp_path / "log").read_text()
+    assert [log.count(text) for text in ("checkpoint not written", "checkpoints are written again")] == [1, 1]
+    with place.service() as caller:
+        assert tokens(caller, "a") == 400
+
+
+def test_checkpointed_session_survives_power_loss(place: Place) -> None:
+    with place.service("--checkpoint-seconds", "0.1", power=True) as caller:
+        append(caller, "a", 0, 300)
+        eventually(lambda: metric(caller, "hadakv_checkpoint_lag_seconds") == 0)
+
+    with place.service() as caller:
+        assert tokens(caller, "a") == 300
 
 
 def orphans(data: Path) -> int:

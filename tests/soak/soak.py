@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import ByteSize, TypeAdapter
@@ -21,6 +21,7 @@ from fault_injection.sessions.pool import SHAPES, Pool
 from fault_injection.sessions.workload import Expectations, Worker
 from hadakv_client import Client
 from hadakv_service.testing import RunningService, running_service
+from soak.compare import compare
 from soak.watch import Watch, table
 
 SETTLED_SECONDS = 60.0
@@ -35,14 +36,18 @@ def main() -> None:
     parser.add_argument("--memory-budget", default="2MiB", help="memory budget of the service (default: %(default)s)")
     parser.add_argument("--checkpoint-seconds", default="1", help="of the service (default: %(default)s)")
     parser.add_argument(
-        "--turns", type=int, default=0, help="instead, compare that many pairs of soaks without and with checkpoints"
+        "--compare", action="store_true", help="instead, compare appends without and with checkpoints, in turn"
     )
     options = parser.parse_args()
-    load = Load(options.seconds, options.clients, options.seed, options.memory_budget, options.checkpoint_seconds)
-    tallies = compare(load, options.turns) if options.turns else [_print_soak(load)]
-    violations = [violation for tally in tallies for violation in tally.violations]
-    if violations:
-        print("", *violations[:20], sep="\n")
+    if options.compare:
+        print(compare(options.seconds, options.checkpoint_seconds))
+        return
+    tally, text = soak(
+        Load(options.seconds, options.clients, options.seed, options.memory_budget, options.checkpoint_seconds)
+    )
+    print(text)
+    if tally.violations:
+        print("", *tally.violations[:20], sep="\n")
         sys.exit(1)
 
 
@@ -63,30 +68,6 @@ class Load:
     seed: int
     memory_budget: str
     checkpoint_seconds: str
-
-
-def _print_soak(load: Load) -> Tally:
-    tally, text = soak(load)
-    print(text)
-    return tally
-
-
-def compare(load: Load, turns: int) -> list[Tally]:
-    """Print the time of appends without and with checkpoints, in turn; return the counters."""
-    print("checkpoint seconds  appends  median ms  p99 ms")
-    tallies: dict[str, list[Tally]] = {"0": [], load.checkpoint_seconds: []}
-    for _ in range(turns):
-        for seconds, before in tallies.items():
-            tally, _text = soak(replace(load, checkpoint_seconds=seconds))
-            before.append(tally)
-            median, p99 = np.percentile(tally.append_seconds, (50, 99)) * 1000
-            print(f"{seconds:>18}{len(tally.append_seconds):>9,}{median:>11.2f}{p99:>8.2f}", flush=True)
-    off, on = (
-        np.median([np.percentile(tally.append_seconds, (50, 99)) for tally in each], axis=0)
-        for each in tallies.values()
-    )
-    print("with checkpoints, as a multiple of without: median {:.2f}, p99 {:.2f}".format(*(on / off)))
-    return [tally for each in tallies.values() for tally in each]
 
 
 def soak(load: Load) -> tuple[Tally, str]:

@@ -232,22 +232,26 @@ def _tiers(tiers: Sequence[TierGauges]) -> Iterator[Metric]:
         yield family
 
 
+_CHECKPOINT_METRICS: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, str], ...] = (
+    (GaugeMetricFamily, "lag_seconds", "Age of the oldest change that is not on disk.", "lag_seconds"),
+    (CounterMetricFamily, "sessions", "Sessions written by checkpoints.", "sessions"),
+    (CounterMetricFamily, "bytes", "Packed bytes written by checkpoints.", "nbytes"),
+    (CounterMetricFamily, "seconds", "Time checkpoints spent writing.", "write_seconds"),
+    (CounterMetricFamily, "failures", "Checkpoint writes that failed.", "failures"),
+)
+
+
 def _checkpoints(figures: CheckpointFigures) -> Iterator[Metric]:
-    """Yield the metrics of checkpoints; none if they are off."""
-    if not figures.seconds:
-        return
-    yield GaugeMetricFamily(
-        "hadakv_checkpoint_lag_seconds",
-        "Age of the oldest change that is not on disk. A crash loses changes since then.",
-        figures.lag_seconds,
-    )
+    """Yield the metrics of checkpoints, without values if there are none."""
+    for kind, name, documentation, attribute in _CHECKPOINT_METRICS:
+        family = kind(f"hadakv_checkpoint_{name}", documentation)
+        if figures.seconds:
+            family.add_metric((), getattr(figures, attribute))
+        yield family
+    age = GaugeMetricFamily("hadakv_checkpoint_age_seconds", "Time since the last checkpoint of a session.")
     if figures.completed is not None:
-        age = time.monotonic() - figures.completed
-        yield GaugeMetricFamily("hadakv_checkpoint_age_seconds", "Time since the last checkpoint of a session.", age)
-    yield CounterMetricFamily("hadakv_checkpoint_sessions", "Sessions written by checkpoints.", figures.sessions)
-    yield CounterMetricFamily("hadakv_checkpoint_bytes", "Packed bytes written by checkpoints.", figures.nbytes)
-    yield CounterMetricFamily("hadakv_checkpoint_seconds", "Time checkpoints spent writing.", figures.write_seconds)
-    yield CounterMetricFamily("hadakv_checkpoint_failures", "Checkpoint writes that failed.", figures.failures)
+        age.add_metric((), time.monotonic() - figures.completed)
+    yield age
 
 
 def _sending(sending: Sending) -> Iterator[Metric]:

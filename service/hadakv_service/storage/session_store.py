@@ -1,8 +1,7 @@
-"""SessionStore: find, list, reserve, commit, fork, delete, expire."""
+"""SessionStore: find, list, reserve, commit, fork, delete."""
 
 from collections.abc import Collection, Generator, Hashable
 from contextlib import suppress
-from itertools import islice
 
 from hadakv_kernels import Backend
 from hadakv_service.errors import (
@@ -14,7 +13,7 @@ from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, page_diff
 from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.checkpoints.checkpointer import Checkpointer
-from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, DiskUnavailable, Key
+from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key
 from hadakv_service.storage.disk.manifest import is_prefix
 from hadakv_service.storage.disk.null_store import NullStore
 from hadakv_service.storage.disk_space import DiskSpace
@@ -22,6 +21,7 @@ from hadakv_service.storage.disk_writer import DiskWriter
 from hadakv_service.storage.eviction import Evictor
 from hadakv_service.storage.group_commit import GroupCommit
 from hadakv_service.storage.lifetime.clock import SteadyClock
+from hadakv_service.storage.lifetime.upkeep import StoreUpkeep
 from hadakv_service.storage.memory_budget import (
     PAGE_OVERHEAD_NBYTES,
     MemoryBudget,
@@ -33,16 +33,13 @@ from hadakv_service.storage.memory_budget import (
 from hadakv_service.storage.session_lookup import SessionLookup
 from hadakv_service.storage.session_table import Clock, SessionRecord, SessionTable
 from hadakv_service.storage.staging.staged_session import StagedSession, StagingArea
-from hadakv_service.storage.write_back import Unwritten, WriteBack
+from hadakv_service.storage.write_back import WriteBack
 from hadakv_service.tenants.quotas import QuotaTable, TenantUsage
-
-# Sessions to expire before one request. Lookups ignore expired sessions, so they can be deleted a few at a time.
-EXPIRE_BATCH = 32
 
 __all__ = ["Clock", "Key", "Reservation", "SessionRecord", "SessionStore"]
 
 
-class SessionStore(SessionLookup):
+class SessionStore(SessionLookup, StoreUpkeep):
     """Sessions in memory and on disk, within their budgets.
 
     Only the device thread uses the store, so it needs no locks.
@@ -284,38 +281,6 @@ class SessionStore(SessionLookup):
         except DiskStoreError as error:
             raise StorageUnavailable(f"The session on disk cannot be deleted: {error}.") from error
 
-    def expire(self) -> None:
-        """Delete expired sessions in memory, a few at a time."""
-        with suppress(StorageUnavailable):
-            for key in islice(self._table.expired(), EXPIRE_BATCH):
-                self._table.delete(key, "ttl")
-
-    def run_maintenance(self) -> None:
-        """Delete expired sessions, write times of last use, delete garbage pages, and shrink the file."""
-        self._table.evicted.report()
-        self.expire()
-        with suppress(StorageUnavailable, DiskStoreError):
-            self._table.write_last_used(self._table.with_ttl())
-            self.disk.save_clock(self._table.clock())
-            for key in self.disk.expired(self._table.clock()):
-                if key not in self._table:
-                    self._table.delete(key, "ttl")
-            if not self._writer.collects_in_background:
-                self._writer.collect_garbage()
-            self.disk.vacuum()
-
-    def health_check(self) -> int:
-        """Check that the disk can be written. Return the bytes that can be added without deleting a session.
-
-        Raises:
-            StorageUnavailable: the disk cannot be written.
-        """
-        try:
-            self.disk.check()
-            return max(0, self.disk.available)
-        except DiskUnavailable as error:
-            raise StorageUnavailable(f"The disk cannot be written: {error}.") from error
-
     def group_commit(self) -> dict[Key, Exception]:
         """Write what was committed since the last call, in one transaction.
 
@@ -326,27 +291,6 @@ class SessionStore(SessionLookup):
             return self._group_commit.run()
         finally:
             self._table.evicted.report()
-
-    def unwritten(self) -> Unwritten:
-        """Return what a checkpoint would write now."""
-        return self._write_back.unwritten()
-
-    def close(self, until: float) -> int:
-        """Write a checkpoint and close the disk store.
-
-        Args:
-            until: time to stop writing at, by `time.monotonic`.
-
-        Returns:
-            number of sessions that were not written.
-        """
-        self._table.evicted.report(now=True)
-        unwritten = self._write_back.checkpoint(until)
-        self._writer.close()
-        with suppress(DiskStoreError):
-            self.disk.save_clock(self._table.clock())
-        self.disk.close()
-        return unwritten
 
 
 def _page_growth(gained: Collection[Page], lost: Collection[Page]) -> int:

@@ -252,6 +252,18 @@ class KillAfterCheckpoint(Scenario):
         self.kill()
 
 
+class SlowDisk(Scenario):
+    """Each fsync takes long. Sessions are appended to, and truncated or deleted, while checkpoints write them."""
+
+    def run(self) -> None:
+        wait(self.plan.seconds / 3)
+        self.interposed.arm(Action.SLOW, {Call.SYNC}, times=ALWAYS, error=self.rng.choice((30, 100, 200)))
+        self.expected.unsynced_change = self.rng.choice(("truncate", "delete"))
+        self.expected.unsynced_only.set()
+        wait(self.plan.seconds)
+        self.kill()
+
+
 class WallClockStep(Scenario):
     """The wall clock is set. Sessions with a TTL of a day must stay."""
 
@@ -276,6 +288,7 @@ _SCENARIOS: dict[str, type[Scenario]] = {
     "budget": LittleDiskBudget,
     "busy": KillAfterCheckpoint,
     "clock": WallClockStep,
+    "slow": SlowDisk,
 }
 
 

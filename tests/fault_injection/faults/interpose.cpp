@@ -21,12 +21,12 @@
 namespace {
 
 enum Call { WRITE, SYNC, TRUNCATE, UNLINK };
-enum Action { NOTHING, FAIL, KILL, FULL };
+enum Action { NOTHING, FAIL, KILL, FULL, SLOW };
 
 struct Control {
     volatile int32_t action;
     volatile int32_t calls;  // bit mask of the calls that the action applies to
-    volatile int32_t error;
+    volatile int32_t error;  // errno of a call that fails; milliseconds that a slow one takes
     volatile int32_t acted;
     volatile int64_t after;  // number of those calls to let through first
     volatile int64_t times;  // number of calls that the action applies to after that
@@ -144,6 +144,10 @@ int sync(int fd, int (*real)(int)) {
         if (action == KILL) die();
         errno = control->error;
         return -1;
+    }
+    if (action == SLOW) {
+        act();
+        usleep(1000u * static_cast<useconds_t>(control->error));
     }
     int result = real(fd);
     if (result == 0) note(SYNC, name, 0, nullptr, 0);

@@ -32,6 +32,7 @@ class Action(IntEnum):
     FAIL = 1
     KILL = 2
     FULL = 3
+    SLOW = 4
 
 
 class _Control(ctypes.Structure):
@@ -76,7 +77,10 @@ class Interposed:
         return variables | ({"HADAKV_FAULTS_JOURNAL": str(journal)} if journal else {})
 
     def arm(self, action: Action, calls: set[Call], *, after: int = 0, times: int = 1, error: int = 0) -> None:
-        """Let `after` of these calls through. Then apply the action to the next `times` calls."""
+        """Let `after` of these calls through. Then apply the action to the next `times` calls.
+
+        For `SLOW`, which syncs only can be, `error` is the number of milliseconds.
+        """
         self.disarm()
         self._control.calls = sum(1 << call for call in calls)
         self._control.after, self._control.times, self._control.error = after, times, error

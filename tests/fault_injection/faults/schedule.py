@@ -19,12 +19,13 @@ KINDS = {
     "errors": "failing writes and fsyncs for a while; then kill -9 or SIGTERM",
     "budget": "disk budget used up; then kill -9 or SIGTERM",
     "busy": "kill -9 after a checkpoint of sessions that are never idle",
+    "slow": "slow fsyncs, so that sessions change while they are written; then kill -9",
     "clock": "wall clock set back or ahead; then kill -9 or SIGTERM",
 }
 # Number of rounds of each kind in a deck of twenty.
-_DECK = {"kill": 4, "write": 2, "sync": 1, "start": 1, "term": 1, "hasty": 1, "power": 2, "full": 2, "errors": 2}
-_DECK |= {"budget": 1, "busy": 1, "clock": 1, "hangup": 1}
-_INTERPOSED = {"write", "sync", "power", "errors", "clock"}
+_DECK = {"kill": 3, "write": 2, "sync": 1, "start": 1, "term": 1, "hasty": 1, "power": 2, "full": 2, "errors": 2}
+_DECK |= {"budget": 1, "busy": 1, "clock": 1, "slow": 1, "hangup": 1}
+_INTERPOSED = {"write", "sync", "power", "errors", "clock", "slow"}
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from hadakv_service.device.jobs import run_to_completion
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.storage.disk.interface import DiskUnavailable
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
 from hadakv_service.storage.session_store import SessionStore
-from support.inputs.sized_sessions import ANN, BACKEND, TOKEN, append, commit
+from support.inputs.sized_sessions import ANN, BACKEND, TOKEN, append, commit, opened
 
 
 def open_store(directory: Path) -> SessionStore:
@@ -47,4 +48,24 @@ def test_failed_group_commit_restores_the_old_value(tmp_path: Path, monkeypatch:
     assert [type(error) for error in failed.values()] == [InsufficientStorage]
     assert store.get(ANN).session.nbytes == 10 * TOKEN
     assert (store.memory.stored, store.memory.reserved) == (stored, 0)
+    store.close(float("inf"))
+
+
+def test_import_cannot_be_repeated_after_a_failed_group_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device runs a job again alone if there was no space for its batch."""
+    store = open_store(tmp_path)
+    staged = store.stage(ANN, opened(durability="ack"))
+    staged.open({ANN})
+    run_to_completion(staged.commit({ANN}))
+
+    def fail(_: object) -> None:
+        raise DiskUnavailable("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._writer, "write", fail)
+        assert ANN in store.group_commit()
+
+    with pytest.raises(InsufficientStorage, match="Nothing was stored"):
+        run_to_completion(staged.commit({ANN}))
+    assert len(store) == 0
     store.close(float("inf"))

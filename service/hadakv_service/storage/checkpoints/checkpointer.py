@@ -9,7 +9,7 @@ from time import monotonic
 
 from hadakv_service.errors import InsufficientStorage
 from hadakv_service.sessions.page import Page
-from hadakv_service.storage.disk.interface import DiskStore, Key
+from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key
 from hadakv_service.storage.disk_space import DiskSpace
 from hadakv_service.storage.disk_writer import DiskWriter, WriteBatch, WrittenBatch
 from hadakv_service.storage.session_table import SessionRecord, SessionTable
@@ -21,7 +21,9 @@ STEP_NBYTES = 2 << 20
 # Maximum number of pages, and of sessions, in a transaction.
 STEP_PAGES = 256
 # Sessions without space on disk after which a step looks no further.
-MAX_MISFITS = 16
+MAX_MISFITS = 4
+# Bytes to free at once on a full disk, as a part of its budget and at most. Each time takes a sync.
+SLACK_SHARE, MAX_SLACK_NBYTES = 1 / 32, 32 << 20
 # Minimum seconds until a write that failed is tried again.
 RETRY_SECONDS = 1.0
 
@@ -169,7 +171,18 @@ class Checkpointer:
         # Delete only sessions that were used before all of those in memory. A checkpoint must not cost a session that
         # memory has space for.
         oldest = min(each.last_used for _, each in self._table.lru_items(1))
-        self._space.ensure(nbytes, (), min(oldest, record.last_used))
+        used_before = min(oldest, record.last_used)
+        slack = min(int(self._disk.budget * SLACK_SHARE), MAX_SLACK_NBYTES)
+        try:
+            self._space.ensure(nbytes if self._has_space(nbytes) else nbytes + slack, (), used_before)
+        except InsufficientStorage:
+            self._space.ensure(nbytes, (), used_before)
+
+    def _has_space(self, nbytes: int) -> bool:
+        try:
+            return nbytes <= self._disk.available
+        except DiskStoreError:
+            return False
 
     def _ended(self, batch: WriteBatch, nbytes: int, result: WrittenBatch | Exception) -> None:
         """Record what a transaction wrote. Called on the device thread."""

@@ -63,6 +63,7 @@ class SqliteStore:
         self._directory = directory
         self._sql = open_database(directory)
         self._file = os.stat(directory / FILE)
+        self._is_failing = False
         # Whether the write-ahead log is known to have no failed transaction.
         self._wal_is_trusted = True
         try:
@@ -146,12 +147,16 @@ class SqliteStore:
             yield transaction
             committing = True
             self._sql.execute("COMMIT")
+            self._is_failing = False
         except sqlite3.Error as error:
             self.failures += 1
             self._roll_back()
             if committing and getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
                 self._wal_is_trusted = discard_failed_commit(self._sql)
-            log.error("disk store cannot be written: %s; free space or repair the disk", error)
+            # Once for all failures in a row. Each rejected request has the reason in its response.
+            if not self._is_failing:
+                log.error("disk store cannot be written: %s; free space or repair the disk", error)
+            self._is_failing = True
             raise DiskUnavailable(str(error)) from error
         except BaseException:
             self._roll_back()

@@ -164,6 +164,9 @@ class StagedSession:
             SessionExists: the id was taken meanwhile.
             QuotaExceeded, InsufficientStorage: it cannot be stored.
         """
+        if self._state is _State.CLOSED:
+            # The commit succeeded, but the group commit after it did not, so the job runs again. The pages are gone.
+            raise InsufficientStorage("The disk is full or cannot be written. Nothing was stored.")
         assert self._state is _State.OPEN, "the import was cancelled"
         assert self._reservation
         self._check_free_id()
