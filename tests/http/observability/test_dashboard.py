@@ -116,3 +116,5 @@ def test_alerts_have_names_of_their_own() -> None:
 
     assert len(set(names)) == len(names) >= 11
     assert all(set(rule) <= {"alert", "expr", "for"} for rule in RULES)
+    table = (FOLDER.parents[1] / "docs" / "running.md").read_text("utf-8")
+    assert re.findall(r"^\| `(Hadakv\w+)` \|", table, re.M) == names
