@@ -130,11 +130,13 @@ class AppendOperation(WriteOperation, ChunkedJob[AppendOutcome]):
             slices_nbytes = self._session.split_runs_nbytes(shape.layer, shape.layers)
             self._session = self._session.split_runs(shape.layer, shape.layers)
             rows = shape.layers * shape.kv_heads * shape.tokens
+            nbytes = rows * sum(spec.nbytes for spec in self._specs)
+            self._added_nbytes = rows * shape.head_dim * 2 * FLOAT16_NBYTES, nbytes
             self._reservation = self._store.reserve(
                 self._key,
                 self._session,
                 batch,
-                nbytes=rows * sum(spec.nbytes for spec in self._specs),
+                nbytes=nbytes,
                 pages=self._session.new_pages(shape.layer, shape.layers, shape.tokens),
                 slices_nbytes=slices_nbytes,
             )
@@ -175,11 +177,7 @@ class AppendOperation(WriteOperation, ChunkedJob[AppendOutcome]):
     @property
     def added_nbytes(self) -> tuple[int, int]:
         """Bytes of the tokens that were stored, of K and V together: as float16, and packed."""
-        if not self._is_at_end:
-            return 0, 0
-        shape = self._request.shape
-        rows = shape.layers * shape.kv_heads * shape.tokens
-        return rows * shape.head_dim * 2 * FLOAT16_NBYTES, rows * sum(spec.nbytes for spec in self._specs)
+        return self._added_nbytes if self._is_at_end else (0, 0)
 
     def _check_repetition(self, page: Page) -> None:
         """Compare the append with stored tokens. Only the end of an append larger than the window is stored."""

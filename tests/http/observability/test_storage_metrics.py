@@ -48,10 +48,10 @@ def test_pages_in_memory_are_hits(watched: RunningService, asking: Caller, sessi
 
 
 def test_spilled_pages_are_misses_and_disk_traffic(tmp_path: Path, session: str) -> None:
-    flags = ("--memory-budget", "128KiB", "--disk-budget", "1GiB", "--data-dir", str(tmp_path))
-    k, v = pair(1, 1, 256)
+    flags = ("--memory-budget", "1MiB", "--disk-budget", "1GiB", "--data-dir", str(tmp_path))
+    k, v = pair(4, 2, 256)
     with running_service(*flags) as service, Caller(service.url) as caller:
-        nbytes = 256 * Codec().at(64).nbytes * 2
+        nbytes = 8 * 256 * Codec().at(64).nbytes * 2
         assert caller.append(session, k, v).status == 201
         for n in range(20):
             assert caller.append(f"other-{n}", k, v).status == 201

@@ -75,7 +75,7 @@ class Protocol(HttpProtocol):
 @contextmanager
 def served(provider: TracerProvider) -> Iterator[str]:
     """Run the service on a free port in this process, and yield its URL."""
-    app = create_app(Settings(memory_budget=1 << 28), Failing(2), provider)
+    app = create_app(Settings(memory_budget=1 << 28, disk_budget=0), Failing(2), provider)
     config = uvicorn.Config(app, http=Protocol, loop="uvloop", log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -74,12 +74,6 @@ def test_bare_make_prints_one_line_for_each_target(folder: Path) -> None:
     assert len(re.findall(r"^\S.*$", printed, re.M)) == 5  # how to call it, and four groups
 
 
-def test_contributing_lists_every_target(folder: Path) -> None:
-    table = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-
-    assert set(re.findall(r"^\| `make ([a-z-]+)`", table, re.M)) == {*targets(make(folder))} - {"help"}
-
-
 @pytest.mark.parametrize("target", ["demo", "serve"])
 def test_demo_and_serve_install_no_tools_of_development(folder: Path, target: str) -> None:
     shutil.rmtree(folder / ".venv")
