@@ -6,6 +6,7 @@ from typing import Annotated
 
 from typer import Context, Exit, Option, Typer
 
+from hadakv_cli import output
 from hadakv_cli.options import CaFile, TokenFile, Url, root_options, with_client
 from hadakv_cli.serve import run_service
 from hadakv_cli.subcommands import files, sessions, tensors, tokens
@@ -41,7 +42,7 @@ app.add_typer(token_app, name="token", rich_help_panel=_SERVICE)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"hadakv {version('hadakv')}")
+        output.emit(f"hadakv {version('hadakv')}")
         raise Exit
 
 

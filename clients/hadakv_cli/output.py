@@ -71,7 +71,7 @@ def print_json(value: Any) -> None:
 
 def print_sessions(sessions: Iterable["SessionInfo"]) -> None:
     """Print a table, with colours on a terminal. Without sessions nothing is printed."""
-    rows = [_columns(info) for info in sessions]
+    rows = [columns(info) for info in sessions]
     if rows and sys.stdout.isatty():
         _print_rich_table(rows)
     else:
@@ -91,18 +91,20 @@ def _print_rich_table(rows: list[tuple[str, ...]]) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
-def table_rows(rows: list[tuple[str, ...]]) -> Iterator[str]:
+def table_rows(cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
     """Yield the lines of a plain table, with a heading. Without rows there is no heading."""
+    rows = list(cells)
     widths = [max(map(len, column)) for column in zip(HEADING, *rows, strict=True)]
     for row in (HEADING, *rows) if rows else ():
-        cells = (
+        aligned = (
             text.rjust(width) if name in _RIGHT else text.ljust(width)
             for name, text, width in zip(HEADING, row, widths, strict=True)
         )
-        yield "  ".join(cells).rstrip()
+        yield "  ".join(aligned).rstrip()
 
 
-def _columns(info: "SessionInfo") -> tuple[str, ...]:
+def columns(info: "SessionInfo") -> tuple[str, ...]:
+    """Return the cells of a session's row in the table."""
     size = format_size(info.nbytes)
     numbers = str(info.length), str(len(info.layers)), size
     return info.session, *numbers, info.tier, info.durability, _local_time(info.last_used)
