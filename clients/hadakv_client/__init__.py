@@ -43,7 +43,7 @@ from hadakv_client.errors import (
 from hadakv_client.http.arguments import SessionOptions, TokenProgress, check_session_id
 from hadakv_client.http.files import Progress
 from hadakv_client.http.transport import DEFAULT_URL, check_url
-from hadakv_client.results import AppendResult, Codecs, LayerSpan, Range, SessionInfo, StoredAppend
+from hadakv_client.results import AppendResult, Codecs, LayerSpan, Range, ServiceStatus, SessionInfo, StoredAppend
 from hadakv_client.retries import Retries
 from hadakv_client.session import Session
 from hadakv_kernels import Codec, Diagnostics, Encoded, UnsupportedCodec
@@ -85,6 +85,7 @@ __all__ = [
     "RequestTimeout",
     "ResponseTooLarge",
     "Retries",
+    "ServiceStatus",
     "Session",
     "SessionChanged",
     "SessionCorrupt",

@@ -30,7 +30,7 @@ from hadakv_client.http.transport import (
 )
 from hadakv_client.parts.body_limit import BodyLimit
 from hadakv_client.protocol import Call, Request, Response
-from hadakv_client.results import SessionInfo
+from hadakv_client.results import ServiceStatus, SessionInfo
 from hadakv_client.retries import Flow, Retries, Sleep, Step, with_retries
 from hadakv_kernels import Diagnostics, Encoded
 
@@ -145,6 +145,14 @@ class AsyncClient:
     async def ready(self) -> bool:
         """Return whether the service responds and its device passes the self-test. Makes one attempt."""
         return await self._probe("/readyz")
+
+    async def status(self) -> ServiceStatus:
+        """Get version, backend, budgets, number of sessions and uptime of the service.
+
+        Raises:
+            Busy: the device or the disk store fails its self-test.
+        """
+        return await self._call(calls.status())
 
     async def _probe(self, path: str) -> bool:
         try:

@@ -29,7 +29,7 @@ from hadakv_client.http.transport import (
 )
 from hadakv_client.parts.body_limit import BodyLimit
 from hadakv_client.protocol import Call, Request, Response
-from hadakv_client.results import SessionInfo
+from hadakv_client.results import ServiceStatus, SessionInfo
 from hadakv_client.retries import Flow, Retries, Sleep, Step, with_retries
 from hadakv_client.session import Session
 from hadakv_kernels import Diagnostics, Encoded
@@ -202,6 +202,14 @@ class Client:
     def ready(self) -> bool:
         """Return whether the service responds and its device passes the self-test. Makes one attempt."""
         return self._probe("/readyz")
+
+    def status(self) -> ServiceStatus:
+        """Get version, backend, budgets, number of sessions and uptime of the service.
+
+        Raises:
+            Busy: the device or the disk store fails its self-test.
+        """
+        return self._call(calls.status())
 
     def _probe(self, path: str) -> bool:
         try:

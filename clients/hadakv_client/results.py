@@ -123,6 +123,35 @@ class SessionInfo:
     expires: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """State of a service that is ready.
+
+    Attributes:
+        version: version of the service.
+        backend: backend of the codec: "metal", "cuda" or "cpu".
+        detail: device of the backend, and its threads.
+        sessions: number of sessions of all tenants.
+        used_nbytes: memory that sessions use, in bytes.
+        budget_nbytes: memory budget in bytes.
+        disk_used_nbytes: disk space that sessions use, in bytes.
+        disk_budget_nbytes: disk budget in bytes; 0 if the disk is disabled.
+        disk_room_nbytes: bytes that can still be added on disk.
+        uptime_seconds: seconds since the service started.
+    """
+
+    version: str
+    backend: str
+    detail: str
+    sessions: int
+    used_nbytes: int
+    budget_nbytes: int
+    disk_used_nbytes: int
+    disk_budget_nbytes: int
+    disk_room_nbytes: int
+    uptime_seconds: float
+
+
 class SessionPage(NamedTuple):
     """Part of the list of sessions.
 

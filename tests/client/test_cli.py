@@ -54,7 +54,7 @@ def test_session_is_exported_removed_and_imported(
 
         calls = [
             ("export", first, "file"),
-            ("rm", first),
+            ("sessions", "rm", first),
             ("import", "file"),
             ("import", "file", "--id", f"{first}.copy"),
         ]
@@ -76,12 +76,16 @@ def test_session_is_exported_removed_and_imported(
 def test_list_prints_columns(run: Run, names: tuple[str, str]) -> None:
     first, second = names
 
-    listed, whole, none = run("list", first[:-1]), run("list"), run("list", f"{first}.none")
+    listed, whole, none = (
+        run("sessions", "ls", "--prefix", first[:-1]),
+        run("sessions", "ls"),
+        run("sessions", "ls", "--prefix", f"{first}.none"),
+    )
 
     heading, *rows = listed.stdout.splitlines()
-    assert heading.split() == ["SESSION", "TOKENS", "LAYERS", "SIZE", "LAST", "USED"]
-    assert re.fullmatch(rf"{first} +112 +6 +346\.5 KiB  {MOMENT}", rows[0])
-    assert re.fullmatch(rf"{second} +0 +0 +0 bytes  {MOMENT}", rows[1])
+    assert heading.split() == ["SESSION", "TOKENS", "LAYERS", "SIZE", "WHERE", "DURABILITY", "LAST", "USED"]
+    assert re.fullmatch(rf"{first} +112 +6 +346\.5 KiB  memory +memory +{MOMENT}", rows[0])
+    assert re.fullmatch(rf"{second} +0 +0 +0 bytes  memory +memory +{MOMENT}", rows[1])
     assert len({len(row) for row in rows}) == 1
     assert {row.split()[0] for row in rows} <= {row.split()[0] for row in whole.stdout.splitlines()}
     assert (none.returncode, none.stdout, none.stderr) == (0, "", "")
@@ -89,25 +93,37 @@ def test_list_prints_columns(run: Run, names: tuple[str, str]) -> None:
 
 def test_show_prints_one_field_per_line(run: Run, names: tuple[str, str]) -> None:
     first, second = (
-        dict(re.split(r"  +", line, maxsplit=1) for line in run("show", name).stdout.splitlines()) for name in names
+        dict(re.split(r"  +", line, maxsplit=1) for line in run("sessions", "show", name).stdout.splitlines())
+        for name in names
     )
 
-    codec = "bits 4, rotation hadamard, layout dense, codebook mlx-native, norm unbiased, kind quantized"
+    codec = "4 bits, norm unbiased"
     assert first["session"] == f"{names[0]}: 112 tokens, 6 layers, 346.5 KiB"
     assert (first["shape"], first["as float16"]) == ("2 kv heads, head_dim 256", "1.3 MiB")
     assert (first["k"], first["v"]) == (codec, codec)
     assert second["window"] == "7 tokens"
-    assert second.keys() == {"session", "as float16", "window", "tier", "created", "last used", "expires"}
+    assert second.keys() == {
+        "session",
+        "as float16",
+        "window",
+        "where",
+        "durability",
+        "created",
+        "last used",
+        "expires",
+    }
     assert all(re.fullmatch(MOMENT, second[name]) for name in ("created", "last used", "expires"))
 
 
 def test_rm_deletes_several_sessions(run: Run, names: tuple[str, str]) -> None:
-    assert run("rm", *names).returncode == 0
+    assert run("sessions", "rm", *names).returncode == 0
 
-    assert run("list", names[0][:-1]).stdout == ""
+    assert run("sessions", "ls", "--prefix", names[0][:-1]).stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [("show", "missing"), ("rm", "missing"), ("export", "missing", "new")])
+@pytest.mark.parametrize(
+    "arguments", [("sessions", "show", "missing"), ("sessions", "rm", "missing"), ("export", "missing", "new")]
+)
 def test_missing_session_prints_one_line(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert_fails(run(*arguments), 1, r".*'missing'.* \(404 session-not-found\)")
 
@@ -115,11 +131,11 @@ def test_missing_session_prints_one_line(run: Run, tmp_path: Path, arguments: tu
 
 
 def test_rm_goes_on_after_missing_sessions(run: Run, names: tuple[str, str]) -> None:
-    finished = run("rm", "missing", names[0], "gone", names[1])
+    finished = run("sessions", "rm", "missing", names[0], "gone", names[1])
 
     assert (finished.returncode, finished.stdout) == (1, "")
     assert re.fullmatch(r"hadakv: .*'missing'.*\nhadakv: .*'gone'.*\n", finished.stderr), finished.stderr
-    assert run("list", names[0][:-1]).stdout == ""
+    assert run("sessions", "ls", "--prefix", names[0][:-1]).stdout == ""
 
 
 def test_import_of_invalid_file_prints_one_line(run: Run, tmp_path: Path) -> None:
@@ -154,7 +170,7 @@ def test_closed_pipe_prints_no_error(server: RunningService, names: tuple[str, s
     os.close(readable)
 
     finished = subprocess.run(
-        [*PROGRAM, "list", names[0]],
+        [*PROGRAM, "sessions", "ls", "--prefix", names[0]],
         stdout=writable,
         stderr=subprocess.PIPE,
         text=True,
@@ -173,9 +189,9 @@ def test_token_comes_from_the_environment_or_a_file(run: Run, tmp_path: Path) ->
     mine.write_text("a secret\n")
 
     with running_service("--token-file", str(tokens)) as service:
-        rejected = run("list", url=service.url)
-        by_variable = run("list", url=service.url, HADAKV_TOKEN="a secret")
-        by_file = run("list", "--token-file", "mine", url=service.url, HADAKV_TOKEN="another")
+        rejected = run("sessions", "ls", url=service.url)
+        by_variable = run("sessions", "ls", url=service.url, HADAKV_TOKEN="a secret")
+        by_file = run("sessions", "ls", "--token-file", "mine", url=service.url, HADAKV_TOKEN="another")
 
     assert_fails(rejected, 1, r".*\(401 unauthorized\); set the token with --token-file or HADAKV_TOKEN")
     assert [(each.returncode, each.stderr) for each in (by_variable, by_file)] == [(0, "")] * 2
@@ -187,9 +203,9 @@ def test_ca_file_comes_from_the_environment_or_an_option(run: Run, tmp_path: Pat
     authority.cert_pem.write_to_path(own)
 
     with running_service("--tls-cert", str(served)) as service:
-        unknown = run("list", url=service.url)
-        by_option = run("list", "--ca-file", "own.pem", url=service.url)
-        by_variable = run("list", url=service.url, HADAKV_CA_FILE="own.pem")
+        unknown = run("sessions", "ls", url=service.url)
+        by_option = run("sessions", "ls", "--ca-file", "own.pem", url=service.url)
+        by_variable = run("sessions", "ls", url=service.url, HADAKV_CA_FILE="own.pem")
 
     assert_fails(unknown, 3, rf"GET /sessions at {service.url}: .*CERTIFICATE_VERIFY_FAILED.*")
     assert [(each.returncode, each.stderr) for each in (by_option, by_variable)] == [(0, "")] * 2

@@ -15,7 +15,7 @@ from hadakv_client.http.files import OCTET_STREAM, FileBody, FileDestination
 from hadakv_client.http.responses import Form, Layout, ValueForm, check_equal, required_field
 from hadakv_client.http.tensors import Array, LayerArrays, to_numpy
 from hadakv_client.protocol import MSGPACK, Call, Request, Response
-from hadakv_client.results import AppendResult, Range, SessionInfo, SessionPage, StoredAppend
+from hadakv_client.results import AppendResult, Range, ServiceStatus, SessionInfo, SessionPage, StoredAppend
 from hadakv_kernels import Diagnostics, Encoded
 
 _ACCEPT = {"accept": MSGPACK}
@@ -211,6 +211,11 @@ def max_body() -> Call[int | None]:
         return limit if isinstance(limit, int) else None
 
     return Call(Request("GET", "/healthz", _ACCEPT), parse)
+
+
+def status() -> Call[ServiceStatus]:
+    """Build GET /readyz."""
+    return Call(Request("GET", "/readyz", _ACCEPT), lambda response: responses.service_status(response.document()))
 
 
 def probe(path: str) -> Call[None]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hadakv_client.errors import ProtocolError
 from hadakv_client.http.tensors import WIRE_DTYPES, Array, from_wire
-from hadakv_client.results import Codecs, LayerSpan, SessionInfo, SessionPage
+from hadakv_client.results import Codecs, LayerSpan, ServiceStatus, SessionInfo, SessionPage
 from hadakv_kernels import Codec, CodecError, Diagnostics, Encoded
 
 Form = Literal["packed", "float16", "float32", "bfloat16", "rotated"]
@@ -155,6 +155,15 @@ def _timestamp(document: Mapping[str, Any], name: str) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError:
         raise ProtocolError(f"invalid response: {name} is {text!r}, expected a timestamp") from None
+
+
+def service_status(document: Mapping[str, Any]) -> ServiceStatus:
+    """Return the state of the service."""
+    texts = {name: required_field(document, name, str) for name in ("version", "backend", "detail")}
+    sizes = ("used_nbytes", "budget_nbytes", "disk_used_nbytes", "disk_budget_nbytes", "disk_room_nbytes")
+    numbers = {name: required_field(document, name, int) for name in ("sessions", *sizes)}
+    uptime = required_field(document, "uptime_seconds", float, int)
+    return ServiceStatus(**texts, **numbers, uptime_seconds=uptime)
 
 
 def session_page(document: Mapping[str, Any]) -> SessionPage:

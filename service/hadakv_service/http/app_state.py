@@ -1,7 +1,8 @@
 """The parts that a request handler needs, and the tenant and session key of a request."""
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from starlette.requests import Request
@@ -34,6 +35,7 @@ class AppState:
         new_session: the value a new session starts with.
         counters: request counters.
         metrics: renders `/metrics`.
+        started: time of the start, seconds of `time.monotonic`.
     """
 
     settings: Settings
@@ -46,6 +48,7 @@ class AppState:
     new_session: Session
     counters: RequestCounters
     metrics: Metrics
+    started: float = field(default_factory=time.monotonic)
 
 
 def app_state(request: Request) -> AppState:

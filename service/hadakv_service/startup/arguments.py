@@ -138,7 +138,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _program_name() -> str:
     name = Path(sys.argv[0]).name
-    return {"hadakv": "hadakv serve", "__main__.py": "python -m hadakv_service"}.get(name, "hadakv-service")
+    return {"hadakv serve": "hadakv serve", "__main__.py": "python -m hadakv_service"}.get(name, "hadakv-service")
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:

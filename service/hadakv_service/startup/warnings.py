@@ -31,5 +31,7 @@ def _is_unknown(variable: str) -> bool:
 
 
 def _unknown(variable: str) -> str:
-    close = difflib.get_close_matches(variable.upper(), sorted(_known()), n=1)
-    return f"ignored the unknown environment variable {variable}" + (f"; did you mean {close[0]}?" if close else "")
+    names = [known.removeprefix(PREFIX) for known in sorted(_known())]
+    close = difflib.get_close_matches(variable.upper().removeprefix(PREFIX), names, n=1)
+    hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+    return f"ignored the unknown environment variable {variable}{hint}"

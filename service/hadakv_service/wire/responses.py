@@ -141,3 +141,4 @@ class Readiness(TypedDict):
     disk_budget_nbytes: Natural
     disk_room_nbytes: Natural
     checkpoint_lag_seconds: float | None
+    uptime_seconds: float

@@ -3,6 +3,8 @@
 import plistlib
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -10,9 +12,10 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from hadakv_kernels.backend import GPUS
+from hadakv_kernels.backend import GPUS, host_memory_nbytes
 from hadakv_service.settings import Group, Settings, is_loopback, user_data_directory
 from hadakv_service.startup.arguments import group_of, parse_settings
+from hadakv_service.startup.warnings import setting_warnings
 from hadakv_service.testing import running_service
 from support.backends import GPUS_HERE
 from support.contract import Caller
@@ -226,6 +229,47 @@ def test_invalid_environment_prints_one_line() -> None:
 
     assert finished.returncode == 2
     assert finished.stderr == "hadakv: HADAKV_MAX_QUEUED_JOBS: must be a whole number, not 'none'\n"
+
+
+def test_probable_mistakes_are_warned_about() -> None:
+    memory = host_memory_nbytes()
+    environment = {"HADAKV_MEMORY_BUGDET": "1GiB", "hadakv_port": "1", "HADAKV_X": "", "HADAKV_URL": "", "HOME": "/"}
+
+    warnings = setting_warnings(Settings(memory_budget=memory + (1 << 30)), environment)
+
+    assert warnings == [
+        "ignored the unknown environment variable HADAKV_MEMORY_BUGDET; did you mean HADAKV_MEMORY_BUDGET?",
+        "ignored the unknown environment variable HADAKV_X",
+        "ignored the unknown environment variable hadakv_port; did you mean HADAKV_PORT?",
+        warnings[-1],
+    ]
+    assert re.fullmatch(r"--memory-budget \S+ is more than the memory of this machine, \S+", warnings[-1])
+    assert setting_warnings(Settings(memory_budget=memory), {"HADAKV_PORT": "1"}) == []
+
+
+def test_misspelt_variable_is_logged_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HADAKV_MEMORY_BUGDET", "1GiB")
+
+    with running_service("--log-format", "console"):
+        pass
+
+    assert "ignored the unknown environment variable HADAKV_MEMORY_BUGDET; did you mean" in capfd.readouterr().err
+
+
+def test_wrong_flag_is_reported_before_the_service_is_imported() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "hadakv_service", "--port", "http"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    imported = set(re.findall(r"\| +([\w.]+)$", finished.stderr, re.MULTILINE))
+    assert "pydantic" in imported
+    assert imported.isdisjoint({"numpy", "mlx.core", "fastapi", "uvicorn", "starlette", "hadakv_kernels", "typer"})
+    assert finished.stderr.endswith("hadakv: --port: must be a whole number, not 'http'\n")
 
 
 def test_insecure_allows_bind_beyond_loopback() -> None:

@@ -1,5 +1,7 @@
 """Liveness and readiness."""
 
+import time
+
 import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -57,5 +59,6 @@ async def readyz(request: Request) -> Response:
         "disk_budget_nbytes": disk.budget,
         "disk_room_nbytes": disk_available,
         "checkpoint_lag_seconds": checkpoints.lag_seconds if checkpoints.seconds else None,
+        "uptime_seconds": time.monotonic() - service.started,
     }
     return metadata_response(request, content)

@@ -1,0 +1,71 @@
+"""Command `token add`: makes a token, and adds its hash to the token file of the service."""
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import Annotated
+
+from typer import Argument, BadParameter, Option
+
+from hadakv_cli import output
+from hadakv_cli.options import Json
+
+# The rules of the service for a line of its token file.
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGTP]i?)?B?|none", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+|none")
+
+
+def add_token(
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the tenant: 1 to 64 of A-Z a-z 0-9 _ . -")],
+    file: Annotated[
+        Path,
+        Option(
+            metavar="FILE",
+            envvar="HADAKV_TOKEN_FILE",
+            help="Token file of the service, to which the line is added.",
+        ),
+    ] = Path("tokens"),
+    quota: Annotated[str | None, Option(metavar="SIZE", help="Total size of the tenant's sessions.")] = None,
+    sessions: Annotated[str | None, Option(metavar="NUMBER", help="Number of the tenant's sessions.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a token for a tenant, print it once, and add its hash to the token file."""
+    limits = _limits(name, quota, sessions)
+    token = token_urlsafe(32)
+    _append_line(file, " ".join([f"{name}:{hashlib.sha256(token.encode()).hexdigest()}", *limits]))
+    if as_json:
+        output.print_json({"tenant": name, "token": token, "file": str(file)})
+    else:
+        output.emit(token)
+    print(
+        f"Added {name} to {file}. The token is shown only now. A service with --token-file {file} knows it after a "
+        "restart or SIGHUP.",
+        file=sys.stderr,
+    )
+
+
+def _limits(name: str, quota: str | None, sessions: str | None) -> list[str]:
+    if not _NAME.fullmatch(name):
+        raise BadParameter(f"the name must be 1 to 64 of A-Z a-z 0-9 _ . - and not {name!r}")
+    if quota is not None and not _SIZE.fullmatch(quota):
+        raise BadParameter(f"--quota: must be a size such as 4GiB, or none, not {quota!r}")
+    if sessions is not None and not _NUMBER.fullmatch(sessions):
+        raise BadParameter(f"--sessions: must be a whole number, or none, not {sessions!r}")
+    limits = {"quota": quota and "".join(quota.split()), "sessions": sessions}
+    return [f"{key}={value}" for key, value in limits.items() if value is not None]
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line in one write, so that two commands at once do not mix. A new file is for this user only."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        unfinished = size and os.pread(descriptor, 1, size - 1) != b"\n"
+        content = f"{chr(10) if unfinished else ''}{line}\n".encode()
+        if file.write(content) != len(content):
+            raise OSError(f"{path}: only a part of the line was written")
+        os.fsync(descriptor)

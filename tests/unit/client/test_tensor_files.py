@@ -1,0 +1,111 @@
+"""Files of arrays that `hadakv put` reads: .npz, safetensors, and prompt caches of mlx-lm."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+from safetensors.numpy import save
+
+from hadakv_cli.tensor_files import read_kv, write_kv
+
+K = np.random.default_rng(1).standard_normal((2, 3, 6, 64)).astype(np.float16)
+V = -K
+
+
+def mlx_lm_file(kinds: list[str], arrays: dict[str, Any] | None = None, strings: dict[str, str] | None = None) -> bytes:
+    """Return a file as mlx-lm's `save_prompt_cache` writes it."""
+    tensors = {f"{layer}.{i}": x[layer : layer + 1] for layer in range(2) for i, x in enumerate((K, V))}
+    metadata = {f"2.{layer}": kind for layer, kind in enumerate(kinds)} | {"0.0": "", "0.1": "", "1.model": "tiny"}
+    return save(tensors | (arrays or {}), metadata | (strings or {}))
+
+
+def with_header(header: Any) -> bytes:
+    """Return a safetensors file that is only a header."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def read(content: bytes) -> Any:
+    return read_kv(io.BytesIO(content), "file")
+
+
+# NumPy's own format has no bfloat16.
+WRITTEN: list[tuple[str, Any]] = [("npz", np.float16), ("npz", np.float32)]
+WRITTEN += [("safetensors", dtype) for dtype in (np.float16, np.float32, bfloat16)]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), WRITTEN)
+def test_written_arrays_are_read(kind: Any, dtype: Any) -> None:
+    file = io.BytesIO()
+
+    write_kv(file, {"k": K.astype(dtype), "v": V.astype(dtype)}, kind)
+
+    found = read(file.getvalue())
+    assert found.k.dtype == found.v.dtype == dtype
+    np.testing.assert_array_equal(found.k, K.astype(dtype))
+    np.testing.assert_array_equal(found.v, V.astype(dtype))
+
+
+def test_plain_cache_of_mlx_lm_is_stacked_by_layer() -> None:
+    found = read(mlx_lm_file(["KVCache", "KVCache"]))
+
+    np.testing.assert_array_equal(found.k, K)
+    np.testing.assert_array_equal(found.v, V)
+
+
+@pytest.mark.parametrize("where", ["arrays", "strings"])
+def test_padding_of_a_cache_of_mlx_lm_is_cut(where: str) -> None:
+    sizes: dict[str, Any] = {
+        "arrays": {f"{layer}.2": np.array([4], np.int32) for layer in range(2)},
+        "strings": {"0.0": "4", "0.1": "4"},
+    }
+
+    found = read(mlx_lm_file(["KVCache", "KVCache"], **{where: sizes[where]}))
+
+    np.testing.assert_array_equal(found.k, K[:, :, :4])
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "rotating cache": (
+        mlx_lm_file(["KVCache", "RotatingKVCache"]),
+        "prompt cache of mlx-lm with KVCache, RotatingKVCache; only plain KVCache",
+    ),
+    "cache with more tokens than rows": (
+        mlx_lm_file(["KVCache", "KVCache"], strings={"0.0": "9"}),
+        "layer 0 has 6 tokens, not 9",
+    ),
+    "cache without a layer": (mlx_lm_file(["KVCache"] * 3), "layers differ or are damaged"),
+    "cache of layers that differ": (
+        mlx_lm_file(["KVCache", "KVCache"], {"1.0": K[1:, :1]}),
+        "layers differ or are damaged",
+    ),
+    "arrays of other names": (save({"keys": K}), "must have the arrays k and v, .* it has: keys"),
+    "exported session": (save({"x": K}, {"format": "hadakv-session"}), "use: hadakv import file"),
+    "text": (b"k and v", "neither an .npz nor a valid safetensors file"),
+    "nothing": (b"", "neither an .npz nor a valid safetensors file"),
+    "damaged zip": (b"PK\x03\x04 and nothing", "damaged .npz file"),
+    "cut safetensors": (save({"k": K, "v": V})[:-1], "beyond the end of the file"),
+    "huge header": ((1 << 62).to_bytes(8, "little") + b"{}", "no header"),
+    "header that is a list": ((2).to_bytes(8, "little") + b"[]", "neither an .npz"),
+    "negative offsets": (
+        with_header({"k": {"dtype": "F16", "shape": [1], "data_offsets": [-2, 0]}}),
+        "beyond the end of the file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), REFUSED.values(), ids=REFUSED)
+def test_other_file_is_refused_with_the_reason(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(content)
+
+
+def test_pickled_arrays_are_refused() -> None:
+    file = io.BytesIO()
+    np.savez(file, k=np.array([{}], object), v=V)
+
+    with pytest.raises(ValueError, match="damaged"):
+        read(file.getvalue())
