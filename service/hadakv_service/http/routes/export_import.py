@@ -11,10 +11,11 @@ from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.body_stream import BodyStream
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
+from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.operations.describe import describe
 from hadakv_service.operations.files.export_session import Export, ExportAborted
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 # RFC 7234, 5.5: 299 is a persistent warning without a standard meaning.
 VERSION_1_WARNING = (
@@ -36,14 +37,16 @@ async def export(request: Request) -> Response:
         )
 
     file = await service.device.call(prepare, key)
-    try:
-        await file.verify(service.device, partial(is_disconnected, request.scope))
-    except ExportAborted as error:
-        raise ClientDisconnect from error
     headers = {
         "content-length": str(file.nbytes),
         "content-disposition": f'attachment; filename="{key[1]}.safetensors"',
     }
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=OCTETS)
+    try:
+        await file.verify(service.device, partial(is_disconnected, request.scope))
+    except ExportAborted as error:
+        raise ClientDisconnect from error
     return StreamingResponse(file.chunks(service.device), headers=headers, media_type=OCTETS)
 
 
