@@ -93,7 +93,7 @@ class SessionInfo:
         codec: codecs of k and v.
         kv_heads: number of heads of k and v.
         head_dim: number of elements of one vector.
-        layers: layers with at least one append.
+        layers: layers that were declared or appended to.
         length: number of tokens of the shortest layer; 0 without layers.
         nbytes: stored size in bytes.
         raw_nbytes: size of the same tokens as float16, in bytes.

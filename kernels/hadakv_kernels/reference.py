@@ -20,6 +20,7 @@ Bytes = NDArray[np.uint8]
 
 LANES = 32
 SMALLEST_NORM = np.float32(1e-10)
+FLOAT16_MAX = np.float32(65504)
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -254,7 +255,8 @@ def decode(encoded: Encoded, spec: CodecSpec, dtype: str = "float32", *, inverse
         inverse: whether to do the inverse rotation; without it, values are in the rotated domain.
 
     Returns:
-        values [..., head_dim] of that dtype, rounded to nearest even.
+        values [..., head_dim] of that dtype, rounded to nearest even. A value that does not fit float16 becomes the
+        largest float16 of its sign, 65504. NaN stays NaN.
 
     Raises:
         UnsupportedDtype: dtype is not supported, or the arrays do not have the dtypes that `encode` returns.
@@ -271,4 +273,7 @@ def decode(encoded: Encoded, spec: CodecSpec, dtype: str = "float32", *, inverse
         r = tables.centroids(spec.codec.bits, spec.codec.codebook)[index] * per_element(scale, spec)
         if inverse and spec.codec.rotation == "hadamard":
             r = transform(r) * spec.inv_sqrt * tables.signs(spec.head_dim)
+        if dtype == "float16":
+            # NumPy's clip keeps NaN.
+            r = r.clip(-FLOAT16_MAX, FLOAT16_MAX)
         return r.reshape(*lead, spec.head_dim).astype(DTYPES[dtype])

@@ -111,7 +111,7 @@ void finish(const Floats* y, int stride, const float* factors, std::uint8_t* out
         HADAKV_UNROLL
         for (int k = 0; k < RADIX; ++k) {
             const int at = j + k * stride;
-            store_floats_as<DTYPE>(out + at * BYTES, r[k] * load<Floats>(factors + at * W));
+            store_decoded_as<DTYPE>(out + at * BYTES, r[k] * load<Floats>(factors + at * W));
         }
     }
 }

@@ -207,6 +207,11 @@ HADAKV_INLINE Halves bfloats_from_floats(Floats v) {
     return narrow(((rounded & ~is_nan) | ((u | 0x400000u) & is_nan)) >> 16);
 }
 
+// Replaces an infinity by the largest float16 of its sign, whose bits are one less. A NaN stays.
+HADAKV_INLINE Halves without_infinity(Halves h) {
+    return h + (Halves)((h & 0x7fffu) == 0x7c00u);
+}
+
 template <Dtype DTYPE>
 HADAKV_INLINE Floats load_as_floats(const std::uint8_t* p) {
     if constexpr (DTYPE == Dtype::float32)
@@ -225,6 +230,15 @@ HADAKV_INLINE void store_floats_as(std::uint8_t* p, Floats v) {
         store(p, halves_from_floats(v));
     else
         store(p, bfloats_from_floats(v));
+}
+
+// Stores decoded values. Those that do not fit float16 become its largest ones.
+template <Dtype DTYPE>
+HADAKV_INLINE void store_decoded_as(std::uint8_t* p, Floats v) {
+    if constexpr (DTYPE == Dtype::float16)
+        store(p, without_infinity(halves_from_floats(v)));
+    else
+        store_floats_as<DTYPE>(p, v);
 }
 
 // Returns index + (v > boundary) for each lane. A NaN is above no boundary.

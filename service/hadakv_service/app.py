@@ -28,6 +28,7 @@ from hadakv_service.http.middleware.request_log import RequestLogMiddleware
 from hadakv_service.http.openapi import document
 from hadakv_service.http.request_body import BodyReader
 from hadakv_service.http.routes import codec, docs, export_import, health, kv, metrics, sessions, truncate_fork
+from hadakv_service.http.strict_route import head_routes, reject_queries
 from hadakv_service.maintenance import (
     CloseProgress,
     close_store,
@@ -189,6 +190,8 @@ def _build_routes(append: AppendEndpoint, lifespan: Callable[[FastAPI], Any]) ->
     app.router.routes.extend(docs.ROUTES)
     for router in ROUTERS:
         app.include_router(router)
+    reject_queries(app.routes)
+    app.router.routes.extend(head_routes(route for router in ROUTERS for route in router.routes))
     add_error_handlers(app)
     document.extend_openapi(app)
     return app

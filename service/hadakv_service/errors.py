@@ -21,7 +21,9 @@ ServiceError
 │   └── NonFinite               NaN, infinity or overflow in k or v
 ├── FileCorrupt            422  checksum mismatch of an imported file
 ├── HeadersTooLarge        431
+├── UnsupportedTransferEncoding  501  the body has a transfer coding besides chunked
 ├── Busy                   503  the device queue or the number of requests is at its limit
+├── SelfTestFailed         503  the device computes wrong results
 ├── StorageUnavailable     503  the disk store cannot be used now
 ├── ShuttingDown           503  shutdown before the response; the request may have been processed
 ├── InsufficientStorage    507  exceeds the memory or disk budget, or the disk is full
@@ -233,6 +235,18 @@ class Busy(ServiceError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Retry-After": "1"})
+
+
+class UnsupportedTransferEncoding(ServiceError):
+    """The body has a transfer coding besides chunked."""
+
+    status, slug, title = 501, "unsupported-transfer-encoding", "The transfer encoding is not supported"
+
+
+class SelfTestFailed(ServiceError):
+    """The device encodes a known vector to wrong bytes."""
+
+    status, slug, title = 503, "self-test-failed", "The device computes wrong results"
 
 
 class StorageUnavailable(ServiceError):

@@ -70,14 +70,16 @@ def changed_pages(_: Target) -> Outcome:
         with running_service(*flags) as service, Caller(service.url) as caller:
             for name in ("a", "b"):
                 caller.append(name, K, V)
-            kept = caller.snapshot("b")[1]
+            kept = [caller.snapshot(name)[1] for name in ("a", "b")]
         with sqlite3.connect(folder / FILE) as file:
             file.execute("UPDATE pages SET content = zeroblob(length(content)) WHERE id = (SELECT MIN(id) FROM pages)")
         file.close()
         with running_service(*flags) as service, Caller(service.url) as caller:
             answers = [caller.get(f"/sessions/{name}/kv") for name in ("a", "b")]
     statuses = sorted(answer.status for answer in answers)
-    held = statuses == [200, 410] and all(answer.content == kept for answer in answers if answer.status == 200)
+    held = statuses == [200, 410] and all(
+        answer.content == content for answer, content in zip(answers, kept, strict=True) if answer.status == 200
+    )
 
     return Outcome("a page of zeros", summary(answers), held)
 

@@ -13,7 +13,7 @@ def smuggled(target: Target, sent: str, *requests: bytes) -> Outcome:
         received = [target.exchange(request) for request in requests]
         alive = mallory.get(f"/sessions/{CANARY}").status == 200
         mallory.delete(f"/sessions/{CANARY}")
-    refused = all(statuses(each) in ([400], [431]) for each in received)
+    refused = all(statuses(each) in ([400], [431], [501]) for each in received)
 
     return Outcome(sent, described(*received), alive and refused)
 

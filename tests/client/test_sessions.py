@@ -28,7 +28,8 @@ def test_create_returns_the_description(client: Any, session_id: str) -> None:
     assert info.session == session.id == session_id
     assert info.codec == (Codec(bits=3), Codec(bits=3))
     assert (info.kv_heads, info.head_dim, info.window, info.ttl_seconds) == (3, 64, 8, 600)
-    assert (info.layers, info.length, info.nbytes, info.raw_nbytes) == ((), 0, 0, 0)
+    assert [(span.layer, span.length) for span in info.layers] == [(0, 0), (1, 0)]
+    assert (info.length, info.nbytes, info.raw_nbytes) == (0, 0, 0)
     assert info.expires is not None
     assert info.expires > info.created
     assert session.info().session == session_id

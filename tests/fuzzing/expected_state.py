@@ -42,16 +42,16 @@ class ExpectedSession:
             else:
                 self._check(layer, position, rows)
 
-    def check(self, first: int, answer: Json) -> None:
-        """Compare the response to a read of packed layers, starting with layer `first`.
+    def check(self, answer: Json) -> None:
+        """Compare the response to a read of packed layers.
 
         Raises:
             Contradiction: the content differs from what was acknowledged.
         """
-        for index, rows in enumerate(_by_layer(answer)):
-            self._check(first + index, answer["start"], rows)
-            if answer["stop"] > self.length(first + index):
-                raise Contradiction(f"layer {first + index} returned tokens up to {answer['stop']}")
+        for layer, rows in zip(answer["layers"], _by_layer(answer), strict=True):
+            self._check(layer, answer["start"], rows)
+            if answer["stop"] > self.length(layer):
+                raise Contradiction(f"layer {layer} returned tokens up to {answer['stop']}")
 
     def _check(self, layer: int, position: int, rows: Rows) -> None:
         mine = self._layers.get(layer, {})

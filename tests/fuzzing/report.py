@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 # A service may be busy or full. Every other 5xx status is a failure.
-ALLOWED = {503, 507}
+ALLOWED = {501, 503, 507}
 # Maximum memory growth after warm-up, beyond the memory budget.
 EXTRA_NBYTES = 192 << 20
 

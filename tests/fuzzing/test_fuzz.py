@@ -92,15 +92,15 @@ def appended(values: np.ndarray, position: int) -> dict[str, object]:
 def test_wrong_session_content_is_detected() -> None:
     held, values = ExpectedSession(), np.arange(24, dtype=np.uint8).reshape(1, 1, 3, 8)
     held.append(0, appended(values, 0))
-    read = {"start": 1, "stop": 3, **{name: {"packed": tensor(values[:, :, 1:])} for name in "kv"}}
-    held.check(0, read)
+    read = {"layers": [0], "start": 1, "stop": 3, **{name: {"packed": tensor(values[:, :, 1:])} for name in "kv"}}
+    held.check(read)
 
     with pytest.raises(Contradiction, match="not what was stored"):
-        held.check(0, {**read, "start": 0, "stop": 2})
+        held.check({**read, "start": 0, "stop": 2})
     with pytest.raises(Contradiction, match="an append went to 4"):
         held.append(0, appended(values, 4))
     with pytest.raises(Contradiction, match="not what was stored"):
-        held.truncated(2).check(0, read)
+        held.truncated(2).check(read)
 
 
 def test_deleted_session_that_is_found_is_detected() -> None:

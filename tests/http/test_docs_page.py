@@ -61,7 +61,7 @@ def test_page_and_document_need_no_token_and_reveal_nothing(tmp_path: Path) -> N
             before = stranger.get("/openapi.json")
             ann.send("PUT", "/sessions/secret-session")
             after, own = stranger.get("/openapi.json"), ann.get("/openapi.json")
-        opened = [stranger.http.get(path) for path in sorted(docs.OPEN_PATHS)]
+        opened = [stranger.http.get(path, follow_redirects=True) for path in sorted(docs.OPEN_PATHS)]
         wrong = stranger.send("GET", "/docs", authorization="Bearer wrong")
         others = [stranger.get(path) for path in ("/docs/", "/docs/x", "/openapi.json/", "/metrics", "/sessions")]
 

@@ -89,7 +89,7 @@ def test_document_has_every_status_of_a_call(document: Json) -> None:
     found = operations(document)
     reported = {call: {int(status) for status in operation["responses"]} for call, operation in found.items()}
 
-    always = {400, 403, 408, 421, 431, 503}
+    always = {400, 403, 408, 421, 422, 431, 501, 503}
     any_ = {401, 422} | always
     changing = {410, 413, 415, 507} | any_
     assert reported == {
@@ -105,7 +105,7 @@ def test_document_has_every_status_of_a_call(document: Json) -> None:
         ("POST", "/sessions/{id}/import"): {201, 409} | changing,
         ("POST", "/encode"): {200, 413, 415} | any_,
         ("POST", "/decode"): {200, 413, 415} | any_,
-        ("GET", "/metrics"): {200, 401} | always,
+        ("GET", "/metrics"): {200} | any_,
         ("GET", "/healthz"): {200} | always,
         ("GET", "/readyz"): {200} | always,
     }
@@ -205,7 +205,7 @@ def test_docs_page_loads_from_this_service_only(caller: Caller) -> None:
     assert "data:" not in policy["script-src"]
 
 
-@pytest.mark.parametrize("path", ["/redoc", "/docs/", "/docs/oauth2-redirect", "/docs/redoc.standalone.js", "/docs/.."])
+@pytest.mark.parametrize("path", ["/redoc", "/docs/", "/docs/oauth2-redirect", "/docs/redoc.standalone.js"])
 def test_docs_has_no_other_pages_or_files(caller: Caller, path: str) -> None:
     assert caller.http.get(path).status_code == 404
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from operator import index
 from typing import Any, Literal, TypedDict
 
 from hadakv_client.errors import CodecMismatch
@@ -34,6 +35,17 @@ class SessionOptions(TypedDict, total=False):
     window: int | None
     ttl_seconds: float | None
     durability: Literal["memory", "spill", "ack"] | None
+
+
+def integer(x: Any, name: str) -> int:
+    """Return an integer argument as int.
+
+    Raises:
+        TypeError: x is not an integer. Booleans are not, though Python counts them among integers.
+    """
+    if isinstance(x, bool) or not hasattr(x, "__index__"):
+        raise TypeError(f"{name} must be an integer, not {x!r}")
+    return index(x)
 
 
 def check_session_id(session_id: str) -> str:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from operator import index
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from hadakv_client.errors import ProtocolError
 from hadakv_client.http import responses
-from hadakv_client.http.arguments import CodecOptions, Position, to_codec
+from hadakv_client.http.arguments import CodecOptions, Position, integer, to_codec
 from hadakv_client.http.files import OCTET_STREAM, FileBody, FileDestination
 from hadakv_client.http.responses import Form, Layout, ValueForm, check_equal, required_field
 from hadakv_client.http.tensors import Array, LayerArrays, to_numpy
@@ -41,9 +40,11 @@ def append(
         minimal: omit the stored streams. The result is then an `AppendResult`, else a `StoredAppend`.
     """
     k, v = kv
-    at = None if position == "end" else index(position)
+    at = None if position == "end" else integer(position, "position")
     optional = {"position": at, "codec": codec}
-    message = {"k": k, "v": v, "layer": index(layer)} | {key: x for key, x in optional.items() if x is not None}
+    message = {"k": k, "v": v, "layer": integer(layer, "layer")} | {
+        key: x for key, x in optional.items() if x is not None
+    }
     headers = _ACCEPT | ({"prefer": "return=minimal"} if minimal else {})
     path = f"/sessions/{session}/kv"
     request = Request.with_body("POST", path, message, headers=headers, idempotent=at is not None)
@@ -73,7 +74,10 @@ def read(
 ) -> Call[Range[Any]]:
     """Build GET /sessions/{id}/kv."""
     ring = layout == "ring"
-    optional = {"start": start, "stop": stop, "layers": f"{layers[0]}:{layers[1]}" if layers else None}
+    start = None if start is None else integer(start, "start")
+    stop = None if stop is None else integer(stop, "stop")
+    first_layer, last_layer = (integer(layer, "layers") for layer in layers) if layers else (0, 0)
+    optional = {"start": start, "stop": stop, "layers": f"{first_layer}:{last_layer}" if layers else None}
     optional["layout"] = layout if ring else None
     query = urlencode({key: x for key, x in optional.items() if x is not None} | {"form": form})
 
@@ -82,8 +86,8 @@ def read(
         check_equal("session", required_field(document, "session", str), session)
         check_equal("group", required_field(document, "group", int), 0)
         first, last, length = (required_field(document, name, int) for name in ("start", "stop", "length"))
-        check_equal("start", first, first if start is None else index(start))
-        check_equal("stop", last, last if stop is None else min(index(stop), length))
+        check_equal("start", first, first if start is None else start)
+        check_equal("stop", last, last if stop is None else min(stop, length))
         held = responses.layer_indices(document, layers)
         axes = (len(held), None if ring else last - first)
         k, v = (responses.stored_stream(document.get(name), name, form, axes) for name in "kv")
@@ -110,13 +114,13 @@ def _session_info(response: Response) -> SessionInfo:
 
 def truncate(session: str, length: int) -> Call[SessionInfo]:
     """Build POST /sessions/{id}/truncate."""
-    body = {"length": index(length)}
+    body = {"length": integer(length, "length")}
     return Call(Request.with_body("POST", f"/sessions/{session}/truncate", body, headers=_ACCEPT), _session_info)
 
 
 def fork(session: str, new: str, length: int | None) -> Call[SessionInfo]:
     """Build POST /sessions/{id}/fork. It is not idempotent: a second attempt fails because the session exists."""
-    body = {"id": new} | ({} if length is None else {"length": index(length)})
+    body = {"id": new} | ({} if length is None else {"length": integer(length, "length")})
     request = Request.with_body("POST", f"/sessions/{session}/fork", body, headers=_ACCEPT, idempotent=False)
     return Call(request, _session_info)
 
@@ -192,7 +196,7 @@ def decode(encoded: Encoded, codec: CodecOptions | None, head_dim: int, form: Va
         stream = {"values": packed.view(np.float16)}
     else:
         stream = {"packed": packed, "norms": to_numpy(encoded.norms, "norms", "float32")}
-    message = {**stream, "codec": options.to_mapping(), "head_dim": index(head_dim), "form": form}
+    message = {**stream, "codec": options.to_mapping(), "head_dim": integer(head_dim, "head_dim"), "form": form}
     request = Request.with_body("POST", "/decode", message, headers=_ACCEPT)
 
     def parse(response: Response) -> Array:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 
-from hadakv_client.http.arguments import Position
+from hadakv_client.http.arguments import Position, integer
 from hadakv_client.http.tensors import Array, LayerArrays, to_view
 
 # Attributes that caches other than KVCache have, and why their rows are not the tokens in order.
@@ -61,12 +61,12 @@ class KeysValues:
         """
         if position == "end":
             raise ValueError('a cache has its positions: pass a number or None instead of "end"')
-        if not 0 <= index(position) <= self.tokens:
+        if not 0 <= integer(position, "position") <= self.tokens:
             raise ValueError(
                 f"the cache has {self.tokens} tokens and none at position {position}. If the session has more tokens "
                 "than the cache, truncate it, or pass position=0 to compare both"
             )
-        return self.part(slice(None), slice(index(position), None))
+        return self.part(slice(None), slice(integer(position, "position"), None))
 
 
 def keys_values(k: Any, v: Any = None, *, allow_zeros: bool = False) -> KeysValues:

@@ -42,8 +42,8 @@ class Endpoint:
         url = "http://localhost" if socket else _with_scheme(base_url)
         if not _is_http(url):
             raise ValueError(f"the URL must be like {DEFAULT_URL} or unix:/path/to/socket, not {base_url!r}")
-        if token is not None and not (token.isascii() and token.isprintable()):
-            raise ValueError("the token must be printable ASCII")
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token):
+            raise ValueError(_invalid_token(token))
         self._base_url = url.rstrip("/")
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._headers |= _basic_authorization(url)
@@ -143,3 +143,10 @@ def transport_errors(request: Request, endpoint: Endpoint) -> Iterator[None]:
         error_class = Timeout if isinstance(error, _TIMEOUTS) else ConnectionLost
         message = explain(error, f"{request.method} {request.path}", endpoint.name)
         raise error_class(message, sent=not isinstance(error, _NOT_SENT)) from error
+
+
+def _invalid_token(token: str) -> str:
+    """Return what is wrong with a token, without the token itself."""
+    if token.strip() != token and token.strip().isascii() and token.strip().isprintable():
+        return "the token begins or ends with a line break or another blank: a file's text needs .strip()"
+    return "the token must be printable ASCII"

@@ -15,6 +15,7 @@ from hadakv_service.http.app_state import AppState, session_key
 from hadakv_service.http.content import MSGPACK, is_json
 from hadakv_service.http.request_body import SMALL_BODY_NBYTES, read_small
 from hadakv_service.http.sending import released_on_error, send_counted
+from hadakv_service.http.strict_route import check_query
 from hadakv_service.observability.request_record import SCOPE_KEY
 from hadakv_service.operations.append import AppendOperation, AppendOutcome, AppendRequest
 from hadakv_service.storage.session_store import Key
@@ -80,6 +81,7 @@ class AppendEndpoint:
         minimal = prefer is not None and b"return=minimal" in prefer.replace(b" ", b"").lower()
         try:
             key = session_key(scope)
+            check_query(scope, ())
             outcome, share = await self._receive(key, scope, receive, headers, minimal=minimal)
         except ServiceError as error:
             await problem_details.problem_response(error)(scope, receive, send)

@@ -29,7 +29,7 @@ def is_json(request: Request, *, json_allowed: bool = False) -> bool:
     if json_allowed and name == JSON:
         return True
     allowed = f"{MSGPACK} or {JSON}" if json_allowed else MSGPACK
-    raise UnsupportedMediaType(f"The content type must be {allowed}, not {name or 'missing'}.")
+    raise _wrong_type(name, allowed)
 
 
 def check_octet_stream(request: Request) -> None:
@@ -41,7 +41,13 @@ def check_octet_stream(request: Request) -> None:
     check_uncompressed(request)
     name = _content_type(request)
     if name != OCTETS:
-        raise UnsupportedMediaType(f"The content type must be {OCTETS}, not {name or 'missing'}.")
+        raise _wrong_type(name, OCTETS)
+
+
+def _wrong_type(name: str, allowed: str) -> UnsupportedMediaType:
+    if not name:
+        return UnsupportedMediaType(f"The request has no Content-Type header. It must be {allowed}.")
+    return UnsupportedMediaType(f"The content type must be {allowed}, not {name}.")
 
 
 def check_uncompressed(request: Request) -> None:

@@ -36,7 +36,7 @@ def _methods(request: Request) -> list[str]:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return [method for method in ("DELETE", "GET", "POST", "PUT") if is_allowed(method)]
+    return [method for method in ("DELETE", "GET", "HEAD", "POST", "PUT") if is_allowed(method)]
 
 
 async def _query_error(_: Request, error: Exception) -> Response:

@@ -168,6 +168,10 @@ class DeferredResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the response. Stop if the client has disconnected."""
         try:
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": b""})
+                return
             async with aclosing(self._pieces(scope)) as pieces:
                 await _send_drained(send, self.status_code, self.raw_headers, pieces, self._nbytes)
         finally:
@@ -175,8 +179,6 @@ class DeferredResponse(Response):
 
     async def _pieces(self, scope: Scope) -> AsyncGenerator[Buffer, None]:
         """Yield the body. The device makes the next piece while one is sent."""
-        if scope["method"] == "HEAD":
-            return
         makers = self._makers()
         upcoming: asyncio.Future[Buffer] | None = self._start(next(makers))
         try:

@@ -65,4 +65,4 @@ def _merge(old: Session, requested: Mapping[str, Any], *, is_new: bool) -> Sessi
         raise SessionExists(
             f"The session already stores {old.stored_layers} layers; layers cannot be less.", field="layers"
         )
-    return replace(old, **requested)
+    return replace(old, **requested).with_declared_layers()

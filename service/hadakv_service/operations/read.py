@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from hadakv_kernels import Backend, CodecSpec, Encoded, Stream
 from hadakv_service.errors import InvalidRequest, ResponseTooLarge
+from hadakv_service.sessions.existing_layers import existing_layers
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.range_tensor import Range, RangeTensor, ReadForm, Segment, range_tensors
 from hadakv_service.sessions.session import Session
@@ -69,7 +70,7 @@ class ReadOperation:
 
     def _nbytes(self, session: Session) -> int:
         """Return the bytes of the response."""
-        a, b, start, stop = session.range(*self._request[:3])
+        a, b, start, stop = session.range(*self._request[:2], self._places)
         if not session.has_shape:
             return 0
         tokens = session.window or 0 if self._request.ring else stop - start
@@ -83,7 +84,8 @@ class ReadOperation:
 
         The session value is kept until the read is complete, so its pages stay in memory or on disk.
         """
-        session = self._store.get(self._key).session
+        existing = existing_layers(self._store.get(self._key).session, self._request.layers)
+        session, self._places, self._numbers = existing
         self._store.touch(self._key)
         if self._request.ring and session.window is None:
             raise InvalidRequest([("layout", "cannot be a ring: the session has no window")])
@@ -100,7 +102,7 @@ class ReadOperation:
         nbytes = self._nbytes(session)
         if nbytes <= self._limit:
             return
-        a, b, start, stop = session.range(*self._request[:3])
+        a, b, start, stop = session.range(*self._request[:2], self._places)
         window = session.window if self._request.ring else None
         tokens = self._limit // (nbytes // (window or stop - start))
         advice = f"{tokens} tokens of these layers fit" if tokens else "no token of all these layers fits"
@@ -110,7 +112,7 @@ class ReadOperation:
             self._limit,
             f"{advice} one response",
             tokens=tokens,
-            layers=session.layer_numbers(a, b),
+            layers=self._numbers,
             start=start,
             stop=stop,
             length=session.common_range(a, b - a)[1] if a < b else 0,
@@ -125,12 +127,12 @@ class ReadOperation:
     def complete(self, encoded: Sequence[Encoded]) -> ReadResult:  # noqa: ARG002 - nothing was encoded
         """Read a small range. Of a large one, return tensors that are deferred."""
         session, form = self._session, self._request.form
-        a, b, start, stop = session.range(*self._request[:3])
+        a, b, start, stop = session.range(*self._request[:2], self._places)
         _, length, _ = session.common_range(a, b - a) if a < b else (0, 0, 0)
         content: responses.Range = {
             "session": self._key[1],
             "group": 0,
-            "layers": session.layer_numbers(a, b),
+            "layers": self._numbers,
             "start": start,
             "stop": stop,
             "length": length,
@@ -140,7 +142,7 @@ class ReadOperation:
         if not session.has_shape:
             return ReadResult(content, None)
         rows = session.window or 0 if self._request.ring else stop - start
-        range_ = Range(session, a, len(content["layers"]), rows, self._segments(start, stop, rows), self._backend)
+        range_ = Range(session, a, b - a, rows, self._segments(start, stop, rows), self._backend)
         pages = range_.pages()
         self._store.pool.count_read(pages)
         if self._nbytes(session) > self._whole_nbytes:

@@ -16,7 +16,14 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hadakv_service.asgi_extensions import CLIENT_DISCONNECTED, RECEIVE_INTO, SEND_RESPONSE, record_rejected
-from hadakv_service.errors import Busy, HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
+from hadakv_service.errors import (
+    Busy,
+    HeadersTooLarge,
+    MalformedRequest,
+    RequestTimeout,
+    ServiceError,
+    UnsupportedTransferEncoding,
+)
 from hadakv_service.observability.request_record import HEADER
 from hadakv_service.problem_details import problem_response
 from hadakv_service.server.connection_monitor import ConnectionMonitor
@@ -26,6 +33,7 @@ from hadakv_service.server.uvicorn_adapter import Cycle, PeerState, UvicornAdapt
 
 # Maximum number of requests that a peer may send before it gets the responses to earlier ones.
 MAX_PIPELINED = 100
+_TRANSFER_ENCODING = b"transfer-encoding"
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -45,6 +53,8 @@ class HttpProtocol(HttpToolsProtocol):
         # Why a callback stopped the parser.
         self._rejection: ServiceError | None = None
         self._received_nbytes = 0  # by the last read
+        # Whether the last read ended a request, or had some of a body.
+        self._has_ended_request = self._has_read_body = False
         self._body_nbytes = 0
         # Bounds of the size of an incomplete head. A head may begin in the same read that ends an earlier request.
         self._min_head_nbytes = self._max_head_nbytes = 0
@@ -73,6 +83,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Parse received bytes, and limit the size of heads and trailers."""
         self.last_activity = perf_counter()
         self._received_nbytes = len(data)
+        self._has_ended_request = self._has_read_body = False
         try:
             self._uvicorn.parse(data)
         except httptools.HttpParserError:
@@ -84,12 +95,20 @@ class HttpProtocol(HttpToolsProtocol):
         """Count received bytes of an incomplete head or of incomplete trailers, and reject what exceeds the limit."""
         state = self._uvicorn.peer_state()
         if state is PeerState.SENDING_HEAD:
-            self._min_head_nbytes += len(data) if self._min_head_nbytes else self._uvicorn.head_nbytes()
+            self._min_head_nbytes += len(data) if self._min_head_nbytes else self._begun_head_nbytes(data)
             self._max_head_nbytes += len(data)
             self._reject_if_larger(self._min_head_nbytes)
         elif state is PeerState.SENDING_BODY and self._trailers_nbytes is not None:
             self._trailers_nbytes += len(data)
             self._reject_if_larger(self._trailers_nbytes)
+
+    def _begun_head_nbytes(self, data: bytes) -> int:
+        """Return at least how many of the bytes just read belong to the incomplete head that began in them."""
+        if not self._has_ended_request:
+            return len(data)
+        # Earlier requests in the same read have no body here, so each ended with an empty line.
+        line_end = -1 if self._has_read_body else data.rfind(b"\r\n\r\n")
+        return self._uvicorn.head_nbytes() if line_end < 0 else len(data) - line_end - 4
 
     def _reject_if_larger(self, nbytes: int) -> None:
         if nbytes > self._limits.max_header_nbytes:
@@ -98,8 +117,15 @@ class HttpProtocol(HttpToolsProtocol):
     # Parser callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header. Strip spaces after the value, because the parser keeps them."""
-        super().on_header(name, value.rstrip(b" \t"))
+        """Add a header. Strip spaces after the value, because the parser keeps them.
+
+        The parser ignores codings before the last one, chunked. The application would take the coded body for plain.
+        """
+        value = value.rstrip(b" \t")
+        if len(name) == len(_TRANSFER_ENCODING) and name.lower() == _TRANSFER_ENCODING and value.lower() != b"chunked":
+            shown = value[:80].decode("latin-1")
+            self._stop_parsing(UnsupportedTransferEncoding(f"Transfer-Encoding must be chunked, not {shown!r}."))
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Check the limits, then start the request and offer the extensions. The application's task starts later."""
@@ -134,11 +160,13 @@ class HttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Count body bytes. They are not trailers."""
         self._trailers_nbytes = None
+        self._has_read_body = True
         self._body_nbytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note the end of a request, but not of one that will be parsed again without its Upgrade header."""
+        self._has_ended_request = True
         if not self._offers_upgrade:
             self._uvicorn.finish_receiving()
             super().on_message_complete()

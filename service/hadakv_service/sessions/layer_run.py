@@ -50,6 +50,7 @@ class LayerRun:
         stop: position after the last stored token.
         pages: pages with the stored tokens: full pages first, then shorter ones.
         full_pages: number of full pages.
+        is_gap: whether the layers do not exist: they were neither declared nor appended to, but later ones were.
     """
 
     layers: int
@@ -57,6 +58,7 @@ class LayerRun:
     stop: int = 0
     pages: tuple[Page, ...] = ()
     full_pages: int = 0
+    is_gap: bool = False
 
     def split(self, borders: Sequence[int]) -> list["LayerRun"]:
         """Return a run for the layers from each border to the next; see `Page.split`.
@@ -71,7 +73,9 @@ class LayerRun:
         ]
 
     def append(self, page: Page, backend: Backend) -> "LayerRun":
-        """Return the run with the tokens of a page at its end."""
+        """Return the run with the tokens of a page at its end. Its layers exist from then on, also without tokens."""
+        if self.is_gap:
+            return replace(self, is_gap=False).append(page, backend)
         if not page.tokens:
             return self
         stop = self.stop + page.tokens

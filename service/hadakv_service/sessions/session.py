@@ -1,9 +1,9 @@
-"""Session: an immutable value; page_diff between two values."""
+"""Session: an immutable value."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, chain, pairwise, zip_longest
+from itertools import accumulate, chain, pairwise
 from secrets import randbits
 from typing import Literal
 
@@ -87,7 +87,7 @@ class Session:
 
     @property
     def stored_layers(self) -> int:
-        """Number of layers up to the last one that any append has reached."""
+        """Number of layers up to the last one that was declared or appended to, gaps included."""
         return sum(run.layers for run in self.runs)
 
     @property
@@ -119,16 +119,22 @@ class Session:
         return run.start if self.window is None else max(run.start, run.stop - self.window)
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
-        """Yield index, first position and length of each stored layer."""
+        """Yield index, first position and length of each layer that exists."""
         layer = 0
         for run in self.runs:
-            for _ in range(run.layers):
+            for _ in range(0 if run.is_gap else run.layers):
                 yield layer, self.first(run), run.stop
                 layer += 1
+            layer += run.layers if run.is_gap else 0
 
-    def layer_numbers(self, a: int, b: int) -> list[int]:
-        """Return the indices of the stored layers from `a` to `b`, which are the first axis of a read."""
-        return list(range(a, b))
+    def with_declared_layers(self) -> "Session":
+        """Return the session in which all declared layers exist, with or without tokens."""
+        if self.layers is None:
+            return self
+        runs = [replace(run, is_gap=False) if run.is_gap else run for run in self.runs]
+        if missing := self.layers - self.stored_layers:
+            runs.append(LayerRun(missing))
+        return replace(self, runs=tuple(runs))
 
     def with_shape(self, shape: Shape, codecs: tuple[Codec, Codec] | None) -> "Session":
         """Return the session with the shape and codecs of an append, without its tokens.
@@ -276,10 +282,21 @@ class Session:
         return replace(self, runs=tuple(run.truncate(length, backend) for run in self.runs))
 
     def _empty_runs(self, layer: int, stop: int) -> list[LayerRun]:
-        """Return new layers up to `stop`, with those before `layer` in a separate run."""
+        """Return new layers up to `stop`. Those before `layer` are a gap."""
         stored = self.stored_layers
-        edges = [stored, *([layer] if layer > stored else []), stop]
-        return [LayerRun(b - a) for a, b in pairwise(edges)]
+        gap = [LayerRun(layer - stored, is_gap=True)] if layer > stored else []
+        return [*gap, LayerRun(stop - max(layer, stored))]
+
+    def layer_range(self, layers: tuple[int, int] | None) -> tuple[int, int]:
+        """Return first layer, and layer after the last; None stands for all.
+
+        Raises:
+            InvalidRequest: the range is not within the stored layers.
+        """
+        a, b = layers or (0, self.stored_layers)
+        if not 0 <= a <= b <= self.stored_layers:
+            raise InvalidRequest([("layers", f"must lie within 0:{self.stored_layers}, not {a}:{b}")])
+        return a, b
 
     def range(self, start: int | None, stop: int | None, layers: tuple[int, int] | None) -> tuple[int, int, int, int]:
         """Check a range to read. Return first layer, layer after the last, start and stop.
@@ -289,9 +306,7 @@ class Session:
         Raises:
             InvalidRequest: the session does not have these layers or positions.
         """
-        a, b = layers or (0, self.stored_layers)
-        if not 0 <= a <= b <= self.stored_layers:
-            raise InvalidRequest([("layers", f"must lie within 0:{self.stored_layers}, not {a}:{b}")])
+        a, b = self.layer_range(layers)
         first, length, _ = self.common_range(a, b - a) if a < b else (0, 0, 0)
         # Layers whose windows share no token have an empty common range, at the end of the shortest layer.
         first = min(first, length)
@@ -338,31 +353,3 @@ def _borders(layer: int, layers: int, all_layers: int) -> list[int]:
     """Return where to split a run to separate some layers, counted from its first layer. Both ends are included."""
     inside = 0 < layer < all_layers or 0 < layer + layers < all_layers
     return [0, *range(layer % layers or layers, all_layers, layers), all_layers] if inside else [0, all_layers]
-
-
-_NO_LAYERS = LayerRun(0)
-
-
-def page_diff(old: Session | None, new: Session) -> tuple[set[Page], set[Page]]:
-    """Return the pages that only the new value of a session has, and those that only the old one has."""
-    if old is None:
-        return set(new.all_pages()), set()
-    gained: set[Page] = set()
-    lost: set[Page] = set()
-    for a, b in zip_longest(old.runs, new.runs, fillvalue=_NO_LAYERS):
-        if a is not b:
-            # Long runs mostly keep their pages in an append. Skip the common prefix.
-            common = _common_prefix(a, b)
-            lost.update(a.pages[common:])
-            gained.update(b.pages[common:])
-    return gained - lost, lost - gained
-
-
-def _common_prefix(a: LayerRun, b: LayerRun) -> int:
-    """Return how many leading pages two runs certainly share: all pages of the shorter one, or its full pages."""
-    if a.start != b.start:
-        return 0
-    every, full = min(len(a.pages), len(b.pages)), min(a.full_pages, b.full_pages)
-    if a.pages[:every] == b.pages[:every]:
-        return every
-    return full if a.pages[:full] == b.pages[:full] else 0

@@ -23,7 +23,7 @@ from hadakv_service.storage.disk.interface import (
     display_key,
     display_keys,
 )
-from hadakv_service.storage.disk.manifest import session_with_pages
+from hadakv_service.storage.disk.manifest import session_from_manifest
 from hadakv_service.storage.memory_budget import HeldPages, MemoryBudget, load_nbytes, page_nbytes_in_memory
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class BufferPool:
         if found is None:
             return None
         manifest, infos = found
-        session = session_with_pages(manifest, lambda page_id: self._page(page_id, infos[page_id]))
+        session = session_from_manifest(manifest, lambda page_id: self._page(page_id, infos[page_id]))
         self.corrupt.raise_if_corrupt(session)
         return session, manifest
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from hadakv_service.errors import InsufficientStorage
-from hadakv_service.sessions.session import page_diff
+from hadakv_service.sessions.page_diff import page_diff
 from hadakv_service.storage.disk.interface import DiskStoreError, DiskUnavailable, Key
 from hadakv_service.storage.disk.manifest import is_prefix
 from hadakv_service.storage.disk_writer import DiskWriter, WriteBatch

@@ -10,7 +10,8 @@ from hadakv_service.errors import (
     StorageUnavailable,
 )
 from hadakv_service.sessions.page import Page
-from hadakv_service.sessions.session import Session, page_diff
+from hadakv_service.sessions.page_diff import page_diff
+from hadakv_service.sessions.session import Session
 from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.checkpoints.checkpointer import Checkpointer
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key

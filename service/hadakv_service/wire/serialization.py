@@ -41,10 +41,26 @@ def decode_body(kind: type[Body], body: Buffer, *, json: bool = False) -> Body:
         return msgspec.json.decode(body, type=kind) if json else msgspec.msgpack.decode(body, type=kind)
     except msgspec.ValidationError as error:
         if not json:
+            _check_not_json(body)
             check_well_formed(memoryview(body))
         raise InvalidRequest([field_and_reason(error)]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if not json:
+            _check_not_json(body)
         raise MalformedBody(f"The body is not valid {'JSON' if json else 'msgpack'}: {error}.") from None
+
+
+# Blanks, then the start of a JSON object or array, or of UTF-8 with a byte order mark. No msgpack map starts so.
+_JSON_START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*[{\[]")
+
+
+def _check_not_json(body: Buffer) -> None:
+    """Reject JSON that was sent as msgpack with a message that says so."""
+    if _JSON_START.match(body):
+        raise MalformedBody(
+            "The body is not valid msgpack: this looks like JSON. Send msgpack, or, if the call takes JSON, "
+            "'Content-Type: application/json'."
+        )
 
 
 _LOCATED = re.compile(r"(?P<reason>.*) - at `(?:key` in `)?\$\.?(?P<field>.*)`$")

@@ -102,8 +102,9 @@ class Check:
         except SessionNotFound:
             self._absent(known)
             return
-        lengths = [span.length for span in spans] + [0] * (known.layers - len(spans))
-        starts = [span.start for span in spans] + [0] * (known.layers - len(spans))
+        by_layer = {span.layer: span for span in spans}
+        lengths = [by_layer[layer].length if layer in by_layer else 0 for layer in range(known.layers)]
+        starts = [by_layer[layer].start if layer in by_layer else 0 for layer in range(known.layers)]
         state = self._same(known, lengths, _read(session, starts, lengths))
         for layer, start in enumerate(starts):
             least = max(0, lengths[layer] - state.window) if state.window else 0

@@ -239,8 +239,11 @@ class Worker:
         assert state is not None
         info = self._ask(known, session.info, state)
         known.last = last
-        lengths = tuple(span.length for span in info.layers)
-        if lengths + (0,) * (known.layers - len(lengths)) != state.lengths or info.durability != known.durability:
+        by_layer = {span.layer: span.length for span in info.layers}
+        if (
+            tuple(by_layer.get(layer, 0) for layer in range(known.layers)) != state.lengths
+            or info.durability != known.durability
+        ):
             raise Violation(f"{known.name} ({known.durability}): {info}, expected {state.lengths} tokens")
         self._tally.add("looked at")
         self._tally.add("spilled", info.tier != "memory")

@@ -137,7 +137,7 @@ class SessionClient:
         if answer.status == 404:
             self.record_missing(session)
         if answer.status == 200 and not params.keys() & {"form", "layout"}:
-            self.expected.setdefault(session, ExpectedSession()).check(first, answer.body)
+            self.expected.setdefault(session, ExpectedSession()).check(answer.body)
         return answer
 
     def truncate(self, caller: Caller, session: str) -> Answer:

@@ -7,7 +7,7 @@ import pytest
 
 from hadakv_service.testing import running_service
 from support.contract import Caller, append_body, connect
-from support.services.failing_backend import PROGRAM
+from support.services.failing_backend import PROGRAM, WRONG_PROGRAM
 
 K = np.ones((1, 1, 13, 64), np.float16)
 
@@ -26,6 +26,13 @@ def test_backend_failure_is_a_problem_and_changes_nothing() -> None:
         for response in responses:
             response.problem(500, "internal-error")
         assert caller.snapshot("a") == before
+
+
+def test_failed_self_test_is_reported_as_such() -> None:
+    with running_service("--backend", "cpu", program=WRONG_PROGRAM) as service, Caller(service.url) as caller:
+        refused = caller.get("/readyz")
+
+    assert "wrong bytes" in refused.problem(503, "self-test-failed")["detail"]
 
 
 @pytest.mark.parametrize("failures", [1, 3])

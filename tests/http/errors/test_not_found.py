@@ -43,13 +43,13 @@ def test_unknown_path_is_not_found(caller: Caller, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PATCH", "/sessions/a/kv", {"GET", "POST"}),
-        ("DELETE", "/sessions/a/kv", {"GET", "POST"}),
-        ("POST", "/sessions/a", {"GET", "PUT", "DELETE"}),
-        ("DELETE", "/sessions", {"GET"}),
+        ("PATCH", "/sessions/a/kv", {"GET", "HEAD", "POST"}),
+        ("DELETE", "/sessions/a/kv", {"GET", "HEAD", "POST"}),
+        ("POST", "/sessions/a", {"GET", "HEAD", "PUT", "DELETE"}),
+        ("DELETE", "/sessions", {"GET", "HEAD"}),
         ("GET", "/encode", {"POST"}),
         ("PUT", "/decode", {"POST"}),
-        ("POST", "/healthz", {"GET"}),
+        ("POST", "/healthz", {"GET", "HEAD"}),
     ],
 )
 def test_wrong_method_is_rejected_with_the_allowed_ones(

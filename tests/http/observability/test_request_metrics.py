@@ -85,7 +85,7 @@ def test_chunked_body_counts_without_chunk_headers(watched: RunningService, aski
 def test_head_response_counts_no_body(watched: RunningService, asking: Caller) -> None:
     found = moved(watched.url, lambda: asking.http.head("/sessions/a"))
 
-    assert counts(of_http(found)) == a_call("/sessions/{id}", "HEAD", 405)
+    assert counts(of_http(found)) == a_call("/sessions/{id}", "HEAD", 404)
 
 
 def test_duration_buckets_are_cumulative(watched: RunningService, asking: Caller) -> None:

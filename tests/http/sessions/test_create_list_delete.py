@@ -37,7 +37,8 @@ def test_session_may_be_created_before_its_first_append(caller: Caller, session:
         "window": 100,
         "ttl_seconds": 3600.0,
     }
-    assert (info["layers"], info["length"], info["nbytes"]) == ([], 0, 0)
+    assert info["layers"] == [{"layer": layer, "start": 0, "length": 0} for layer in range(4)]
+    assert (info["length"], info["nbytes"]) == (0, 0)
     assert appended.body["k"] == stream(k, Codec(bits=6))
 
 

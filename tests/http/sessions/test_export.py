@@ -68,6 +68,7 @@ def test_file_metadata_describes_the_session(caller: Caller, session: str) -> No
                     {"layers": 2, "base": 512, "length": 700, "page_tokens": 10 * 256},
                     {"layers": 1, "base": 0, "length": 0, "page_tokens": 21 * 256},
                     {"layers": 1, "base": 0, "length": 20, "page_tokens": 21 * 256},
+                    {"layers": 1, "base": 0, "length": 0, "page_tokens": 21 * 256},
                 ]
             }
         ],

@@ -40,6 +40,7 @@ def strict() -> Iterator[Caller]:
     with running_service("--memory-budget", "8MiB", "--max-body", "4MiB") as service, Caller(service.url) as caller:
         codec = {"k": {"bits": 3, "layout": "byte"}, "v": {"kind": "float16"}}
         caller.append("original", *pair(2, 2, 5), codec=codec)
+        caller.append("original", *pair(1, 2, 0), layer=2)
         caller.append("original", *pair(1, 2, 3), layer=3)
         caller.append("dense", *pair(1, 1, 3, 512))
         caller.put("/sessions/windowed", {"window": 300})
@@ -220,6 +221,8 @@ LIES: dict[str, tuple[Change, str, str]] = {
     "a layer more than there are tensors of": (says(runs=[*RUNS, RUNS[1]]), "layers.4.k.packed", "is missing"),
     "a token more": (runs({"length": 6}), "layers.0.k.packed.shape", "must be [2, 6, 64], not [2, 5, 64]"),
     "a token fewer": (runs({}, {}, {"length": 2}), "layers.3.k.packed.shape", "must be [2, 2, 64], not [2, 3, 64]"),
+    "a gap with tokens": (runs({"gap": True}), "runs[0].gap", "the run has tokens"),
+    "a gap that is no boolean": (runs({"gap": 1}), "runs[0].gap", "Expected `bool`"),
     "tokens where there are none": (runs({}, {"length": 1}), "layers.2.k.packed.shape", "must be [2, 1, 64]"),
     "a head more": (says(kv_heads=3), "layers.0.k.packed.shape", "must be [3, 5, 64], not [2, 5, 64]"),
     "another head_dim": (says(head_dim=128), "layers.0.k.packed.shape", "must be [2, 5, 128], not [2, 5, 64]"),

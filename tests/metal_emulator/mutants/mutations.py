@@ -104,6 +104,11 @@ _FAULTS: dict[str, dict[str, tuple[str, str] | tuple[str, str, str]]] = {
         "a bit of an index lost": ("(uint(q[2]) << 8)", "(uint(q[2]) << 7)"),
         "values written past the last vector": ("if (row < rows) {\n            HK_UNROLL", "{\n            HK_UNROLL"),
         "a stored vector read past the last one": ("row < rows ? row : rows - 1", "row"),
+        "infinite float16 values": ("value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value", "value"),
+        "other values limited as float16 is": (
+            "float fitting(const HK_DEVICE T*, float value) {\n    return value;",
+            "float fitting(const HK_DEVICE T*, float value) {\n    return value > 65504.0f ? 65504.0f : value;",
+        ),
         "a stored vector's offset in 32 bits": ("const ulong there", "const uint there"),
         "a decoded vector's offset in 32 bits": ("values + ulong(row) *", "values + row *"),
     },

@@ -20,3 +20,16 @@ main()
 """
 
 PROGRAM = ("-c", FAILING)
+
+# The norms of every encoded vector are too large.
+WRONG = """
+from hadakv_kernels import Encoded
+from hadakv_kernels.cpu import CpuBackend
+from hadakv_service.__main__ import main
+
+encode = CpuBackend.encode
+CpuBackend.encode = lambda self, streams: [Encoded(each.packed, 2 * each.norms) for each in encode(self, streams)]
+main()
+"""
+
+WRONG_PROGRAM = ("-c", WRONG)

@@ -7,7 +7,7 @@ import pytest
 
 from hadakv_client import AsyncClient, Client, Codec, UnsupportedCodec, check_session_id
 from hadakv_client.http import calls
-from hadakv_client.http.arguments import session_codec
+from hadakv_client.http.arguments import integer, session_codec
 
 K = np.ones((2, 3, 5, 64), np.float16)
 
@@ -49,3 +49,14 @@ def test_unsupported_codec_raises_the_error_of_the_kernels() -> None:
 def test_codec_that_is_no_mapping_raises_type_error(client: Any, codec: Any) -> None:
     with pytest.raises(TypeError, match="codec must be a Codec or a mapping"):
         client("http://127.0.0.1:1").session("a", codec)
+
+
+@pytest.mark.parametrize("value", [True, False, 1.0, "1", None])
+def test_integer_rejects_other_types(value: object) -> None:
+    with pytest.raises(TypeError, match="layer must be an integer"):
+        integer(value, "layer")
+
+
+@pytest.mark.parametrize("value", [0, -3, np.int64(7), np.uint8(200)])
+def test_integer_accepts_integers_of_numpy(value: int) -> None:
+    assert integer(value, "layer") == int(value)

@@ -1,6 +1,6 @@
 """Session values: pages, runs and windows against plain lists of tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hadakv_kernels import Codec, Encoded
 from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflict, ShapeMismatch
+from hadakv_service.sessions.existing_layers import existing_layers
 from hadakv_service.sessions.layer_run import PAGE_TOKENS, same_bytes
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session, Shape
@@ -45,16 +46,18 @@ def opened(window: int | None = None) -> Session:
 
 @dataclass
 class Model:
-    """Expected content of a session: a list of tokens for each layer."""
+    """Expected content of a session: a list of tokens for each layer, and the layers that were appended to."""
 
     window: int | None
     layers: list[list[int]] = field(default_factory=list)
+    existing: set[int] = field(default_factory=set)
 
     def append(self, layer: int, tokens: list[list[int]]) -> None:
         while len(self.layers) < layer + len(tokens):
             self.layers.append([])
         for i, new in enumerate(tokens, layer):
             self.layers[i] += new
+            self.existing.add(i)
 
     def first(self, layer: int) -> int:
         return max(0, len(self.layers[layer]) - self.window) if self.window else 0
@@ -94,7 +97,9 @@ def test_session_holds_what_plain_lists_hold(window: int | None, appends: list[t
     session, model = filled(window, appends)
 
     assert session.stored_layers == len(model.layers)
-    assert list(session.spans()) == [(layer, model.first(layer), len(own)) for layer, own in enumerate(model.layers)]
+    assert list(session.spans()) == [
+        (layer, model.first(layer), len(model.layers[layer])) for layer in sorted(model.existing)
+    ]
     for layer, own in enumerate(model.layers):
         first = model.first(layer)
         held = session.read(layer, layer + 1, first, len(own), BACKEND)
@@ -136,7 +141,9 @@ def test_append_does_not_change_the_old_value(
         if grown.common_range(layer, layers)[1] == grown.common_range(layer, layers)[2]:
             grown = grown.append(layer, page([[9] * count] * layers), BACKEND)
 
-    assert [len(own) for own in model.layers] == [length for _, _, length in session.spans()]
+    assert {layer: len(model.layers[layer]) for layer in model.existing} == {
+        layer: length for layer, _, length in session.spans()
+    }
     for layer, own in enumerate(model.layers):
         assert numbers(session.read(layer, layer + 1, 0, len(own), BACKEND)) == [own]
 
@@ -200,11 +207,49 @@ def test_layers_appended_together_stay_one_run() -> None:
     assert len(session.runs) == 1
 
 
-def test_layers_below_the_first_append_are_empty() -> None:
+def test_layers_below_the_first_append_do_not_exist() -> None:
     session = opened().append(3, page([[1, 2]]), BACKEND)
 
-    assert list(session.spans()) == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 2)]
-    assert session.read(0, 3, 0, 0, BACKEND).load()[0].packed.shape == (3, HEADS, 0, 32)
+    assert list(session.spans()) == [(3, 0, 2)]
+    assert session.append_position(Shape(0, 3, HEADS, 1, 64)) == (0, True)
+    with pytest.raises(PositionConflict):
+        session.append_position(Shape(2, 2, HEADS, 1, 64))
+
+
+def test_append_without_tokens_makes_layers_exist() -> None:
+    session = opened().append(3, page([[1, 2]]), BACKEND).append(1, page([[]]), BACKEND)
+
+    assert list(session.spans()) == [(1, 0, 0), (3, 0, 2)]
+
+
+def test_truncated_layers_still_exist() -> None:
+    session = opened().append(1, page([[1, 2]]), BACKEND).truncate(0, BACKEND)
+
+    assert list(session.spans()) == [(1, 0, 0)]
+
+
+def test_declared_layers_exist() -> None:
+    session = opened().append(1, page([[1, 2]]), BACKEND)
+
+    declared = replace(session, layers=4).with_declared_layers()
+
+    assert list(declared.spans()) == [(0, 0, 0), (1, 0, 2), (2, 0, 0), (3, 0, 0)]
+
+
+@EXAMPLES
+@given(APPENDS, st.data())
+def test_existing_layers_are_read_in_their_order(appends: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    session, model = filled(None, appends)
+    a = data.draw(st.integers(0, len(model.layers)), label="first layer")
+    b = data.draw(st.integers(a, len(model.layers)), label="layer after the last")
+
+    compact, places, names = existing_layers(session, (a, b))
+    first, last, start, stop = compact.range(None, None, places)
+
+    assert names == [layer for layer in range(a, b) if layer in model.existing]
+    assert (last - first, start, stop) == (len(names), 0, min((len(model.layers[each]) for each in names), default=0))
+    if names:
+        assert numbers(compact.read(first, last, 0, stop, BACKEND)) == [model.layers[each][:stop] for each in names]
 
 
 # Rejected requests

@@ -22,6 +22,7 @@ from hadakv_service.errors import (
     QuotaExceeded,
     RequestTimeout,
     ResponseTooLarge,
+    SelfTestFailed,
     ServiceError,
     SessionCorrupt,
     SessionExists,
@@ -32,6 +33,7 @@ from hadakv_service.errors import (
     Unauthorized,
     UnknownHost,
     UnsupportedMediaType,
+    UnsupportedTransferEncoding,
 )
 from hadakv_service.http.content import JSON, MSGPACK, OCTETS
 from hadakv_service.http.openapi import examples, problem_schemas, schemas, snippets
@@ -48,7 +50,10 @@ press Authorize to enter one for the calls that you try.
 """
 
 # Errors before a request is routed, and errors of any route.
-_CONNECTION = (MalformedRequest, ForbiddenOrigin, RequestTimeout, UnknownHost, HeadersTooLarge, Busy, ShuttingDown)
+_CONNECTION = (
+    *(MalformedRequest, ForbiddenOrigin, RequestTimeout, UnknownHost, HeadersTooLarge),
+    *(UnsupportedTransferEncoding, Busy, ShuttingDown),
+)
 _ANY = (*_CONNECTION, Unauthorized, InvalidRequest)
 _BODY = (MalformedBody, BodyTooLarge, UnsupportedMediaType)
 _STORED = (SessionCorrupt, StorageUnavailable)
@@ -132,9 +137,11 @@ CALLS = {
     ),
     ("/encode", "post"): Call("encode", {200: "Encoded"}, (*_ANY, *_BODY, NonFinite), "EncodeBody", json=False),
     ("/decode", "post"): Call("decode", {200: "Values"}, (*_ANY, *_BODY, ResponseTooLarge), "DecodeBody", json=False),
-    ("/metrics", "get"): Call("metrics", {200: _METRICS}, (*_CONNECTION, Unauthorized)),
-    ("/healthz", "get"): Call("healthz", {200: "Health"}, _CONNECTION),
-    ("/readyz", "get"): Call("readyz", {200: "Readiness"}, (*_CONNECTION, StorageUnavailable)),
+    ("/metrics", "get"): Call("metrics", {200: _METRICS}, _ANY),
+    ("/healthz", "get"): Call("healthz", {200: "Health"}, (*_CONNECTION, InvalidRequest)),
+    ("/readyz", "get"): Call(
+        "readyz", {200: "Readiness"}, (*_CONNECTION, InvalidRequest, SelfTestFailed, StorageUnavailable)
+    ),
 }
 
 

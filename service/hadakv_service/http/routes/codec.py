@@ -12,12 +12,13 @@ from hadakv_service.errors import InvalidRequest, NonFinite
 from hadakv_service.http.app_state import AppState, app_state
 from hadakv_service.http.content import is_json
 from hadakv_service.http.sending import CountedResponse, released_on_error
+from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.operations.append import INPUT_DTYPES
 from hadakv_service.operations.read import check_response_size, row_nbytes
 from hadakv_service.sessions.page import first_non_finite, on_host
 from hadakv_service.wire import messages, responses, serialization
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 class _EncodeJob:

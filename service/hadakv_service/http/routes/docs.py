@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 _POLICY = (
@@ -60,6 +60,10 @@ async def _file(request: Request) -> Response:
     return Response(content, headers=headers, media_type=_FILES[name])
 
 
-ROUTES = [Route("/docs", _page), *(Route(f"/docs/{name}", _file) for name in _FILES)]
+async def _redirect(_: Request) -> Response:
+    return RedirectResponse("/docs", headers=_HEADERS)
+
+
+ROUTES = [Route("/", _redirect), Route("/docs", _page), *(Route(f"/docs/{name}", _file) for name in _FILES)]
 # Paths that need no token.
 OPEN_PATHS = frozenset({"/openapi.json", *(route.path for route in ROUTES)})

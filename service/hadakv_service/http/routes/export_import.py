@@ -12,11 +12,12 @@ from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.body_stream import BodyStream
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
 from hadakv_service.http.sending import CountedStream, close
+from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.operations.describe import describe
 from hadakv_service.operations.files.export_session import Export, ExportAborted
 from hadakv_service.storage.memory_budget import PageHold
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 # RFC 7234, 5.5: 299 is a persistent warning without a standard meaning.
 VERSION_1_WARNING = (
@@ -38,6 +39,9 @@ async def export(request: Request) -> Response:
         )
 
     file = await service.device.call(prepare, key)
+    headers = {"content-disposition": f'attachment; filename="{key[1]}.safetensors"'}
+    if request.method == "HEAD":
+        return Response(headers={"content-length": str(file.nbytes), **headers}, media_type=OCTETS)
     share = await service.sending.acquire(file.memory_nbytes)
     hold = PageHold(service.store.pool.held, list(file.session.all_pages()), watch=True)
     give_up = partial(close, service.device, hold, share)
@@ -50,7 +54,6 @@ async def export(request: Request) -> Response:
         if isinstance(error, ExportAborted):
             raise ClientDisconnect from error
         raise
-    headers = {"content-disposition": f'attachment; filename="{key[1]}.safetensors"'}
     return CountedStream(file.chunks(service.device), file.nbytes, give_up, headers, OCTETS)
 
 

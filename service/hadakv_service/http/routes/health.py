@@ -9,13 +9,14 @@ from starlette.responses import Response
 
 from hadakv_kernels import Codec, Stream, reference
 from hadakv_service import __version__
-from hadakv_service.errors import Busy
+from hadakv_service.errors import SelfTestFailed
 from hadakv_service.http.app_state import app_state
 from hadakv_service.http.content import metadata_response
+from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.sessions.page import on_host
 from hadakv_service.wire import responses
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 # Paths that need no token: supervisors that probe them have none.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
@@ -44,7 +45,8 @@ async def readyz(request: Request) -> Response:
         return np.array_equal(actual.packed, expected.packed) and np.array_equal(actual.norms, expected.norms)
 
     if not await service.device.call(encodes_correctly):
-        raise Busy("The device computes wrong results.")
+        detail = "The device encodes a known vector to wrong bytes. Restart the service, or choose another --backend."
+        raise SelfTestFailed(detail)
     disk_available = await service.device.call(service.store.health_check)
     memory, disk, checkpoints = service.store.memory, service.store.disk, service.store.checkpoints
     content: responses.Readiness = {

@@ -11,11 +11,12 @@ from hadakv_service.errors import InvalidRequest
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.content import MsgpackResponse
 from hadakv_service.http.sending import WHOLE_NBYTES, CountedResponse, DeferredResponse, released_on_error
+from hadakv_service.http.strict_route import DIGITS, StrictRoute
 from hadakv_service.operations.read import ReadOperation, ReadRequest
 from hadakv_service.sessions.range_tensor import ReadForm
 from hadakv_service.wire.serialization import LARGE_TENSOR_NBYTES
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 # A client that reads a session in several ranges compares it: ranges of one revision fit together.
 REVISION_HEADER = "hadakv-revision"
@@ -24,8 +25,8 @@ REVISION_HEADER = "hadakv-revision"
 @router.get("/sessions/{id}/kv", response_class=MsgpackResponse, response_model=None)
 async def read(
     request: Request,
-    start: Annotated[int | None, Query(ge=0)] = None,
-    stop: Annotated[int | None, Query(ge=0)] = None,
+    start: Annotated[int | None, DIGITS, Query(ge=0)] = None,
+    stop: Annotated[int | None, DIGITS, Query(ge=0)] = None,
     layers: Annotated[str | None, Query(examples=["0:1"])] = None,
     form: ReadForm = "packed",
     layout: Literal["linear", "ring"] = "linear",
@@ -53,13 +54,16 @@ async def read(
             whole_nbytes=WHOLE_NBYTES if share else LARGE_TENSOR_NBYTES,
         )
         content, pages = await service.device.run(operation)
-        service.counters.read += content["stop"] - content["start"]
+        service.counters.read += 0 if request.method == "HEAD" else content["stop"] - content["start"]
         headers = {REVISION_HEADER: f"{operation.revision:016x}"}
         if pages is None:
             return CountedResponse(content, share, headers)
     if share:
         share.release()
     pool = service.store.pool
+    if request.method == "HEAD":
+        # Nothing is made of the pages, so they need not be loaded.
+        pages = []
     response = await DeferredResponse.open(request.scope, content, pages, pool.held, service.device, service.sending)
     response.headers.update(headers)
     return response

@@ -6,8 +6,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from hadakv_service.errors import Unauthorized
 from hadakv_service.http.app_state import app_state
+from hadakv_service.http.strict_route import StrictRoute
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 @router.get(

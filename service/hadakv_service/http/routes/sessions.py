@@ -11,12 +11,13 @@ from hadakv_kernels import HEAD_DIMS
 from hadakv_service.errors import InvalidRequest, SessionNotFound
 from hadakv_service.http.app_state import app_state, session_key, tenant
 from hadakv_service.http.content import check_uncompressed, is_json, metadata_response
+from hadakv_service.http.strict_route import DIGITS, StrictRoute
 from hadakv_service.operations.create import CreateOperation
 from hadakv_service.operations.describe import describe
 from hadakv_service.sessions.session import MAX_LAYERS
 from hadakv_service.wire import messages, responses, serialization
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 @router.put("/sessions/{id}", response_model=None)
@@ -57,7 +58,7 @@ async def show(request: Request) -> Response:
 @router.get("/sessions", response_model=None)
 async def list_(
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, DIGITS, Query(ge=1, le=1000)] = 100,
     after: str = "",
     prefix: str = "",
 ) -> Response:

@@ -6,11 +6,12 @@ from starlette.responses import Response
 
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.content import is_json, metadata_response
+from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.operations.truncate_fork import ForkOperation, TruncateOperation
 from hadakv_service.sessions.session_id import check_session_id
 from hadakv_service.wire import messages, serialization
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/sessions/{id}/truncate", response_model=None)

@@ -102,7 +102,7 @@ class Importer:
 
     async def _store(self, key: Key, header: FileHeader, pages: PageReader) -> SessionRecord:
         session = replace(
-            without_pages(header.session, [(span.layers, span.base, span.length) for span in header.spans]),
+            without_pages(header.session, header.runs),
             ttl_seconds=header.session.ttl_seconds or self.new_session.ttl_seconds,
             durability=self.new_session.durability,
         )

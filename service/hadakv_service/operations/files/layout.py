@@ -120,13 +120,16 @@ def layer_parts(session: Session, spans: Iterable[Span]) -> Iterator[Part]:
 
 
 def paged_spans(session: Session) -> list[PagedSpan]:
-    """Return the runs of a session as a file of version 2 describes them. They depend on the session's value alone."""
+    """Return the runs of a session as a file of version 2 describes them: none if its shape is not decided.
+
+    They depend on the session's value alone.
+    """
     target = min(max(PAGE_NBYTES, session.nbytes // MAX_PAGES), MAX_PAGE_NBYTES)
     spans = []
-    for run in session.runs:
+    for run in session.runs if session.has_shape else ():
         stored_page_nbytes = page_nbytes(session, run.layers, PAGE_TOKENS)
         joined = max(1, target // stored_page_nbytes) if stored_page_nbytes else 1
-        spans.append(PagedSpan(run.layers, run.start, run.stop, joined * PAGE_TOKENS))
+        spans.append(PagedSpan(run.layers, run.start, run.stop, run.is_gap, page_tokens=joined * PAGE_TOKENS))
     return spans
 
 

@@ -16,12 +16,16 @@ METADATA = "__metadata__"
 Position = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
 
 
-class Span(msgspec.Struct, forbid_unknown_fields=True):
-    """Consecutive layers that were appended together, with stored tokens from position `base` to `length`."""
+class Span(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Consecutive layers that were appended together, with stored tokens from position `base` to `length`.
+
+    The layers of a `gap` do not exist.
+    """
 
     layers: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)]
     base: Position
     length: Position
+    gap: bool = False
 
     @property
     def tokens(self) -> int:
@@ -29,7 +33,7 @@ class Span(msgspec.Struct, forbid_unknown_fields=True):
         return self.length - self.base
 
 
-class PagedSpan(Span, forbid_unknown_fields=True):
+class PagedSpan(Span, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A span whose tensors have `page_tokens` tokens each, the last one fewer."""
 
     page_tokens: Annotated[int, msgspec.Meta(ge=PAGE_TOKENS, le=1 << 48, multiple_of=PAGE_TOKENS)]

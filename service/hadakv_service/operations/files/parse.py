@@ -59,6 +59,15 @@ class FileHeader:
         """Runs of a session in a file of version 2."""
         return [span for span in self.spans if isinstance(span, PagedSpan)]
 
+    @property
+    def runs(self) -> list[tuple[int, int, int, bool]]:
+        """Number of layers, first position and length of each run, and whether its layers do not exist."""
+        # Version 1 does not say which layers without tokens were appended to.
+        is_version_1 = self.offsets is not None
+        return [
+            (span.layers, span.base, span.length, span.gap or (is_version_1 and not span.length)) for span in self.spans
+        ]
+
 
 def header_nbytes(prefix: bytes | memoryview) -> int:
     """Return the length of the header from the first bytes of a file.
@@ -194,6 +203,9 @@ def _session(metadata: Metadata) -> Session:
     for i, span in enumerate(metadata.spans):
         if reason := _span_error(span, session.window):
             raise _invalid(f"{runs}[{i}].base", reason)
+        if span.gap and (span.length or session.layers):
+            reason = "has tokens" if span.length else "has declared layers"
+            raise _invalid(f"{runs}[{i}].gap", f"cannot be true: the run {reason}")
     return session
 
 

@@ -67,6 +67,7 @@ class RunManifest:
         full_pages: number of full pages.
         first_page: index of the first page. Pages that have left the window are counted too.
         pages: ids of the pages, in order.
+        is_gap: whether the layers do not exist; see `LayerRun`.
     """
 
     layers: int
@@ -75,6 +76,7 @@ class RunManifest:
     full_pages: int
     first_page: int
     pages: tuple[int, ...]
+    is_gap: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Session value <-> manifest."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from hadakv_kernels import Codec
@@ -36,6 +35,7 @@ def manifest_from_session(session: Session, created: float, last_used: float, pa
             full_pages=run.full_pages,
             first_page=run.start // PAGE_TOKENS,
             pages=tuple(map(page_id, run.pages)),
+            is_gap=run.is_gap,
         )
         for run in session.runs
     )
@@ -43,21 +43,19 @@ def manifest_from_session(session: Session, created: float, last_used: float, pa
     return Manifest(options, runs, session.nbytes, created, last_used, expires, protected=session.durability == "ack")
 
 
-def session_from_manifest(manifest: Manifest) -> Session:
-    """Return the session of a manifest, without pages."""
+def session_from_manifest(manifest: Manifest, page: Callable[[int], Page] | None = None) -> Session:
+    """Return the session of a manifest, with the page that `page` returns for each id, or without pages."""
     options = dict(manifest.options)
     codecs = options.pop("codecs")
     both = None if codecs is None else (Codec.from_mapping(codecs[0]), Codec.from_mapping(codecs[1]))
-    runs = tuple(LayerRun(run.layers, run.start, run.stop, (), run.full_pages) for run in manifest.runs)
-    return Session(codecs=both, runs=runs, **options)
-
-
-def session_with_pages(manifest: Manifest, page: Callable[[int], Page]) -> Session:
-    """Return the session of a manifest, with the page that `page` returns for each id."""
-    session = session_from_manifest(manifest)
-    pages = [tuple(map(page, run.pages)) for run in manifest.runs]
-    runs = tuple(replace(run, pages=held) for run, held in zip(session.runs, pages, strict=True))
-    return replace(session, runs=runs)
+    runs = tuple(
+        LayerRun(
+            run.layers, run.start, run.stop, tuple(map(page, run.pages)) if page else (), run.full_pages, run.is_gap
+        )
+        for run in manifest.runs
+    )
+    # Files of older versions have only those declared layers that were appended to.
+    return Session(codecs=both, runs=runs, **options).with_declared_layers()
 
 
 def is_prefix(stored_value: Manifest | Session, session: Session) -> bool:

@@ -34,12 +34,14 @@ def fixed_columns(nbytes: object, created: object, protected: object) -> bytes:
 
 def run_to_numbers(run: RunManifest) -> list[int]:
     """Return a run of layers as the header stores it, without its pages."""
-    return [run.layers, run.start, run.stop, run.full_pages, run.first_page]
+    return [run.layers, run.start, run.stop, run.full_pages, run.first_page, int(run.is_gap)]
 
 
 def _run_from_numbers(numbers: Sequence[int], pages: Iterable[int]) -> RunManifest:
-    layers, start, stop, full_pages, first_page = numbers
-    return RunManifest(layers, start, stop, full_pages, first_page, tuple(pages))
+    layers, start, stop, full_pages, first_page, *gap = numbers
+    # Files of older versions do not say which layers without tokens were appended to.
+    is_gap = bool(gap[0]) if gap else not stop
+    return RunManifest(layers, start, stop, full_pages, first_page, tuple(pages), is_gap)
 
 
 def page_places(manifest: Manifest, unchanged: Collection[int]) -> dict[tuple[int, int], int]:

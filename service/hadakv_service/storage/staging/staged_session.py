@@ -280,19 +280,20 @@ class StagedSession:
             self._area.pool.evict(page)
 
 
-def without_pages(session: Session, spans: Sequence[tuple[int, int, int]]) -> Session:
-    """Return the session with runs that are to be filled.
+def without_pages(session: Session, spans: Sequence[tuple[int, int, int, bool]]) -> Session:
+    """Return the session with runs that are to be filled, and all declared layers.
 
     Args:
         session: session without runs.
-        spans: number of layers, first position and length of each run.
+        spans: number of layers, first position and length of each run, and whether its layers do not exist.
     """
-    return replace(session, runs=tuple(LayerRun(*span) for span in spans))
+    runs = tuple(LayerRun(layers, start, stop, is_gap=is_gap) for layers, start, stop, is_gap in spans)
+    return replace(session, runs=runs).with_declared_layers()
 
 
 def _page_counts(session: Session) -> list[tuple[int, int]]:
     """Return the bytes of the pages that the session will have, and how many such pages there will be."""
-    if not session.runs:
+    if not session.has_shape:
         return []
     token_nbytes = (session.kv_heads or 0) * sum(spec.nbytes for spec in session.specs)
     counts = []

@@ -84,3 +84,11 @@ def test_user_and_password_in_the_url_are_sent(connect: Any, scripted_server: An
 def test_invalid_token_raises_value_error(connect: Any, token: str) -> None:
     with pytest.raises(ValueError, match="token"):
         connect(token=token)
+
+
+@pytest.mark.parametrize("token", ["abc\n", "abc\r\n", " abc", "\tabc"])
+def test_token_with_a_line_break_or_blank_is_explained(connect: Any, token: str) -> None:
+    with pytest.raises(ValueError, match="begins or ends with a line break") as refused:
+        connect(token=token)
+
+    assert "abc" not in str(refused.value)

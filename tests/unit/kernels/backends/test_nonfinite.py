@@ -1,4 +1,7 @@
-"""NaN, infinity and overflow are detected from the norms, and affect their own vector only."""
+"""NaN, infinity and overflow are detected from the norms, and affect their own vector only.
+
+Decoded float16 values are finite: what does not fit becomes the largest float16.
+"""
 
 from itertools import product
 from typing import Any
@@ -19,6 +22,7 @@ CODECS = [
     ),
     Codec(kind="float16"),
 ]
+FLOAT16_MAX = 65504
 BAD = {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf}
 
 
@@ -143,3 +147,62 @@ def test_nonfinite_norm_does_not_affect_neighbours(head_dim: int, inverse: bool,
     for dtype, values in got.items():
         expected = reference.decode(clean, spec, dtype, inverse=inverse)
         assert_same_bits(np.delete(values, 4, axis=0), np.delete(expected, 4, axis=0))
+
+
+@pytest.mark.parametrize("rotation", ["hadamard", "none"])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_value_beyond_float16_is_decoded_as_the_largest(head_dim: int, rotation: str, backend: Backend) -> None:
+    rng = np.random.default_rng(head_dim)
+    x = rng.standard_normal((33, head_dim)).astype(np.float32) * np.float32(40000)
+    x[::3] *= 1e10
+    for bits in BITS:
+        spec = Codec(bits, rotation=rotation).at(head_dim)
+        (encoded,) = backend.encode([Stream(x, spec)])
+        for inverse in (True, False):
+            exact = reference.decode(on_host(backend, encoded), spec, "float32", inverse=inverse)
+
+            got = backend.decode(encoded, spec, "float16", inverse=inverse)
+
+            assert_same_bits(got, exact.clip(-FLOAT16_MAX, FLOAT16_MAX).astype(np.float16))
+            assert np.abs(got).max() == FLOAT16_MAX
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_values_next_to_the_largest_float16(head_dim: int, backend: Backend) -> None:
+    # Without a rotation, every element of a vector of one index is its centroid times the norm, and a constant.
+    spec = Codec(2, rotation="none", layout="byte").at(head_dim)
+    packed = np.full((40, head_dim), 3, np.uint8)
+    one = reference.decode(Encoded(packed[:1], np.ones((1, spec.norms), np.float32)), spec)[0, 0]
+    wanted = np.float32(65504) + np.arange(-20, 20, dtype=np.float32)
+    norms = np.repeat((wanted / one).astype(np.float32)[:, None], spec.norms, axis=1)
+
+    got = backend.decode(Encoded(packed, norms), spec, "float16")
+
+    exact = reference.decode(Encoded(packed, norms), spec)
+    assert_same_bits(got, exact.clip(-FLOAT16_MAX, FLOAT16_MAX).astype(np.float16))
+    assert (exact > 65520).any()
+
+
+@pytest.mark.parametrize("norm", [np.nan, np.inf, -np.inf])
+def test_infinity_is_limited_and_nan_stays(norm: float, backend: Backend) -> None:
+    spec = Codec(8, rotation="none").at(64)
+    encoded = reference.encode(np.random.default_rng(3).standard_normal((5, 64)).astype(np.float32), spec)
+    norms = np.full_like(encoded.norms, norm)
+
+    got = backend.decode(Encoded(encoded.packed, norms), spec, "float16")
+
+    exact = reference.decode(Encoded(encoded.packed, norms), spec)
+    np.testing.assert_array_equal(got, exact.clip(-FLOAT16_MAX, FLOAT16_MAX).astype(np.float16))
+    assert np.isnan(got).all() == np.isnan(norm)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_dtypes_are_not_limited(dtype: str, backend: Backend) -> None:
+    spec = Codec(8).at(128)
+    x = np.random.default_rng(4).standard_normal((9, 128)).astype(np.float32) * np.float32(1e15)
+    (encoded,) = backend.encode([Stream(x, spec)])
+
+    got = backend.decode(encoded, spec, dtype).astype(np.float32)
+
+    assert np.abs(got).max() > 1e15
+    assert DTYPES[dtype] == backend.decode(encoded, spec, dtype).dtype
