@@ -44,6 +44,29 @@ def test_range_over_the_limit_may_start_anywhere(session: Any, long_k: Any, long
     assert_same(found.k, expected("k", slice(1234, None), form="float32")[1:])
 
 
+def test_parts_name_the_layers_that_exist(session: Any, long_k: Any, long_v: Any) -> None:
+    for layer in (3, 7, 11):
+        session.append(long_k[layer % 2], long_v[layer % 2], layer=layer, minimal=True)
+
+    found = session.read(form="float32")
+
+    assert (found.layers, found.length) == ((3, 7, 11), 10_000)
+    assert_same(found.k[1:2], expected("k", EVERYTHING, form="float32")[1:])
+
+
+def test_layers_with_gaps_may_be_read_one_by_one(session: Any) -> None:
+    k, v = np.random.default_rng(4).standard_normal((2, 3, 128, 2, 512)).astype(np.float32)
+    for row, layer in enumerate((3, 7, 11)):
+        session.append(k[row], v[row], layer=layer, minimal=True)
+
+    found = session.read(form="float32")
+    alone = [session.read(layers=(layer, layer + 1), form="float32") for layer in (3, 7, 11)]
+
+    assert found.layers == (3, 7, 11)
+    assert_same(found.k, np.concatenate([each.k for each in alone]))
+    assert_same(found.v, np.concatenate([each.v for each in alone]))
+
+
 def test_progress_counts_the_tokens_read(session: Any, long_k: Any, long_v: Any) -> None:
     session.append(long_k, long_v, minimal=True)
     calls: list[tuple[int, int]] = []
