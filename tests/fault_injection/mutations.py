@@ -41,8 +41,8 @@ MUTATIONS = {
     ),
     "keep a failed commit in the WAL": Mutation(
         "storage/disk/sqlite_store.py",
-        "                self._wal_is_trusted = discard_failed_commit(self._sql)\n            log",
-        "                pass\n            log",
+        "                self._wal_is_trusted = discard_failed_commit(self._sql)\n            #",
+        "                pass\n            #",
         ("errors",),
     ),
     "turn the WAL off": Mutation("storage/disk/sqlite_file.py", '"journal_mode = WAL"', '"journal_mode = OFF"', _KILLS),
