@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.files.run import GeneratedFile, measure
 from hadakv_service.testing import running_service
 from support.contract import Caller, status_line
 from support.inputs.arrays import pair
@@ -191,3 +192,14 @@ def test_version_1_files_share_the_space_of_the_disk(tmp_path: Path, file: bytes
         partial_import(caller, "second", old[: 1 << 16], len(old)) as connection,
     ):
         assert status_line(connection) == b"HTTP/1.1 507 Insufficient Storage"
+
+
+def test_import_and_export_need_memory_for_a_few_pages(tmp_path: Path) -> None:
+    """The file is much larger than the memory that the transfers may take."""
+    flags = ("--data-dir", str(tmp_path), "--disk-budget", "1GiB", "--memory-budget", "256MiB")
+    with running_service(*flags) as running:
+        transfers = measure(running, GeneratedFile(100 << 20))
+
+    for transfer in transfers.values():
+        assert transfer.nbytes > 90 << 20
+        assert transfer.peak - transfer.before < 64 << 20, transfer
