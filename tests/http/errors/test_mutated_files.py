@@ -103,9 +103,13 @@ def outcome(caller: Caller, mutated: bytes) -> int:
 
 
 def described(file: bytes) -> Json:
-    """Return the metadata of a file, without the size of its pages, which may differ."""
+    """Return the metadata of a file, without the size of its pages and without layers that have no tokens.
+
+    The size may differ, and an import adds declared layers that the file leaves out.
+    """
     metadata = told(file)
     for group in metadata.get("groups", []):
+        group["runs"] = [run for run in group["runs"] if run["base"] < run["length"]]
         for run in group["runs"]:
             del run["page_tokens"]
     return metadata

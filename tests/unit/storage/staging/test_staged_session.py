@@ -39,7 +39,7 @@ def content(tokens: int = PAGE_TOKENS) -> PageContent:
 
 def staged(store: SessionStore, pages: int = PAGES) -> StagedSession:
     """Open a session on the way, and fill it."""
-    session = without_pages(opened(durability="spill"), [(1, 0, PAGES * PAGE_TOKENS)])
+    session = without_pages(opened(durability="spill"), [(1, 0, PAGES * PAGE_TOKENS, False)])
     found = store.stage(ANN, session)
     found.open(())
     for _ in range(pages):
@@ -74,7 +74,7 @@ def test_abort_frees_everything(store: SessionStore) -> None:
 
 
 def test_abort_before_open_and_after_commit_does_nothing(store: SessionStore) -> None:
-    session = without_pages(opened(durability="spill"), [(1, 0, PAGES * PAGE_TOKENS)])
+    session = without_pages(opened(durability="spill"), [(1, 0, PAGES * PAGE_TOKENS, False)])
     store.stage(ANN, session).abort()
     found = staged(store)
     run_to_completion(found.commit(()))
@@ -115,7 +115,7 @@ def test_abort_during_a_commit_that_fails_frees_everything(
 
 def test_quota_counts_the_whole_session_from_the_start(store: SessionStore) -> None:
     found = staged(store, pages=0)
-    session = without_pages(opened(durability="spill"), [(1, 0, PAGES * PAGE_TOKENS)])
+    session = without_pages(opened(durability="spill"), [(1, 0, PAGES * PAGE_TOKENS, False)])
 
     with pytest.raises(QuotaExceeded):
         store.stage(BOB, session).open(())
@@ -126,7 +126,7 @@ def test_quota_counts_the_whole_session_from_the_start(store: SessionStore) -> N
 
 def test_session_that_can_never_fit_is_rejected_at_the_start(tmp_path: Path) -> None:
     store = SessionStore(1 << 20, disk=SqliteStore(tmp_path, 1 << 20), backend=BACKEND)
-    session = without_pages(opened(durability="spill"), [(1, 0, 1 << 40)])
+    session = without_pages(opened(durability="spill"), [(1, 0, 1 << 40, False)])
 
     with pytest.raises(InsufficientStorage):
         store.stage(ANN, session).open(())
