@@ -19,6 +19,7 @@ from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.buffer_pool import BufferPool
+from hadakv_service.storage.disk.row_format import pack_page
 from hadakv_service.wire.serialization import CHUNK_NBYTES
 
 # Bytes that one job on the device thread reads when it checks a session, at least a page.
@@ -112,12 +113,21 @@ class Export:
             data = await device.call_unbounded(partial(self._page_bytes, page))
             if hashing := await update_digest(digest.update, data):
                 await hashing
-            for chunk in _split(data):
-                yield chunk
+            *chunks, last = _split(data)
+            # A copy, so that the page does not stay in memory while the next one is read.
+            last = memoryview(bytes(last))
+            del data
+            while chunks:
+                yield chunks.pop(0)
+            yield last
         yield digest.digest()
 
     def _page_bytes(self, page: FilePage) -> memoryview:
         """Return the bytes of a page of the file. Runs on the device thread."""
+        stored_pages = list(self._stored_pages(page))
+        if len(stored_pages) == 1 and stored_pages[0][0].tokens == page.tokens:
+            # The file and the disk store have the same layout of a page.
+            return memoryview(pack_page(self.pool.read_once(stored_pages[0][0]))[1])
         lead = (page.span.layers, self.session.kv_heads or 0, page.tokens)
         widths = [width for spec in self.session.specs for width in (spec.row_bytes, 4 * spec.norms)]
         sizes = [lead[0] * lead[1] * lead[2] * width for width in widths]
@@ -125,7 +135,7 @@ class Export:
         parts = np.split(memory, np.cumsum(sizes)[:-1])
         # uint8 [layers, kv_heads, tokens, width]: packed vectors and norms of K, then of V.
         tensors = [part.reshape(*lead, width) for part, width in zip(parts, widths, strict=True)]
-        for stored, first, at, tokens in self._stored_pages(page):
+        for stored, first, at, tokens in stored_pages:
             for stream, pair in zip(self.pool.read_once(stored), (tensors[:2], tensors[2:]), strict=True):
                 _copy_tokens(stream, slice(first, first + tokens), pair, slice(at, at + tokens))
         return memory.data

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -110,12 +109,10 @@ def _adjacent_bytes(arrays: Sequence[NDArray[Any]]) -> memoryview | None:
 
 def unpack_page(header: bytes, blob: bytes) -> PageContent:
     """Return the page with a header and bytes, as views of the bytes."""
-    shapes = json.loads(header)
+    whole, at, arrays = np.frombuffer(blob, np.uint8), 0, []
     dtypes: tuple[np.dtype[Any], ...] = (np.dtype(np.uint8), np.dtype(np.float32)) * 2
-    sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
-    starts = accumulate(sizes, initial=0)
-    arrays = [
-        np.frombuffer(blob, dtype, prod(shape), start).reshape(shape)
-        for shape, dtype, start in zip(shapes, dtypes, starts, strict=False)
-    ]
+    for shape, dtype in zip(json.loads(header), dtypes, strict=True):
+        end = at + prod(shape) * dtype.itemsize
+        arrays.append(whole[at:end].view(dtype).reshape(shape))
+        at = end
     return PageContent(Encoded(arrays[0], arrays[1]), Encoded(arrays[2], arrays[3]))
