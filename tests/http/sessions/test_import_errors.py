@@ -445,4 +445,4 @@ def test_import_with_an_invalid_id_is_rejected(strict: Caller, id_: str) -> None
 
 def test_import_with_other_methods_is_not_allowed(strict: Caller) -> None:
     assert strict.get("/sessions/original/import").problem(405, "method-not-allowed")
-    assert strict.put("/sessions/original/export", {}).headers["allow"] == "GET"
+    assert strict.put("/sessions/original/export", {}).headers["allow"] == "GET, HEAD"

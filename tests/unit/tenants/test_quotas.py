@@ -55,5 +55,5 @@ def test_client_error_has_resource_needed_and_quota(resource: str) -> None:
 def test_negative_quota_flag_is_rejected(flag: str, value: str) -> None:
     finished = run(flag, value)
 
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert finished.stderr.startswith(f"hadakv: {flag}: ")
