@@ -137,7 +137,7 @@ class Check:
         kept = known.durability == "ack" or (known.durability == "spill" and self._exact and not self._evicting)
         if kept and None not in known.possible:
             raise Violation(f"{known.name} ({known.durability}) is missing")
-        if known.durability == "spill" and known.saved is not None:
+        if known.durability == "spill" and known.saved is not None and None not in known.possible:
             raise Violation(f"{known.name} is missing, though a checkpoint has saved {known.saved} tokens")
         if known.pending and known.pending.state is None:
             self._tally.add("carried out")
