@@ -39,6 +39,10 @@ class GroupCommit:
         if new.is_acknowledged or (new.manifest is not None and not is_prefix(new.manifest, new.session)):
             self._records_before.setdefault(key, old)
 
+    def __contains__(self, key: object) -> bool:
+        """Whether a session has changes for the next group commit, which may roll them back."""
+        return key in self._records_before
+
     def run(self) -> dict[Key, Exception]:
         """Write all dirty sessions in one transaction, then delete some garbage.
 

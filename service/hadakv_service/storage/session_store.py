@@ -88,7 +88,9 @@ class SessionStore(SessionLookup, StoreUpkeep):
         self._space = space
         self._write_back = WriteBack(self.disk, self.pool, self._writer, self._table, space)
         self._group_commit = GroupCommit(self._writer, self._table, self._write_back)
-        self.checkpoints = Checkpointer(checkpoint_seconds, self.disk, self._writer, self._table, space)
+        self.checkpoints = Checkpointer(
+            checkpoint_seconds, self.disk, self._writer, self._table, space, self._group_commit
+        )
         self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
         self._staging = StagingArea(
             *(backend, self.memory, self.disk, self.pool, self._writer, self._write_back, space, self._evictor),

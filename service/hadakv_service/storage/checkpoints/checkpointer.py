@@ -1,7 +1,7 @@
 """Checkpointer: writes changed `spill` sessions in small transactions, on a thread of its own."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
@@ -40,6 +40,7 @@ class Checkpointer:
         writer: writer of the disk store.
         table: sessions in memory, and which of them changed.
         space: makes space on disk.
+        uncommitted: sessions that the next group commit writes or rolls back. They are left to it.
 
     Attributes:
         seconds: checkpoint interval; 0 if there are no checkpoints.
@@ -52,7 +53,13 @@ class Checkpointer:
     """
 
     def __init__(
-        self, seconds: float, disk: DiskStore, writer: DiskWriter, table: SessionTable, space: DiskSpace
+        self,
+        seconds: float,
+        disk: DiskStore,
+        writer: DiskWriter,
+        table: SessionTable,
+        space: DiskSpace,
+        uncommitted: Container[Key],
     ) -> None:
         self.seconds = seconds if disk.budget else 0.0
         self.sessions = 0
@@ -66,6 +73,7 @@ class Checkpointer:
         self._table = table
         self._dirty = table.dirty
         self._space = space
+        self._uncommitted = uncommitted
         writer.collects_in_background = self.seconds > 0
         self._is_failing = False
         # By `DirtySessions.now`: when to try again after a failure, and the sessions for which the disk had no space.
@@ -149,14 +157,14 @@ class Checkpointer:
         return WriteBatch(writes, parts, sync=bool(writes) or self._dirty.needs_sync(self.seconds))
 
     def _candidates(self) -> Iterator[tuple[Key, SessionRecord]]:
-        """Yield sessions that are due, without those that did not fit lately."""
+        """Yield sessions that are due, without those that did not fit lately or are not committed yet."""
         now = self._dirty.now()
         self._misfits = {key: until for key, until in self._misfits.items() if until > now and key in self._dirty}
         due = (key for key in self._dirty.due(self.seconds) if key not in self._misfits)
         # A list, because making space may change what is dirty. A key may come twice.
         for key in dict.fromkeys(islice(due, 2 * STEP_PAGES)):
             record = self._table.get(key)
-            if record and key in self._dirty and not record.is_corrupt:
+            if record and key in self._dirty and key not in self._uncommitted and not record.is_corrupt:
                 yield key, record
 
     def _disk_nbytes(self, pages: list[Page]) -> int:

@@ -189,6 +189,46 @@ def test_truncate_during_the_write_deletes_the_tokens(place: Place, then: int) -
     assert tokens(place.crash(), ANN) is None
 
 
+def test_checkpoint_in_the_batch_of_a_truncation_leaves_the_session_for_the_next_one(place: Place) -> None:
+    """The group commit after the batch deletes the manifest of the longer session."""
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    place.checkpoint()
+    spill(place.store, ANN, 10)
+    place.clock.now += SECONDS
+    commit(place.store, ANN, place.store.get(ANN).session.truncate(260, BACKEND))
+
+    place.begin()
+    assert not place.store.group_commit()
+    place.clock.now += SECONDS
+    place.checkpoint()
+
+    assert tokens(place.crash(), ANN) == 260
+
+
+def test_rolled_back_truncation_in_the_batch_of_a_checkpoint_keeps_all_tokens(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise DiskUnavailable("no space left on device")
+
+    spill(place.store, ANN, 300)
+    place.clock.now += SECONDS
+    place.checkpoint()
+    spill(place.store, ANN, 10)
+    place.clock.now += SECONDS
+    commit(place.store, ANN, place.store.get(ANN).session.truncate(260, BACKEND))
+
+    place.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(place.store._writer, "write", fail)
+        assert place.store.group_commit()
+    place.store.checkpoints.settle()
+    assert place.store.close(float("inf")) == 0
+
+    assert tokens(place.open(), ANN) == 310
+
+
 def test_delete_during_the_write_deletes_the_session(place: Place) -> None:
     spill(place.store, ANN, 300)
     place.clock.now += SECONDS
