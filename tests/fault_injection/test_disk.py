@@ -17,8 +17,9 @@ from fault_injection.faults.power_loss import lose_power
 from fault_injection.faults.service import Service
 from hadakv_kernels import Codec
 from support.contract import Caller, stream
+from support.polling import eventually
 from support.services.program import WITH_TINY_MEMORY
-from support.services.prometheus import eventually, samples
+from support.services.prometheus import metric
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="macOS does not preload a library into a signed program")
 
@@ -172,11 +173,6 @@ def test_evicted_sessions_do_not_reappear_after_power_loss(place: Place) -> None
     assert gone
     with place.service() as caller:
         assert [tokens(caller, name) for name in gone] == [0] * len(gone)
-
-
-def metric(caller: Caller, name: str) -> float:
-    """Return the value of a metric without labels."""
-    return samples(caller.get("/metrics").content.decode())[name, ""]
 
 
 def test_checkpoint_on_a_full_disk_is_logged_once_and_made_up_for(place: Place, tmp_path: Path) -> None:

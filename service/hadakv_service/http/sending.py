@@ -14,7 +14,7 @@ from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.http.content import MSGPACK, MsgpackResponse
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.range_tensor import PIECE_NBYTES
-from hadakv_service.storage.memory_budget import HeldPages, PageHold
+from hadakv_service.storage.pages.held_pages import HeldPages, PageHold
 from hadakv_service.wire.sending_budget import SendingBudget, Share
 from hadakv_service.wire.serialization import CHUNK_NBYTES, Buffer, Deferred, encode_with_deferred
 

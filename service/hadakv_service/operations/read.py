@@ -10,7 +10,7 @@ from hadakv_service.sessions.existing_layers import existing_layers
 from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.range_tensor import Range, RangeTensor, ReadForm, Segment, range_tensors
 from hadakv_service.sessions.session import Session
-from hadakv_service.storage.memory_budget import PageHold
+from hadakv_service.storage.pages.held_pages import PageHold
 from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import responses, serialization
 

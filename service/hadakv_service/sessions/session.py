@@ -1,14 +1,15 @@
 """Session: an immutable value."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from secrets import randbits
 from typing import Literal
 
 from hadakv_kernels import Backend, Codec, CodecSpec
-from hadakv_service.errors import CodecMismatch, InvalidRequest, PositionConflict, ShapeMismatch
+from hadakv_service.errors import InvalidRequest, PositionConflict, ShapeMismatch
+from hadakv_service.sessions.conflicts import codec_mismatch, position_conflict
 from hadakv_service.sessions.layer_run import LayerRun, empty, join
 from hadakv_service.sessions.page import Page
 
@@ -152,8 +153,7 @@ class Session:
             limit = self.layers or MAX_LAYERS
             raise ShapeMismatch(f"The session has {limit} layers, the tensors reach layer {last - 1}.", layers=limit)
         if codecs and self.codecs and codecs != self.codecs:
-            stored = {name: codec.to_mapping() for name, codec in zip("kv", self.codecs, strict=True)}
-            raise CodecMismatch(_codec_mismatch(self.codecs, codecs), codec=stored)
+            raise codec_mismatch(self.codecs, codecs)
         if self.has_shape:
             return self
         chosen = self.codecs or codecs or (Codec(), Codec())
@@ -192,20 +192,7 @@ class Session:
     def conflict(self, shape: Shape) -> PositionConflict:
         """Return the error for an append that is neither at the end nor a repetition."""
         first, length, _ = self.common_range(shape.layer, shape.layers)
-        position = length if shape.position is None else shape.position
-        stop = position + shape.tokens
-        detail, append = f"The layers have {length} tokens", f"The append at position {position}"
-        if position > length:
-            detail += f": the next append must be at position {length}, not {position}."
-        elif stop > length:
-            detail += f". {append} reaches beyond them, to {stop}: append the rest at position {length}."
-        elif position < first and stop <= first:
-            detail += f". {append} is not at the end."
-        else:
-            detail += f". {append} differs from what is stored."
-        if position < first:
-            detail += f" Tokens before {first} have left the window and cannot be compared."
-        return PositionConflict(detail, length)
+        return position_conflict(length if shape.position is None else shape.position, shape.tokens, first, length)
 
     def split_runs(self, layer: int, layers: int) -> "Session":
         """Return the session with runs that begin and end where these layers do, and without further tokens.
@@ -333,16 +320,6 @@ class Session:
             if part.start < part.stop:
                 yield at + part.start, run, part
             at += run.layers
-
-
-def _codec_mismatch(stored: tuple[Codec, Codec], requested: tuple[Codec, Codec]) -> str:
-    """Return the options in which the codecs differ."""
-    streams = []
-    for name, mine, given in zip("kv", map(asdict, stored), map(asdict, requested), strict=True):
-        if differing := [option for option in mine if mine[option] != given[option]]:
-            old, new = (", ".join(f"{option} {codec[option]}" for option in differing) for codec in (mine, given))
-            streams.append(f"{name} has {old}, not {new}")
-    return f"The session was created with another codec: {'; '.join(streams)}."
 
 
 def _one(pages: list[Page], axis: int, backend: Backend) -> Page:

@@ -1,11 +1,12 @@
 """SessionLookup: find and list sessions, in memory and on disk."""
 
 from hadakv_service.errors import SessionCorrupt, SessionNotFound, StorageUnavailable
-from hadakv_service.storage.buffer_pool import CORRUPT_DETAIL, BufferPool, stored_page_id
+from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key
 from hadakv_service.storage.disk.manifest import session_from_manifest
 from hadakv_service.storage.eviction import Evictor
 from hadakv_service.storage.memory_budget import evicted_nbytes
+from hadakv_service.storage.pages.corrupt_pages import CORRUPT_DETAIL, stored_page_id
 from hadakv_service.storage.session_table import SessionRecord, SessionTable
 
 

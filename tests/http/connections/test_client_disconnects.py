@@ -10,8 +10,9 @@ import pytest
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import PACKED
 from support.contract import MSGPACK, Caller, connect
+from support.polling import eventually
 from support.services.blocked_device import HELD
-from support.services.prometheus import a_call, counts, eventually, moved, of_http, scrape
+from support.services.prometheus import a_call, counts, moved, of_http, scrape
 
 pytestmark = pytest.mark.hadakv_protocol
 

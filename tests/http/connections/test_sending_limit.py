@@ -14,8 +14,9 @@ from hadakv_service.sessions.range_tensor import PIECE_NBYTES
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V
 from support.contract import Caller, append_body, connect
+from support.polling import eventually
 from support.services.process_memory import peak_nbytes, resident_nbytes
-from support.services.prometheus import eventually, scrape
+from support.services.prometheus import scrape
 
 pytestmark = pytest.mark.hadakv_protocol
 

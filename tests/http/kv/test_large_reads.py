@@ -12,7 +12,8 @@ from hadakv_service.http.sending import WHOLE_NBYTES
 from hadakv_service.testing import RunningService, running_service
 from support.contract import Caller, Json, array, connect
 from support.inputs.arrays import FORMS
-from support.services.prometheus import eventually, scrape
+from support.polling import eventually
+from support.services.prometheus import scrape
 
 LAYERS, HEADS, TOKENS, DIM, STEP = 3, 2, 5000, 128, 250
 X = np.random.default_rng(11).standard_normal((LAYERS, HEADS, TOKENS, DIM)).astype(np.float16)

@@ -17,7 +17,7 @@ import pytest
 
 from hadakv_service.testing import running_service
 from support.contract import Caller
-from support.services.prometheus import eventually
+from support.polling import eventually
 
 K = np.ones((1, 1, 2, 64), np.float16)
 # Makes a pseudo-terminal the terminal of the service, as a terminal window does. The last argument is SIGHUP's action.

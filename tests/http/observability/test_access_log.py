@@ -15,8 +15,9 @@ import pytest
 from hadakv_service.testing import running_service
 from support.assertions import PACKED, K, V
 from support.contract import MSGPACK, Caller, append_body, connect, status_line
+from support.polling import eventually
 from support.services.failing_backend import PROGRAM as FAILING
-from support.services.prometheus import eventually, scrape
+from support.services.prometheus import scrape
 
 KV = "/sessions/{id}/kv"
 FIELDS = ["time", "level", "logger", "message", "request_id", "tenant", "method", "route", "status"]

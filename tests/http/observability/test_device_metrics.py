@@ -11,8 +11,9 @@ import pytest
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V
 from support.contract import Caller, append_body
+from support.polling import eventually
 from support.services.blocked_device import HELD
-from support.services.prometheus import Samples, counts, eventually, moved, scrape
+from support.services.prometheus import Samples, counts, moved, scrape
 
 WAITED = ("wait_seconds_count", "job_seconds_count")
 

@@ -32,8 +32,9 @@ from hadakv_service.wire.sending_budget import SendingBudget
 from support.assertions import K, V
 from support.contract import Caller
 from support.inputs.arrays import pair
+from support.polling import eventually
 from support.services.blocked_device import HELD
-from support.services.prometheus import METHODS, Samples, eventually, label_values, moved, samples, scrape
+from support.services.prometheus import METHODS, Samples, label_values, moved, samples, scrape
 
 KV = "/sessions/{id}/kv"
 TABLE = Path(__file__).parents[3] / "docs" / "running.md"

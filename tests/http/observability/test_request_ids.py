@@ -13,9 +13,10 @@ import pytest
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import PACKED, K, V
 from support.contract import MSGPACK, Caller, append_body, connect
+from support.polling import eventually
 from support.services.blocked_device import HELD
 from support.services.failing_backend import PROGRAM as FAILING
-from support.services.prometheus import eventually, scrape
+from support.services.prometheus import scrape
 
 HEADER = "x-request-id"
 

@@ -9,7 +9,8 @@ import pytest
 from hadakv_service.testing import RunningService
 from support.assertions import PACKED, K, V
 from support.contract import MSGPACK, Answer, Caller, append_body, connect, status_line
-from support.services.prometheus import METHODS, a_call, counts, eventually, moved, of_http, scrape
+from support.polling import eventually
+from support.services.prometheus import METHODS, a_call, counts, moved, of_http, scrape
 
 KV = "/sessions/{id}/kv"
 

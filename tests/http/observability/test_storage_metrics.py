@@ -16,7 +16,8 @@ from hadakv_service.testing import RunningService, running_service
 from support.assertions import PACKED, K, V
 from support.contract import Caller, connect, status_line
 from support.inputs.arrays import pair
-from support.services.prometheus import Samples, eventually, moved, scrape
+from support.polling import eventually
+from support.services.prometheus import Samples, moved, scrape
 
 
 def metric(found: Samples, name: str, labels: str = "") -> float:

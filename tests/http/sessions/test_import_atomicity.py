@@ -13,7 +13,8 @@ from hadakv_service.testing import running_service
 from support.contract import Caller, status_line
 from support.inputs.arrays import pair
 from support.inputs.session_files import as_version_1, exported, imported, without_digest
-from support.services.partial_import import disk_used, partial_import, wait_until
+from support.polling import eventually
+from support.services.partial_import import disk_used, partial_import
 from support.services.restarted_service import service
 
 CODEC = {"kind": "float16"}
@@ -42,7 +43,7 @@ def _nothing_is_left(target: Caller) -> Iterator[None]:
     """Check that the sessions and the bytes they use are the same after the block."""
     before = everything(target)
     yield
-    wait_until(lambda: everything(target) == before)
+    eventually(lambda: everything(target) == before)
 
 
 def everything(caller: Caller) -> tuple[int, list[str], bool]:
@@ -55,7 +56,7 @@ def names(caller: Caller) -> list[str]:
 
 def test_import_under_way_is_invisible_and_writes_to_disk(target: Caller, file: bytes) -> None:
     with partial_import(target, "new", file[: len(file) // 2], len(file)):
-        wait_until(lambda: disk_used(target) > len(file) // 4)
+        eventually(lambda: disk_used(target) > len(file) // 4)
 
         target.get("/sessions/new").problem(404, "session-not-found")
         assert names(target) == []
@@ -64,7 +65,7 @@ def test_import_under_way_is_invisible_and_writes_to_disk(target: Caller, file: 
 
 def test_lost_connection_leaves_nothing(target: Caller, file: bytes) -> None:
     with partial_import(target, "new", file[:-1], len(file)):
-        wait_until(lambda: disk_used(target) > len(file) // 2)
+        eventually(lambda: disk_used(target) > len(file) // 2)
 
 
 def test_wrong_digest_in_the_last_bytes_leaves_nothing(target: Caller, file: bytes) -> None:
@@ -75,7 +76,7 @@ def test_wrong_digest_in_the_last_bytes_leaves_nothing(target: Caller, file: byt
 def test_session_created_meanwhile_is_kept(target: Caller, file: bytes) -> None:
     k, v = pair(1, 1, 3)
     with partial_import(target, "new", file[:-1], len(file)) as connection:
-        wait_until(lambda: disk_used(target) > len(file) // 2)
+        eventually(lambda: disk_used(target) > len(file) // 2)
         assert target.append("new", k, v).status == 201
         connection.sendall(file[-1:])
 
@@ -116,7 +117,7 @@ def test_claim_of_a_huge_header_is_rejected_at_once(target: Caller) -> None:
 def test_killed_service_has_nothing_of_the_import(tmp_path: Path, file: bytes, durability: str) -> None:
     flags = ("--durability", durability)
     with service(tmp_path, *flags, kill=True) as caller, partial_import(caller, "new", file[:-1], len(file)):
-        wait_until(lambda: disk_used(caller) > len(file) // 2)
+        eventually(lambda: disk_used(caller) > len(file) // 2)
 
     with service(tmp_path, *flags) as caller:
         assert names(caller) == []
@@ -156,7 +157,7 @@ def test_quota_counts_an_import_from_its_start(tmp_path: Path, file: bytes) -> N
             assert caller.append("third", *pair(1, 1, 100)).problem(507, "quota-exceeded")
 
         # The lost connection ends the import.
-        wait_until(lambda: caller.append("third", *pair(1, 1, 100)).status == 201)
+        eventually(lambda: caller.append("third", *pair(1, 1, 100)).status == 201)
         caller.delete("/sessions/third")
         assert imported(caller, "new", file).status == 201
 

@@ -7,8 +7,8 @@ import pytest
 from hadakv_kernels import Codec
 from support.inputs.arrays import pair
 from support.inputs.session_files import as_version_1, exported, imported, sealed, without_digest
+from support.polling import eventually
 from support.services.partial_import import disk_used
-from support.services.prometheus import eventually
 from support.services.restarted_service import service
 
 K, V = pair(4, 2, 3000)

@@ -1,13 +1,11 @@
 """Imports that are under way: a part of the file was sent, and the rest can follow."""
 
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from support.contract import Caller, connect
-
-SECONDS = 30
+from support.services.prometheus import metric
 
 
 @contextmanager
@@ -35,19 +33,4 @@ def partial_import(
 
 def disk_used(caller: Caller) -> int:
     """Return the bytes that the service counts on disk."""
-    metrics = caller.get("/metrics").content.decode()
-    (line,) = [each for each in metrics.splitlines() if each.startswith('hadakv_tier_stored_bytes{tier="disk"}')]
-    return int(float(line.split()[-1]))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition is true.
-
-    Raises:
-        TimeoutError: it does not become true.
-    """
-    until = time.monotonic() + SECONDS
-    while not condition():
-        if time.monotonic() > until:
-            raise TimeoutError("the condition did not become true")
-        time.sleep(0.01)
+    return int(metric(caller, "hadakv_tier_stored_bytes", "tier=disk"))

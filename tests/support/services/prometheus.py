@@ -6,6 +6,8 @@ from collections.abc import Callable
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.contract import Caller
+
 # Value by name and labels. Labels are written as `method=GET route=/metrics`.
 Samples = dict[tuple[str, str], float]
 # Labels of the samples that a scrape itself changes.
@@ -30,6 +32,11 @@ def samples(page: str) -> Samples:
     assert max(Counter(each.name for each in families).values()) == 1, page
     assert all(each.documentation for each in families), page
     return dict(found)
+
+
+def metric(caller: Caller, name: str, labels: str = "") -> float:
+    """Return the present value of one metric of the service that a caller talks to."""
+    return samples(caller.get("/metrics").content.decode())[name, labels]
 
 
 def labels(of: dict[str, str]) -> str:
@@ -72,11 +79,3 @@ def a_call(route: str, method: str, *statuses: int, received: int = 0, sent: int
     added |= {("hadakv_http_requests_total", f"{call} status={status}"): statuses.count(status) for status in statuses}
     sizes = {"hadakv_http_received_bytes_total": received, "hadakv_http_sent_bytes_total": sent}
     return added | {(name, call): size for name, size in sizes.items() if size}
-
-
-def eventually(look: Callable[[], bool]) -> None:
-    """Poll until a condition is true."""
-    for _ in range(10_000):
-        if look():
-            return
-    raise AssertionError("the condition did not become true")

@@ -15,7 +15,7 @@ from hadakv_service.http.sending import CountedStream, close
 from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.operations.describe import describe
 from hadakv_service.operations.files.export_session import Export, ExportAborted
-from hadakv_service.storage.memory_budget import PageHold
+from hadakv_service.storage.pages.held_pages import PageHold
 
 router = APIRouter(route_class=StrictRoute)
 

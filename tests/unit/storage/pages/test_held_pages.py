@@ -7,7 +7,8 @@ import pytest
 
 from hadakv_service.sessions.page import Page
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
-from hadakv_service.storage.memory_budget import HOLD_PAGES, PageHold, evicted_nbytes, load_nbytes
+from hadakv_service.storage.memory_budget import evicted_nbytes, load_nbytes
+from hadakv_service.storage.pages.held_pages import HOLD_PAGES, PageHold
 from hadakv_service.storage.session_store import Key, SessionStore
 from support.inputs.sized_sessions import ANN, BACKEND, BOB, TOKEN, append, cost
 

@@ -1,0 +1,1 @@
+"""Pages that responses hold, and pages that are corrupt."""
