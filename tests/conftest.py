@@ -1,6 +1,7 @@
 """Shared by all tests: the hypothesis profile, and a service in a process of its own."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -32,7 +33,10 @@ os.environ.setdefault("HADAKV_DATA_DIR", os.path.join(tempfile.gettempdir(), "ha
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose between a usual run and an exhaustive one, which `-m ""` asks for."""
+    """Choose between a usual run and an exhaustive one, which `-m ""` asks for. Let Ctrl-C interrupt programs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Shells start background processes so, and programs that tests interrupt would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     thoroughness.is_exhaustive = config.option.markexpr == ""
     if not thoroughness.is_exhaustive:
         fork_server.install()
