@@ -119,9 +119,16 @@ def connection(options: Mapping[str, Any]) -> tuple[str, str | None, str | os.Pa
         raise BadParameter(f"{source}: {error}", param_hint=None) from error
     token = os.environ.get("HADAKV_TOKEN") or None
     if file := options.get("token_file"):
-        token = file.read_text("utf-8").strip()
+        token = _read_token(file)
     _check_no_hashes(token or "", str(file) if file else "HADAKV_TOKEN")
     return url, token, options.get("ca_file") or os.environ.get("HADAKV_CA_FILE") or None
+
+
+def _read_token(file: Path) -> str:
+    try:
+        return file.read_text("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not text in UTF-8") from None
 
 
 def _check_no_hashes(token: str, source: str) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import IO, Any, Literal, NamedTuple
 
@@ -18,6 +19,11 @@ _DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.
 _INTEGERS = {"I32": np.dtype(np.int32), "U32": np.dtype(np.uint32), "I64": np.dtype(np.int64)}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
+# What NumPy, zipfile and JSON values of wrong types raise for a damaged file.
+_DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+)
 _MAX_HEADER_NBYTES = 100 << 20
 _ALIGNMENT = 8
 
@@ -52,11 +58,18 @@ def read_kv(file: IO[bytes], name: str) -> KeysAndValues:
     if metadata.get("format") == "hadakv-session":
         raise ValueError(f"{name} is an exported session; use: hadakv import {name}")
     if "k" in arrays and "v" in arrays:
-        return KeysAndValues(arrays["k"], arrays["v"])
+        return _checked(KeysAndValues(arrays["k"], arrays["v"]), name)
     if "0.0" in arrays or "2.0" in metadata:
-        return _mlx_lm_cache(arrays, metadata, name)
+        return _checked(_mlx_lm_cache(arrays, metadata, name), name)
     found = ", ".join(sorted(arrays)[:8]) or "none"
     raise ValueError(f"{name} must have the arrays k and v, [layers, kv_heads, tokens, head_dim]; it has: {found}")
+
+
+def _checked(kv: KeysAndValues, name: str) -> KeysAndValues:
+    for stream, array in kv._asdict().items():
+        if not isinstance(array, np.ndarray) or array.dtype not in _NAMES:
+            raise ValueError(f"{name}: {stream} must be an array of float32, float16 or bfloat16")
+    return kv
 
 
 def write_kv(file: IO[bytes], arrays: Arrays, kind: Format) -> None:
@@ -88,7 +101,7 @@ def _read_npz(content: bytes, name: str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
             return {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{name} is a damaged .npz file: {error}") from error
 
 
@@ -101,7 +114,7 @@ def _read_safetensors(content: bytes, name: str) -> tuple[dict[str, NDArray[Any]
         header: Any = json.loads(content[8:start])
         metadata = dict(header.pop(_METADATA, None) or {})
         arrays = {key: _tensor(entry, memoryview(content)[start:]) for key, entry in header.items()}
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{name} is neither an .npz nor a valid safetensors file: {error}") from error
     return arrays, metadata
 
@@ -122,7 +135,7 @@ def _mlx_lm_cache(arrays: Arrays, metadata: Mapping[str, str], name: str) -> Key
     Its tensors are `LAYER.0` (keys) and `LAYER.1` (values), [1, kv_heads, tokens, head_dim]. Its metadata has the class
     of each layer's cache as `2.LAYER`, and strings of that cache as `0.LAYER`.
     """
-    kinds = {value for key, value in metadata.items() if re.fullmatch(r"2\.\d+", key)}
+    kinds = {str(value) for key, value in metadata.items() if re.fullmatch(r"2\.\d+", key)}
     if kinds != {"KVCache"}:
         found = ", ".join(sorted(kinds)) or "no kind of cache"
         raise ValueError(f"{name} is a prompt cache of mlx-lm with {found}; only plain KVCache layers can be stored")
@@ -130,7 +143,7 @@ def _mlx_lm_cache(arrays: Arrays, metadata: Mapping[str, str], name: str) -> Key
     try:
         streams = [[_mlx_lm_layer(arrays, metadata, layer, stream) for layer in range(layers)] for stream in (0, 1)]
         return KeysAndValues(*(np.concatenate(stream) for stream in streams))
-    except (KeyError, ValueError, IndexError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{name} is a prompt cache of mlx-lm whose layers differ or are damaged: {error}") from error
 
 
@@ -140,7 +153,7 @@ def _mlx_lm_layer(arrays: Arrays, metadata: Mapping[str, str], layer: int, strea
         raise ValueError(f"layer {layer} has shape {array.shape}, expected [1, kv_heads, tokens, head_dim]")
     # The arrays may be longer than the prompt. The number of tokens is then a third part of the state, or a string.
     offset = arrays.get(f"{layer}.2")
-    text = metadata.get(f"0.{layer}", "")
+    text = str(metadata.get(f"0.{layer}", ""))
     tokens = int(offset.reshape(-1)[0]) if offset is not None else int(text) if text.isdecimal() else array.shape[2]
     if not 0 <= tokens <= array.shape[2]:
         raise ValueError(f"layer {layer} has {array.shape[2]} tokens, not {tokens}")

@@ -40,7 +40,7 @@ T = TypeVar("T")
 class AsyncClient:
     """Asynchronous client of a service: arguments, results and errors of `Client`. Tasks may share it.
 
-    A cancelled call closes its connection. Nothing else is affected.
+    A cancelled call closes its connection. Nothing else is affected. Calls outside asyncio raise RuntimeError.
 
     Args:
         base_url: URL of the service, or `unix:` and the path of a Unix domain socket. `host:port` is http.

@@ -116,6 +116,9 @@ class Client:
 
         Args:
             prefix: yield only sessions whose id starts with it.
+
+        Raises:
+            ValueError: the prefix is longer than a session id.
         """
         after = None
         while True:

@@ -10,6 +10,7 @@ from threading import Lock, get_ident
 from typing import TypeVar
 
 from hadakv_client.http.connections import forks
+from hadakv_client.http.connections.asyncio_streams import running_loop
 
 T = TypeVar("T")
 
@@ -60,13 +61,13 @@ class AsyncTurns:
         """Do work when it is its turn.
 
         Raises:
-            RuntimeError: work of another event loop is in progress.
+            RuntimeError: work of another event loop is in progress, or no event loop of asyncio runs.
         """
         async with self._lock_of_loop():
             return await work()
 
     def _lock_of_loop(self) -> asyncio.Lock:
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if self._loop is not loop:
             if self._lock.locked() and self._loop is not None and not self._loop.is_closed():
                 raise RuntimeError("another event loop changes the session with this handle")

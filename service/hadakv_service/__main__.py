@@ -1,5 +1,6 @@
 """Run the service: `python -m hadakv_service --help`. `hadakv-service` and `hadakv serve` run this, too."""
 
+import os
 import sys
 
 from hadakv_service.server.hangup import HangUp
@@ -13,6 +14,7 @@ def main() -> None:
     Raises:
         SystemExit: with 2 if a setting is invalid, with 1 if the service cannot start or its extra is missing.
     """
+    _open_closed_streams()
     # A closed terminal counts from here on.
     hang_up = HangUp()
     try:
@@ -26,6 +28,13 @@ def main() -> None:
             raise
         sys.exit(MISSING_EXTRA)
     serve(settings, hang_up)
+
+
+def _open_closed_streams() -> None:
+    """Open standard streams that are closed, so that no file or socket gets their descriptors and their output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 if __name__ == "__main__":

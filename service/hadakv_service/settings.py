@@ -60,10 +60,19 @@ def _check_memory_budget(nbytes: ByteSize) -> ByteSize:
 
 
 def _check_max_body(nbytes: ByteSize) -> ByteSize:
+    if nbytes < 1:
+        raise ValueError("must be at least 1B, not 0B")
     if nbytes > MAX_BODY_NBYTES:
         limit = human_size(MAX_BODY_NBYTES)
         raise ValueError(f"must be at most {limit}, the limit of msgpack, not {human_size(nbytes)}")
     return nbytes
+
+
+def _check_path(path: str | Path) -> str | Path:
+    # An empty path means the current directory, which is never what an empty variable means.
+    if path == "":
+        raise ValueError("must be a path, not ''")
+    return path
 
 
 # Comma-separated, in flags and in environment variables.
@@ -72,6 +81,7 @@ HostNames = Annotated[CommaSeparated, AfterValidator(_check_host_names)]
 Origins = Annotated[CommaSeparated, AfterValidator(_check_origins)]
 MemoryBudget = Annotated[ByteSize, AfterValidator(_check_memory_budget)]
 MaxBody = Annotated[ByteSize, AfterValidator(_check_max_body)]
+FilePath = Annotated[Path, BeforeValidator(_check_path)]
 OptionalSize = Annotated[ByteSize, Field(ge=0)] | None
 
 
@@ -94,7 +104,9 @@ class Settings(BaseModel):
         "Address to bind. Addresses other than loopback need --token-file or --insecure.",
     )
     port: int = setting("Network", 8765, "Port to bind; 0 selects a free port.", ge=0, le=65535)
-    uds: Path | None = setting("Network", None, "Path of a Unix domain socket to bind instead of --host and --port.")
+    uds: FilePath | None = setting(
+        "Network", None, "Path of a Unix domain socket to bind instead of --host and --port."
+    )
     uds_mode: str = setting(
         "Network", "600", "Permissions of the Unix domain socket, in octal.", pattern="^0?[0-7]{3}$"
     )
@@ -115,7 +127,7 @@ class Settings(BaseModel):
     memory_budget: MemoryBudget | None = setting(
         "Memory and disk", None, "Memory for sessions, at least 1MiB; default: half of the device's memory."
     )
-    data_dir: Path = setting(
+    data_dir: FilePath = setting(
         "Memory and disk",
         user_data_directory(),
         "Directory for sessions on disk: evicted from memory, or kept across restarts.",
@@ -143,8 +155,10 @@ class Settings(BaseModel):
         gt=0,
         le=MAX_TTL_SECONDS,
     )
-    shutdown_timeout: float = setting("Memory and disk", 30.0, "Seconds allowed for a clean shutdown.", gt=0)
-    token_file: Path | None = setting(
+    shutdown_timeout: float = setting(
+        "Memory and disk", 30.0, "Seconds allowed for a clean shutdown.", gt=0, le=MAX_TTL_SECONDS
+    )
+    token_file: FilePath | None = setting(
         "Security",
         None,
         "File with lines 'tenant:SHA-256 of the token in hex'; 'hadakv token add' makes them. Every request then needs "
@@ -161,11 +175,11 @@ class Settings(BaseModel):
         "Maximum number of a tenant's sessions, unless the token file sets another; default: unlimited.",
         ge=0,
     )
-    tls_cert: Path | None = setting("Security", None, "File with the TLS certificate chain, in PEM. Enables TLS.")
-    tls_key: Path | None = setting(
+    tls_cert: FilePath | None = setting("Security", None, "File with the TLS certificate chain, in PEM. Enables TLS.")
+    tls_key: FilePath | None = setting(
         "Security", None, "File with the private key of the certificate, in PEM; default: --tls-cert."
     )
-    tls_key_password_file: Path | None = setting("Security", None, "File with the password of the private key.")
+    tls_key_password_file: FilePath | None = setting("Security", None, "File with the password of the private key.")
     allowed_hosts: HostNames = setting(
         "Security",
         (),

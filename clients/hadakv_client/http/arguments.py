@@ -13,6 +13,7 @@ Position = int | Literal["end"]
 # Called with the number of tokens that are transferred, and the number of all tokens of the call.
 TokenProgress = Callable[[int, int], object]
 
+MAX_ID_LENGTH = 128
 _SESSION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -56,8 +57,19 @@ def check_session_id(session_id: str) -> str:
     """
     # In the path of a URL, "." and ".." have a meaning of their own.
     if not _SESSION_ID.fullmatch(session_id) or session_id in {".", ".."}:
-        raise ValueError(f"a session id must be 1 to 128 of A-Z a-z 0-9 . _ : - and not {session_id!r}")
+        raise ValueError(f"a session id must be 1 to 128 of A-Z a-z 0-9 . _ : - and not {session_id[:200]!r}")
     return session_id
+
+
+def check_prefix(prefix: str | None) -> str | None:
+    """Return the beginning of session ids unchanged.
+
+    Raises:
+        ValueError: it is longer than a session id.
+    """
+    if prefix and len(prefix) > MAX_ID_LENGTH:
+        raise ValueError(f"a prefix of session ids has at most {MAX_ID_LENGTH} characters, not {len(prefix)}")
+    return prefix
 
 
 def to_codec(options: CodecOptions | None) -> Codec:

@@ -28,7 +28,8 @@ class Body:
         message: map of msgpack values and arrays. The arrays become tensors.
 
     Raises:
-        ValueError: an array has 4 GiB or more, the limit of msgpack.
+        TypeError: msgpack has no such type.
+        ValueError: an array has 4 GiB or more, or an integer more than 64 bits: the limits of msgpack.
     """
 
     def __init__(self, message: Mapping[str, Any]) -> None:
@@ -76,7 +77,16 @@ def _parts(message: Mapping[str, Any]) -> Iterator[Chunk | LayerArrays]:
         if isinstance(value, np.ndarray | LayerArrays):
             yield from _tensor(packer, value)
         else:
-            yield packer.pack(value)
+            yield _packed(packer, key, value)
+
+
+def _packed(packer: msgpack.Packer, key: str, value: object) -> bytes:
+    try:
+        return cast(bytes, packer.pack(value))
+    except OverflowError:
+        raise ValueError(f"{key} is too large: {value!r}") from None
+    except TypeError as error:
+        raise TypeError(f"{key}: {error}") from None
 
 
 def _tensor(packer: msgpack.Packer, array: Array | LayerArrays) -> Iterator[Chunk | LayerArrays]:

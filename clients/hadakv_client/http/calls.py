@@ -9,7 +9,7 @@ import numpy as np
 
 from hadakv_client.errors import ProtocolError
 from hadakv_client.http import responses
-from hadakv_client.http.arguments import CodecOptions, Position, integer, to_codec
+from hadakv_client.http.arguments import CodecOptions, Position, check_prefix, integer, to_codec
 from hadakv_client.http.files import OCTET_STREAM, FileBody, FileDestination
 from hadakv_client.http.responses import Form, Layout, ValueForm, check_equal, required_field
 from hadakv_client.http.tensors import Array, LayerArrays, to_numpy
@@ -78,7 +78,8 @@ def read(
     stop = None if stop is None else integer(stop, "stop")
     first_layer, last_layer = (integer(layer, "layers") for layer in layers) if layers else (0, 0)
     optional = {"start": start, "stop": stop, "layers": f"{first_layer}:{last_layer}" if layers else None}
-    optional["layout"] = layout if ring else None
+    # The service rejects an unknown layout.
+    optional["layout"] = None if layout == "linear" else layout
     query = urlencode({key: x for key, x in optional.items() if x is not None} | {"form": form})
 
     def parse(response: Response) -> Range[Any]:
@@ -159,7 +160,7 @@ def delete(session: str) -> Call[None]:
 
 def list_sessions(prefix: str | None, after: str | None) -> Call[SessionPage]:
     """Build GET /sessions."""
-    query = urlencode({key: x for key, x in {"prefix": prefix, "after": after}.items() if x})
+    query = urlencode({key: x for key, x in {"prefix": check_prefix(prefix), "after": after}.items() if x})
     path = f"/sessions?{query}" if query else "/sessions"
 
     def parse(response: Response) -> SessionPage:

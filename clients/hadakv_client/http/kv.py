@@ -172,7 +172,7 @@ def _check_last_token(kv: KeysValues) -> None:
     def is_zero(tokens: slice) -> bool:
         return kv.k.is_zero(tokens) and kv.v.is_zero(tokens)
 
-    if not (kv.layers and kv.tokens and is_zero(slice(-1, None))):
+    if not (kv.nbytes and is_zero(slice(-1, None))):
         return
     stop = kv.tokens
     while stop and is_zero(slice(max(stop - _SCAN_TOKENS, 0), stop)):

@@ -40,6 +40,8 @@ def to_view(x: Any, name: str, *allowed: str) -> Array:
     array = _from_mlx(x) if type(x).__module__ == "mlx.core" else x
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or an mlx.core.array, not {type(x).__name__}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and its masked elements have no value: use filled()")
     if not array.dtype.isnative:
         raise ValueError(f"{name} must have native byte order: x.astype(x.dtype.newbyteorder('='))")
     names = allowed or tuple(DTYPES)

@@ -34,7 +34,8 @@ class Endpoint:
         uds: path of the Unix domain socket; None for TCP.
 
     Raises:
-        ValueError: the URL is not http, https or `unix:` with a path, or the token is not printable ASCII.
+        ValueError: the URL is not http, https or `unix:` with a path, or has a query or a fragment, or the token is not
+            printable ASCII.
     """
 
     def __init__(self, base_url: str, token: str | None = None, uds: str | None = None) -> None:
@@ -79,7 +80,10 @@ def _is_http(url: str) -> bool:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         return False
-    return parsed.scheme in {"http", "https"} and bool(parsed.host)
+    # The operating system takes larger ports modulo 2^16, which leads to another service.
+    is_port = parsed.port is None or parsed.port < 1 << 16
+    # Paths of calls are appended to the URL.
+    return parsed.scheme in {"http", "https"} and bool(parsed.host) and is_port and not set(url) & set("?#")
 
 
 def _without_credentials(url: str) -> str:

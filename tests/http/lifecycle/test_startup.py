@@ -12,6 +12,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from hadakv_client import Client, Retries
 from hadakv_kernels.backend import GPUS, host_memory_nbytes
 from hadakv_service.settings import Group, Settings, is_loopback, user_data_directory
 from hadakv_service.startup.arguments import group_of, parse_settings
@@ -86,6 +87,10 @@ BAD_VALUES = {
     "negative body size": (("--max-body", "-5"), "max_body"),
     "an empty queue": (("--max-queued-jobs", "0"), "max_queued_jobs"),
     "no threads": (("--threads", "0"), "threads"),
+    "endless shutdown": (("--shutdown-timeout", "inf"), "shutdown_timeout"),
+    "no body": (("--max-body", "0"), "max_body"),
+    "empty path of the socket": (("--uds", ""), "uds"),
+    "empty path of the token file": (("--token-file", ""), "token_file"),
     "zero ttl": (("--ttl-seconds", "0"), "ttl_seconds"),
     "infinite ttl": (("--ttl-seconds", "inf"), "ttl_seconds"),
     "body larger than msgpack allows": (("--max-body", "4294967297"), "max_body"),
@@ -161,6 +166,7 @@ BAD_SETTINGS = {
     ),
     "tiny memory budget": (("--memory-budget", "1000KiB"), "--memory-budget: must be at least 1MiB, not 1000KiB"),
     "tiny header size": (("--max-header-size", "100"), "--max-header-size: must be at least 1KiB, not '100'"),
+    "empty path": (("--data-dir", ""), "--data-dir: must be a path, not ''"),
     "unknown choice": (("--log-level", "trace"), "--log-level: must be one of 'debug', .* or 'error', not 'trace'"),
     "seconds that are not a number": (("--ttl-seconds", "1h"), "--ttl-seconds: must be a number, not '1h'"),
     "mode that is not octal": (("--uds-mode", "rw"), "--uds-mode: must be an octal number such as 600, not 'rw'"),
@@ -205,6 +211,21 @@ def test_failed_start_prints_one_line(flags: tuple[str, ...], message: str) -> N
 
     assert (finished.returncode, finished.stdout) == (1, "")
     assert re.fullmatch(message + "\n", finished.stderr)
+
+
+def test_service_starts_with_closed_standard_streams(tmp_path: Path) -> None:
+    # With descriptors 0 to 2 closed, its files and sockets would get them, and its output.
+    command = f'exec "$0" -m hadakv_service --uds {tmp_path}/socket --data-dir {tmp_path}/data <&- >&- 2>&-'
+
+    with subprocess.Popen(["/bin/sh", "-c", command, sys.executable]) as process:
+        try:
+            with Client(f"unix:{tmp_path}/socket", retries=Retries(200, max_backoff_seconds=0.1)) as client:
+                version = client.status().version
+        finally:
+            process.terminate()
+
+    assert version
+    assert process.returncode == 0
 
 
 def test_port_in_use_is_named_in_one_line() -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hadakv_client import AsyncClient, Client, Codec, UnsupportedCodec, check_session_id
+from hadakv_client import AsyncClient, Client, Codec, UnsupportedCodec, check_session_id, check_url
 from hadakv_client.http import calls
 from hadakv_client.http.arguments import integer, session_codec
+from hadakv_client.http.body import Body
 
 K = np.ones((2, 3, 5, 64), np.float16)
 
@@ -60,3 +61,46 @@ def test_integer_rejects_other_types(value: object) -> None:
 @pytest.mark.parametrize("value", [0, -3, np.int64(7), np.uint8(200)])
 def test_integer_accepts_integers_of_numpy(value: int) -> None:
     assert integer(value, "layer") == int(value)
+
+
+def test_prefix_that_is_longer_than_an_id_raises_value_error() -> None:
+    with pytest.raises(ValueError, match="at most 128 characters, not 129"):
+        calls.list_sessions("x" * 129, None)
+
+    assert calls.list_sessions("x" * 128, None).request.path == f"/sessions?prefix={'x' * 128}"
+
+
+@pytest.mark.parametrize("number", [1 << 64, -(1 << 63) - 1, 10**100])
+def test_integer_beyond_64_bits_raises_value_error(number: int) -> None:
+    with pytest.raises(ValueError, match=f"length is too large: {number}"):
+        calls.truncate("a", number)
+    with pytest.raises(ValueError, match=f"window is too large: {number}"):
+        calls.create("a", {"window": number})
+
+
+def test_object_that_cannot_be_sent_is_named() -> None:
+    with pytest.raises(TypeError, match=r"window: .*object"):
+        Body({"window": object()})
+
+
+def test_unknown_layout_is_sent_and_not_taken_for_linear() -> None:
+    layouts: list[Any] = ["linear", "ring", "Ring"]
+
+    paths = [calls.read("a", None, None, None, "packed", layout).request.path for layout in layouts]
+
+    assert ["layout=" in path for path in paths] == [False, True, True]
+
+
+@pytest.mark.parametrize("url", ["http://a:65536", "http://a:99999/b", "http://a/?b", "http://a#b", "http://a/b?"])
+def test_url_that_calls_cannot_be_appended_to_raises_value_error(url: str) -> None:
+    with pytest.raises(ValueError, match="the URL must be like"):
+        check_url(url)
+
+
+def test_async_client_outside_asyncio_says_what_it_needs() -> None:
+    client = AsyncClient("http://127.0.0.1:1")
+    session = client.session("a")
+
+    for call in (client.status(), session.append(K, K), session.read()):
+        with pytest.raises(RuntimeError, match="AsyncClient needs a running asyncio event loop"):
+            call.send(None)

@@ -19,7 +19,15 @@ from typer.testing import CliRunner
 from hadakv_cli.app import app
 from hadakv_cli.output import columns, describe, format_size, session_document, summarize, table_rows
 from hadakv_client import Codec, Codecs, LayerSpan, SessionInfo
-from support.cli import PROGRAM, Finished, assert_fails, read_terminal, run_program, start_on_terminal
+from support.cli import (
+    PROGRAM,
+    Finished,
+    assert_fails,
+    environment,
+    read_terminal,
+    run_program,
+    start_on_terminal,
+)
 
 FAILURES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "missing file": (("import", "nowhere"), 1, "nowhere: No such file or directory"),
@@ -38,6 +46,13 @@ FAILURES: dict[str, tuple[tuple[str, ...], int, str]] = {
     ),
     "missing token file": (("sessions", "ls", "--token-file", "nowhere"), 1, "nowhere: No such file or directory"),
     "missing CA file": (("sessions", "ls", "--ca-file", "nowhere"), 1, "nowhere: No such file or directory"),
+    "token file that is no text": (("sessions", "ls", "--token-file", "bytes"), 1, "bytes is not text in UTF-8"),
+    "huge number": (("sessions", "truncate", "a", f"{10**20}"), 1, f"length is too large: {10**20}"),
+    "long prefix": (
+        ("sessions", "ls", "--prefix", "a" * 70_000),
+        1,
+        "a prefix of session ids has at most 128 characters, not 70000",
+    ),
     "CA file without certificate": (("sessions", "ls", "--ca-file", "other"), 1, "other contains no PEM certificate"),
 }
 USAGE_ERRORS: dict[tuple[str, ...], str] = {
@@ -51,6 +66,7 @@ USAGE_ERRORS: dict[tuple[str, ...], str] = {
     ("list",): "No such command 'list', did you mean 'hadakv sessions ls'.; see hadakv --help",
     ("sessions", "lst"): "No such command 'lst'.*ls.*",
     ("--url", "ftp://localhost", "sessions", "ls"): "--url: the URL must be like .*, not 'ftp://localhost'.*",
+    ("--url", "http://localhost:99999", "status"): "--url: the URL must be like .*, not 'http://localhost:99999'.*",
     ("sessions", "ls", "--url", "unix:"): "--url: the URL must be like .*, not 'unix:'.*",
     ("sessions", "show", "a/b"): "a session id must be .* and not 'a/b'.*",
     ("sessions", "rm", "a", ".."): r"a session id must be .* and not '\.\.'.*",
@@ -83,10 +99,11 @@ def test_failure_prints_one_line_and_sets_the_status(
     tmp_path: Path, arguments: tuple[str, ...], status: int, message: str
 ) -> None:
     (tmp_path / "other").write_text("other")
+    (tmp_path / "bytes").write_bytes(b"\xff")
 
     assert_fails(run(tmp_path, *arguments), status, message)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bytes", "other"]
 
 
 @pytest.mark.parametrize(("arguments", "message"), USAGE_ERRORS.items(), ids=str)
@@ -188,6 +205,30 @@ def test_full_stdout_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> Non
     assert finished.stderr.splitlines()[-1] == "hadakv: standard output: No space left on device"
 
 
+CLOSED: dict[str, tuple[str, int, str]] = {
+    "stdout": ("token add alice --json >&-", 1, "hadakv: standard output: Bad file descriptor"),
+    "stdin": ("put a - <&-", 1, "hadakv: .*Bad file descriptor"),
+    "ids on stdin": ("sessions rm - <&-", 1, "hadakv: .*Bad file descriptor"),
+    "stdin without an answer": ("import - <&-", 1, "hadakv: .*Bad file descriptor"),
+    "stderr": ("sessions show a/b 2>&-", 2, ""),
+}
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), CLOSED.values(), ids=CLOSED)
+def test_closed_standard_stream_is_an_error_in_one_line(
+    tmp_path: Path, arguments: str, status: int, message: str
+) -> None:
+    shell = ["/bin/sh", "-c", f'"$0" -m hadakv_cli {arguments}', sys.executable]
+
+    finished = subprocess.run(
+        shell, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment("http://127.0.0.1:1")
+    )
+
+    assert (finished.returncode, finished.stdout) == (status, "")
+    assert re.fullmatch(message, finished.stderr.strip().split("\n")[-1]), finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
     """Let child processes receive SIGINT, even if this process was started in the background and ignores it."""
@@ -197,7 +238,13 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interruptible")
-def test_interrupted_export_leaves_no_file(scripted_server: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [(signal.SIGINT, 130, "hadakv: interrupted\r\n"), (signal.SIGTERM, 143, "\x1b[K"), (signal.SIGHUP, 129, "\x1b[K")],
+)
+def test_interrupted_export_leaves_no_file(
+    scripted_server: Callable[..., Any], tmp_path: Path, number: signal.Signals, status: int, message: str
+) -> None:
     def send_half(exchange: Any) -> None:
         exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 4000000\r\n\r\n")
         exchange.send(bytes(2_000_000))
@@ -206,13 +253,13 @@ def test_interrupted_export_leaves_no_file(scripted_server: Callable[..., Any], 
 
     process, terminal = start_on_terminal(server.url, tmp_path, "export", "a", "file")
     first = os.read(terminal, 1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     shown = read_terminal(terminal)
     process.communicate(timeout=60)
 
     assert first == b"\r"
-    assert process.returncode == 130
-    assert shown.endswith("hadakv: interrupted\r\n")
+    assert process.returncode == status
+    assert shown.endswith(message)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,36 @@ def test_padding_of_a_cache_of_mlx_lm_is_cut(where: str) -> None:
     np.testing.assert_array_equal(found.k, K[:, :, :4])
 
 
+def npz(compressed: bool = False, **given: Any) -> bytes:
+    """Return a file of NumPy."""
+    file = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(file, **given)
+    return file.getvalue()
+
+
+def damaged(content: bytes) -> bytes:
+    """Return a file with other bytes in the middle of its first array."""
+    return content[:300] + bytes(byte ^ 0x5A for byte in content[300:400]) + content[400:]
+
+
+def claiming(shape: tuple[int, ...]) -> bytes:
+    """Return a file of NumPy whose array k has a shape, but no elements."""
+    file, header = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("k.npy", header.getvalue())
+    return file.getvalue()
+
+
+def zip_of(**texts: str) -> bytes:
+    """Return a zip file of texts."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    return file.getvalue()
+
+
 REFUSED: dict[str, tuple[bytes, str]] = {
     "rotating cache": (
         mlx_lm_file(["KVCache", "RotatingKVCache"]),
@@ -90,6 +121,23 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "cut safetensors": (save({"k": K, "v": V})[:-1], "beyond the end of the file"),
     "huge header": ((1 << 62).to_bytes(8, "little") + b"{}", "no header"),
     "header that is a list": ((2).to_bytes(8, "little") + b"[]", "neither an .npz"),
+    "damaged compressed array": (damaged(npz(compressed=True, k=K, v=V)), "damaged .npz file"),
+    "array beyond all memory": (claiming((1 << 20, 1 << 20, 1 << 12)), "damaged .npz file"),
+    "texts": (zip_of(k="k", v="v"), "k must be an array of float32, float16 or bfloat16"),
+    "float64": (npz(k=K, v=V.astype(np.float64)), "v must be an array of float32, float16 or bfloat16"),
+    "integers": (save({"k": K.astype(np.int32), "v": V}), "k must be an array of float32, float16 or bfloat16"),
+    "metadata of wrong types": (
+        with_header({"__metadata__": {"2.0": ["KVCache"]}}),
+        "only plain KVCache layers can be stored",
+    ),
+    "number of tokens that is a number": (
+        with_header({"__metadata__": {"2.0": "KVCache", "0.0": 5}}),
+        "layers differ or are damaged",
+    ),
+    "infinitely many tokens": (
+        mlx_lm_file(["KVCache", "KVCache"], {"0.2": np.array([np.inf], np.float32)}),
+        "layers differ or are damaged",
+    ),
     "negative offsets": (
         with_header({"k": {"dtype": "F16", "shape": [1], "data_offsets": [-2, 0]}}),
         "beyond the end of the file",

@@ -19,6 +19,18 @@ T = TypeVar("T")
 _Address = tuple[int, Any]
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs.
+
+    Raises:
+        RuntimeError: none of asyncio does.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError("AsyncClient needs a running asyncio event loop; elsewhere run Client in a thread") from None
+
+
 class SocketStream(httpcore.AsyncNetworkStream):
     """Stream over one non-blocking socket."""
 

@@ -87,7 +87,7 @@ class AsyncPooledTransport(httpx.AsyncBaseTransport):
         return httpx.Response(response.status, headers=response.headers, stream=body)
 
     def _slots_of_loop(self) -> asyncio.Semaphore:
-        loop = asyncio.get_running_loop()
+        loop = asyncio_streams.running_loop()
         slots = self._slots.get(loop)
         if slots is None:
             self._slots = {each: kept for each, kept in self._slots.items() if not each.is_closed()}

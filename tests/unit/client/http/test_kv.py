@@ -212,3 +212,17 @@ def test_cache_with_more_tokens_than_rows_raises() -> None:
 
     with pytest.raises(ValueError, match="the cache has 13 tokens in 12 rows"):
         keys_values(wrapped)
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 3, 64), (1, 2, 3, 0), (0, 2, 3, 64), (1, 2, 0, 64)])
+def test_arrays_without_elements_have_no_zero_tokens(shape: tuple[int, ...]) -> None:
+    empty = np.zeros(shape, np.float16)
+
+    assert keys_values(empty, empty).nbytes == 0
+
+
+def test_masked_arrays_are_rejected() -> None:
+    masked = np.ma.masked_array(np.ones((1, 2, 3, 64), np.float16), mask=True)
+
+    with pytest.raises(TypeError, match="k is a masked array"):
+        keys_values(masked, masked)
