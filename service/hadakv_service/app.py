@@ -104,26 +104,13 @@ def create_app(
         DataDirectoryError: the data directory is in use, or another version wrote it.
     """
     backend = backend or open_backend(settings.backend, settings.threads)
-    request_counters, device_counters = RequestCounters(), DeviceCounters()
     tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
     quotas = QuotaTable(Quota(tenant_nbytes, settings.tenant_sessions))
-    store = _open_store(settings, backend, quotas)
-    observer = tracing.observe_device(device_counters, traces)
-    device = DeviceExecutor(backend, settings.max_queued_jobs, observer, store.group_commit)
-    sending = SendingBudget(int(settings.max_sending), lambda: store.pool.held.uncounted)
     # The server puts its open connections into the app's state when it starts.
-    sources = MetricSources(
-        *(request_counters, device_counters, device, store, _tier_gauges(store), sending),
-        connections=lambda: len(getattr(fastapi.state, "connections", ())),
+    state = _build_parts(
+        settings, backend, quotas, traces, connections=lambda: len(getattr(fastapi.state, "connections", ()))
     )
-    metrics_page = Metrics(sources)
-    durability = settings.durability if store.disk.budget else "memory"
-    new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
-    bodies = BodyReader(int(settings.max_body), settings.max_body_memory)
-    importer = _open_importer(settings, store, device, new_session)
-    state = AppState(
-        settings, backend, store, device, bodies, sending, importer, new_session, request_counters, metrics_page
-    )
+    device, store = state.device, state.store
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -145,6 +132,44 @@ def create_app(
     fastapi.state.tokens = TokenFile(settings.token_file, quotas) if settings.token_file else None
     request_log = build_middleware(fastapi, append, traces)
     return Application(fastapi, request_log)
+
+
+def _build_parts(
+    settings: Settings,
+    backend: Backend,
+    quotas: QuotaTable,
+    traces: "TracerProvider | None",
+    connections: Callable[[], int],
+) -> AppState:
+    """Make the parts that the handlers of requests need."""
+    request_counters, device_counters = RequestCounters(), DeviceCounters()
+    store = _open_store(settings, backend, quotas)
+    observer = tracing.observe_device(device_counters, traces)
+    device = DeviceExecutor(backend, settings.max_queued_jobs, observer, store.group_commit)
+    sending = SendingBudget(int(settings.max_sending), lambda: store.pool.held.uncounted)
+    durability = settings.durability if store.disk.budget else "memory"
+    new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
+    sources = MetricSources(
+        requests=request_counters,
+        jobs=device_counters,
+        device=device,
+        store=store,
+        tiers=_tier_gauges(store),
+        sending=sending,
+        connections=connections,
+    )
+    return AppState(
+        settings=settings,
+        backend=backend,
+        store=store,
+        device=device,
+        bodies=BodyReader(int(settings.max_body), settings.max_body_memory),
+        sending=sending,
+        importer=_open_importer(settings, store, device, new_session),
+        new_session=new_session,
+        counters=request_counters,
+        metrics=Metrics(sources),
+    )
 
 
 def _open_store(settings: Settings, backend: Backend, quotas: QuotaTable) -> SessionStore:

@@ -11,7 +11,7 @@ from pydantic import ByteSize
 
 from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.errors import Busy
-from hadakv_service.settings import Settings
+from hadakv_service.settings import Settings, human_size
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError
 from hadakv_service.storage.disk.null_store import NullStore
 from hadakv_service.storage.disk.retired_store import RetiredStore
@@ -46,7 +46,7 @@ def open_disk_store(settings: Settings) -> DiskStore:
         log.warning(
             "data directory has %s of sessions, but --disk-budget is %s: least recently used sessions are deleted as "
             "soon as one is stored",
-            *(ByteSize(nbytes).human_readable() for nbytes in (store.used, store.budget)),
+            *(human_size(nbytes) for nbytes in (store.used, store.budget)),
         )
     return store
 

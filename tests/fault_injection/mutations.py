@@ -86,7 +86,7 @@ MUTATIONS = {
         "storage/group_commit.py", "sync=bool(writes or stale)", "sync=bool(writes)", ("power",)
     ),
     "write nothing at a clean shutdown": Mutation(
-        "storage/lifetime/upkeep.py", "unwritten = self._write_back.checkpoint(until)", "unwritten = 0", ("term",)
+        "storage/lifetime/maintenance.py", "unwritten = self._write_back.checkpoint(until)", "unwritten = 0", ("term",)
     ),
     "end without a shutdown at SIGHUP": Mutation(
         "server/hangup.py", "        self._end()\n", "        os._exit(0)\n", ("hangup",)

@@ -1,4 +1,4 @@
-"""What a user meets who misspells, sends JSON for msgpack, or asks with HEAD."""
+"""Mistakes of users: misspelt parameters, JSON in place of msgpack; and HEAD requests."""
 
 import json
 from typing import Any

@@ -153,7 +153,7 @@ class _PartwiseAppend:
         return max(1, room // (token_nbytes // kv.layers)), 1
 
     def _append_tokens(self, layers: int, tokens: int) -> Flow[None]:
-        """Append the next tokens, with so many layers in each request."""
+        """Append the next tokens, with at most `layers` layers in each request."""
         span = slice(self._done, self._done + tokens)
         for first in range(0, self._kv.layers, layers):
             part = slice(first, min(first + layers, self._kv.layers))

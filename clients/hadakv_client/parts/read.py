@@ -165,7 +165,7 @@ class _PartwiseRead:
         )
 
     def _make_smaller(self, error: ResponseTooLarge, tokens: int) -> None:
-        """Reduce the size of parts after a part of so many tokens was too large.
+        """Reduce the size of parts, because a part of `tokens` tokens was too large.
 
         Raises:
             ResponseTooLarge: a part cannot be smaller.
@@ -173,7 +173,7 @@ class _PartwiseRead:
         # Halve a part that was too large although the service said that it fits.
         fitting = min(error.tokens or 0, max(tokens // 2, 1))
         if fitting and tokens > 1:
-            # So many tokens take about `PART_NBYTES`, as `fitting` ones take about `limit`.
+            # `fitting` tokens take about `limit` bytes, so this number of tokens takes about `PART_NBYTES`.
             self._tokens = max(1, min(fitting, fitting * PART_NBYTES // max(error.limit, 1)))
         elif self._layers > 1:
             self._tokens, self._layers = 1, (self._layers + 1) // 2

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from hadakv_service.errors import UnsupportedMediaType
-from hadakv_service.wire.serialization import CHUNK_NBYTES, Buffer, encode_chunks
+from hadakv_service.wire.serialization import Buffer, encode_chunks, split
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
@@ -68,9 +68,9 @@ def _content_type(request: Request) -> str:
 async def send_chunks(
     send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], chunks: Sequence[Buffer]
 ) -> None:
-    """Send a response whose body is these chunks, at most `CHUNK_NBYTES` in one message."""
+    """Send a response whose body is these chunks, in messages of limited size."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    parts = [chunk[start : start + CHUNK_NBYTES] for chunk in chunks for start in range(0, len(chunk), CHUNK_NBYTES)]
+    parts = [part for chunk in chunks for part in split(chunk)]
     for part in parts[:-1]:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     # The last part ends the body. An empty message for that would cost as much as a part.

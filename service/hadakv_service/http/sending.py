@@ -16,7 +16,7 @@ from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.range_tensor import PIECE_NBYTES
 from hadakv_service.storage.pages.held_pages import HeldPages, PageHold
 from hadakv_service.wire.sending_budget import SendingBudget, Share
-from hadakv_service.wire.serialization import CHUNK_NBYTES, Buffer, Deferred, encode_with_deferred
+from hadakv_service.wire.serialization import Buffer, Deferred, encode_with_deferred, split
 
 # Pieces of one response in memory: one that the connection sends, one that waits for that, and the next.
 PIECES_IN_MEMORY = 3
@@ -67,8 +67,8 @@ async def send_counted(
 
     async def parts() -> AsyncIterator[Buffer]:
         for chunk in chunks:
-            for start in range(0, len(chunk), CHUNK_NBYTES):
-                yield chunk[start : start + CHUNK_NBYTES]
+            for part in split(chunk):
+                yield part
 
     try:
         nbytes = sum(map(len, chunks))

@@ -3,19 +3,18 @@
 import os
 from contextlib import suppress
 
-from pydantic import ByteSize
-
 from hadakv_service import __version__
 from hadakv_service.http.app_state import AppState
+from hadakv_service.settings import human_size
 
 
 def startup_lines(service: AppState, address: str) -> list[str]:
     """Return the version, backend, address and budgets in one line, then the sessions found and the page of the API."""
-    memory = ByteSize(service.store.memory.limit).human_readable()
+    memory = human_size(service.store.memory.limit)
     backend, disk = service.backend, service.store.disk
-    disk_budget = f"disk budget {ByteSize(disk.budget).human_readable()}" if disk.budget else "disk disabled"
+    disk_budget = f"disk budget {human_size(disk.budget)}" if disk.budget else "disk disabled"
     if disk.used > disk.budget:
-        disk_budget += f" (exceeded: {ByteSize(disk.used).human_readable()} stored)"
+        disk_budget += f" (exceeded: {human_size(disk.used)} stored)"
     lines = [
         f"hadakv {__version__}: {backend.name} backend ({backend.detail}), {address}, "
         f"memory budget {memory}, {disk_budget}"
@@ -27,7 +26,7 @@ def startup_lines(service: AppState, address: str) -> list[str]:
 
 
 def _counted(sessions: int, nbytes: int) -> str:
-    return f"{_number(sessions, 'session')} ({ByteSize(nbytes).human_readable()})"
+    return f"{_number(sessions, 'session')} ({human_size(nbytes)})"
 
 
 def _number(count: int, name: str) -> str:

@@ -34,6 +34,11 @@ class SessionWrite(NamedTuple):
     old_manifest: Manifest | None
 
 
+def unwritten_pages(session: Session) -> list[Page]:
+    """Return the pages of a session that are not on disk."""
+    return [page for page in session.all_pages() if page.page_id is None]
+
+
 class WriteBatch(NamedTuple):
     """Changes that one transaction makes.
 

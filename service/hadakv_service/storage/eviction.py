@@ -76,6 +76,15 @@ class Evictor:
                 return
             yield
 
+    def ensure_now(self, nbytes: int, pinned: Collection[Hashable]) -> None:
+        """Make space in memory, like `ensure`, without a pause.
+
+        Raises:
+            InsufficientStorage: pages must be spilled, but the disk is full or cannot be written. Nothing was lost.
+        """
+        for _ in self.ensure(nbytes, pinned):
+            pass
+
     def try_free(self, nbytes: int) -> None:
         """Free memory for a read by evicting pages of sessions that were not used lately. Never delete a session.
 

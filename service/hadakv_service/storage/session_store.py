@@ -22,7 +22,7 @@ from hadakv_service.storage.disk_writer import DiskWriter
 from hadakv_service.storage.eviction import Evictor
 from hadakv_service.storage.group_commit import GroupCommit
 from hadakv_service.storage.lifetime.clock import SteadyClock
-from hadakv_service.storage.lifetime.upkeep import StoreUpkeep
+from hadakv_service.storage.lifetime.maintenance import StoreMaintenance
 from hadakv_service.storage.memory_budget import (
     PAGE_OVERHEAD_NBYTES,
     MemoryBudget,
@@ -40,7 +40,7 @@ from hadakv_service.tenants.quotas import QuotaTable, TenantUsage
 __all__ = ["Clock", "Key", "Reservation", "SessionRecord", "SessionStore"]
 
 
-class SessionStore(SessionLookup, StoreUpkeep):
+class SessionStore(SessionLookup, StoreMaintenance):
     """Sessions in memory and on disk, within their budgets.
 
     Only the device thread uses the store, so it needs no locks.
@@ -93,8 +93,18 @@ class SessionStore(SessionLookup, StoreUpkeep):
         )
         self._evictor = Evictor(self.memory, self.disk, self.pool, self._table, space, self._write_back)
         self._staging = StagingArea(
-            *(backend, self.memory, self.disk, self.pool, self._writer, self._write_back, space, self._evictor),
-            *(self._usage, self.has, self._reservable, self.commit),
+            backend=backend,
+            memory=self.memory,
+            disk=self.disk,
+            pool=self.pool,
+            writer=self._writer,
+            write_back=self._write_back,
+            space=space,
+            evictor=self._evictor,
+            usage=self._usage,
+            has=self.has,
+            check_memory=self._reservable,
+            commit=self.commit,
         )
 
     def _free_memory(self, nbytes: int) -> None:
@@ -224,7 +234,7 @@ class SessionStore(SessionLookup, StoreUpkeep):
             growth = metadata_growth + _page_growth(gained, lost)
             if self.memory.stored + growth <= self.memory.limit:
                 break
-            self._ensure_now(growth, pinned)
+            self._evictor.ensure_now(growth, pinned)
         now = self._table.clock()
         record = SessionRecord(session, old.created if old else now, now, old.manifest if old else None)
         self._table.replace(key, record, gained, lost)
@@ -233,12 +243,8 @@ class SessionStore(SessionLookup, StoreUpkeep):
         if self.memory.stored > self.memory.limit and self.disk.budget:
             # The new value can be spilled now, which the old one could not.
             with suppress(InsufficientStorage):
-                self._ensure_now(0, pinned)
+                self._evictor.ensure_now(0, pinned)
         return record
-
-    def _ensure_now(self, nbytes: int, pinned: Collection[Hashable]) -> None:
-        for _ in self._evictor.ensure(nbytes, pinned):
-            pass
 
     def fork(
         self, source: Key, target: Key, session: Session, pinned: Collection[Hashable] = ()

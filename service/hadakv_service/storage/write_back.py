@@ -12,7 +12,7 @@ from hadakv_service.sessions.session import Session
 from hadakv_service.storage.buffer_pool import BufferPool, group_by_parent
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, DiskUnavailable, Key, display_key
 from hadakv_service.storage.disk_space import DiskSpace
-from hadakv_service.storage.disk_writer import DiskWriter, WriteBatch
+from hadakv_service.storage.disk_writer import DiskWriter, WriteBatch, unwritten_pages
 from hadakv_service.storage.session_table import SessionRecord, SessionTable
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class WriteBack:
     def unwritten(self) -> Unwritten:
         """Return what a checkpoint would write now."""
         records = [each for _, each in self._table.items() if not each.is_clean and self._space.can_spill(each.session)]
-        pages = {page for record in records for page in record.session.all_pages() if page.page_id is None}
+        pages = {page for record in records for page in unwritten_pages(record.session)}
         return Unwritten(len(records), sum(page.nbytes for page in pages))
 
     def checkpoint(self, until: float) -> int:
@@ -143,7 +143,7 @@ class WriteBack:
         return unwritten
 
     def _write_session(self, key: Key, record: SessionRecord) -> Generator[None, None, None]:
-        for pages in _write_chunks([page for page in record.session.all_pages() if page.page_id is None]):
+        for pages in _write_chunks(unwritten_pages(record.session)):
             yield
             self.commit(WriteBatch(pages=pages), {key}, record.last_used)
         yield
@@ -159,7 +159,7 @@ class WriteBack:
         """
         if session.durability != "ack":
             return
-        new = [page for page in session.all_pages() if page.page_id is None]
+        new = unwritten_pages(session)
         if sum(page.nbytes for page in new) <= WRITE_CHUNK_NBYTES:
             return
         # Check the space for all pages first, so that no session is deleted for an append that fails.

@@ -25,6 +25,12 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(np.ui
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
+def split(data: Buffer) -> Iterator[Buffer]:
+    """Yield bytes in parts of at most `CHUNK_NBYTES`."""
+    for start in range(0, len(data), CHUNK_NBYTES):
+        yield data[start : start + CHUNK_NBYTES]
+
+
 def decode_body(kind: type[Body], body: Buffer, *, json: bool = False) -> Body:
     """Parse and validate a body. Its tensors are views of it.
 

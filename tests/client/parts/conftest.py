@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,30 @@ def restartable(tmp_path: Path) -> Iterator[Restartable]:
     service = Restartable(tmp_path)
     yield service
     service.close()
+
+
+class RestartOnce:
+    """Progress callback that restarts a service after three parts.
+
+    Attributes:
+        calls: number of calls.
+    """
+
+    def __init__(self, service: Restartable, max_body: str) -> None:
+        self.calls = 0
+        self._restart = partial(service.restart, max_body)
+
+    def __call__(self, done: int, total: int) -> None:  # noqa: ARG002 - they are not needed here
+        """Count the call."""
+        self.calls += 1
+        if self.calls == 3:
+            self._restart()
+
+
+@pytest.fixture
+def restart_once(restartable: Restartable) -> RestartOnce:
+    """Return a progress callback that restarts the service with --max-body 100KiB."""
+    return RestartOnce(restartable, "100KiB")
 
 
 @pytest.fixture

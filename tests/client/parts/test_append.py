@@ -197,16 +197,11 @@ def test_full_service_stops_the_append_half_way(connect: Any, long_k: Any, long_
         assert session.info().length == raised.value.stored_tokens
 
 
-def test_smaller_limit_after_a_restart_is_taken(connect: Any, restartable: Any, long_k: Any, long_v: Any) -> None:
-    calls: list[int] = []
-
-    def restart_once(done: int, _: int) -> None:
-        calls.append(done)
-        if len(calls) == 3:
-            restartable.restart("100KiB")
-
+def test_smaller_limit_after_a_restart_is_taken(
+    connect: Any, restartable: Any, restart_once: Any, long_k: Any, long_v: Any
+) -> None:
     session = connect(restartable.url).session("a")
     session.append(long_k, long_v, minimal=True, progress=restart_once)
 
-    assert len(calls) > 20
+    assert restart_once.calls > 20
     assert_stored(session)

@@ -251,18 +251,13 @@ def test_read_before_the_first_append_has_no_codec_to_check(client: Any, session
     assert client.session(session_id, {"bits": 3}).read().stop == 0
 
 
-def test_smaller_limit_after_a_restart_is_taken(connect: Any, restartable: Any, long_k: Any, long_v: Any) -> None:
-    calls: list[int] = []
-
-    def restart_once(done: int, _: int) -> None:
-        calls.append(done)
-        if len(calls) == 3:
-            restartable.restart("100KiB")
-
+def test_smaller_limit_after_a_restart_is_taken(
+    connect: Any, restartable: Any, restart_once: Any, long_k: Any, long_v: Any
+) -> None:
     session = connect(restartable.url).session("a")
     session.append(long_k, long_v, minimal=True)
     found = session.read(form="float32", progress=restart_once)
 
-    assert len(calls) > 20
+    assert restart_once.calls > 20
     assert_same(found.k, expected("k", EVERYTHING, form="float32"))
     assert_same(found.v, expected("v", EVERYTHING, form="float32"))

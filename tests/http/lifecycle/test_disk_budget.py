@@ -40,14 +40,14 @@ def test_smaller_budget_is_reported_at_start_and_when_it_deletes(directory: Path
     log = tmp_path / "log"
 
     with started(directory, "100KiB", log) as (running, caller):
-        assert "disk budget 100.0KiB (exceeded: " in running.startup_line
+        assert "disk budget 100KiB (exceeded: " in running.startup_line
         at_start = log.read_text()
         kept = [caller.get(f"/sessions/{name}").status for name in NAMES]
         caller.put("/sessions/d", {"durability": "ack"})
         caller.append("d", K[:, :, :1], V[:, :, :1])
         left = [caller.get(f"/sessions/{name}").status for name in NAMES]
 
-    assert "--disk-budget is 100.0KiB" in at_start
+    assert "--disk-budget is 100KiB" in at_start
     assert (kept, left) == ([200, 200, 200], [200, 404, 404])
     assert "deleted 2 sessions to make space on disk, see --disk-budget: 'b', 'c'" in log.read_text()
 

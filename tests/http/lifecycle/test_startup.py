@@ -59,7 +59,7 @@ def test_startup_line_has_version_backend_address_and_budget() -> None:
         response = httpx.get(f"{service.url}/readyz")
         ready = response.json()
 
-    expected = rf"hadakv \S+: \w+ backend \(.+\), {re.escape(service.url)}, memory budget 3\.0GiB, disk disabled"
+    expected = rf"hadakv \S+: \w+ backend \(.+\), {re.escape(service.url)}, memory budget 3GiB, disk disabled"
     assert re.fullmatch(expected, service.startup_line)
     assert response.status_code == 200
     assert ready["budget_nbytes"] == 3 << 30

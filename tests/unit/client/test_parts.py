@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -184,18 +185,17 @@ def test_service_that_does_not_report_the_limit_gets_everything(answer: Response
     assert len(requests) == 2
 
 
+def lose_fourth(calls: list[Request], request: Request) -> Response:
+    """Respond to all requests but the fourth."""
+    calls.append(request)
+    if len(calls) == 4:
+        raise ConnectionLost("lost")
+    return limited(100 * TOKEN_NBYTES)(request)
+
+
 def test_failed_part_says_where_to_go_on() -> None:
-    calls = 0
-
-    def respond(request: Request) -> Response:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise ConnectionLost("lost")
-        return limited(100 * TOKEN_NBYTES)(request)
-
     with pytest.raises(ConnectionLost) as raised:
-        run(appending(position=7), respond)
+        run(appending(position=7), partial(lose_fourth, []))
 
     error = raised.value
     assert error.stored_tokens == 2 * 96
@@ -205,16 +205,7 @@ def test_failed_part_says_where_to_go_on() -> None:
 
 
 def test_part_is_retried_when_its_connection_breaks() -> None:
-    calls = 0
-
-    def respond(request: Request) -> Response:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise ConnectionLost("lost")
-        return limited(100 * TOKEN_NBYTES)(request)
-
-    result, requests = run(appending(retries=Retries(1)), respond)
+    result, requests = run(appending(retries=Retries(1)), partial(lose_fourth, []))
 
     assert result.length == 1000
     assert requests[3] is requests[4]

@@ -43,7 +43,7 @@ def test_forked_service_has_directory_and_environment(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
 
     with running_service("--data-dir", "data", "--disk-budget", "1MiB") as service:
-        assert "memory budget 5.0MiB" in service.startup_line
+        assert "memory budget 5MiB" in service.startup_line
 
     assert (tmp_path / "data").is_dir()
 

@@ -20,7 +20,7 @@ from hadakv_service.sessions.page import Page
 from hadakv_service.sessions.session import Session
 from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.disk.row_format import pack_page
-from hadakv_service.wire.serialization import CHUNK_NBYTES
+from hadakv_service.wire.serialization import Buffer, split
 
 # Bytes that one job on the device thread reads when it checks a session, at least a page.
 VERIFY_NBYTES = 1 << 20
@@ -99,21 +99,21 @@ class Export:
                 return True
         return False
 
-    async def chunks(self, device: DeviceExecutor) -> AsyncIterator[bytes | memoryview]:
+    async def chunks(self, device: DeviceExecutor) -> AsyncIterator[Buffer]:
         """Yield the file in chunks. One page of it is in memory at a time. The digest comes last.
 
         Raises:
             SessionCorrupt, StorageUnavailable: a page cannot be read. The file then has no digest.
         """
         digest = hashlib.sha256()
-        for chunk in _split(memoryview(self.header)):
+        for chunk in split(memoryview(self.header)):
             digest.update(chunk)
             yield chunk
         for page in layout.file_pages(layout.paged_spans(self.session)):
             data = await device.call_unbounded(partial(self._page_bytes, page))
             if hashing := await update_digest(digest.update, data):
                 await hashing
-            *chunks, last = _split(data)
+            *chunks, last = split(data)
             # A copy, so that the page does not stay in memory while the next one is read.
             last = memoryview(bytes(last))
             del data
@@ -162,9 +162,3 @@ class Export:
 def _copy_tokens(stream: Encoded, tokens: slice, tensors: list[NDArray[np.uint8]], place: slice) -> None:
     for tensor, array in zip(tensors, (stream.packed, stream.norms), strict=True):
         tensor[:, :, place] = array.view(np.uint8)[:, :, tokens]
-
-
-def _split(data: memoryview) -> Iterator[memoryview]:
-    """Yield bytes in chunks that delay other connections only for a short time."""
-    for start in range(0, len(data), CHUNK_NBYTES):
-        yield data[start : start + CHUNK_NBYTES]

@@ -11,7 +11,7 @@ from hadakv_service.errors import InsufficientStorage
 from hadakv_service.sessions.page import Page
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key
 from hadakv_service.storage.disk_space import DiskSpace
-from hadakv_service.storage.disk_writer import DiskWriter, WriteBatch, WrittenBatch
+from hadakv_service.storage.disk_writer import DiskWriter, WriteBatch, WrittenBatch, unwritten_pages
 from hadakv_service.storage.session_table import SessionRecord, SessionTable
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Checkpointer:
         chosen: set[Key] = set()
         nbytes = pages = misfits = 0
         for key, record in self._candidates():
-            unwritten = [page for page in record.session.all_pages() if page.page_id is None]
+            unwritten = unwritten_pages(record.session)
             try:
                 self._ensure_space(record, nbytes + self._disk_nbytes(unwritten))
             except InsufficientStorage:

@@ -33,15 +33,23 @@ from hadakv_service.tenants.quotas import TenantUsage
 RESIDENT_NBYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagingArea:
     """The parts of the store that staged sessions need. Only the device thread uses them.
 
     Attributes:
-        backend, memory, disk, pool, writer, write_back, space, evictor, usage: parts of the `SessionStore`.
-        has: whether a key is taken.
-        check_memory: raises `InsufficientStorage` if space for so many bytes cannot be made in memory.
-        commit: `SessionStore.commit`.
+        backend: backend whose memory the pages use.
+        memory: byte counters.
+        disk: disk store.
+        pool: pages in memory.
+        writer: marks pages on disk as garbage.
+        write_back: writes pages to disk.
+        space: says what the disk may have.
+        evictor: makes space in memory.
+        usage: bytes and sessions of the tenants.
+        has: returns whether a key is taken.
+        check_memory: called with bytes and pinned keys; raises `InsufficientStorage` if memory cannot have them.
+        commit: stores a session, like `SessionStore.commit`.
     """
 
     backend: Backend | None
@@ -232,8 +240,7 @@ class StagedSession:
         # Without a disk, evicting deletes sessions. The commit does that, if there is one.
         if self._area.disk.budget:
             try:
-                for _ in self._area.evictor.ensure(self._area.memory.reserved, pinned):
-                    pass
+                self._area.evictor.ensure_now(self._area.memory.reserved, pinned)
             except InsufficientStorage:
                 self._reservation.resize(before)
                 raise

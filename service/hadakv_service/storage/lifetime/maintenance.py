@@ -1,4 +1,4 @@
-"""StoreUpkeep: expiry, periodic maintenance, health, and the end of a store."""
+"""StoreMaintenance: expiry, periodic maintenance, health, and the end of a store."""
 
 from contextlib import suppress
 from itertools import islice
@@ -13,7 +13,7 @@ from hadakv_service.storage.write_back import Unwritten, WriteBack
 EXPIRE_BATCH = 32
 
 
-class StoreUpkeep:
+class StoreMaintenance:
     """The part of `SessionStore` that is not called for one session.
 
     Attributes:
