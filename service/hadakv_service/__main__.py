@@ -3,7 +3,7 @@
 import os
 import sys
 
-from hadakv_service.server.hangup import HangUp
+from hadakv_service.server.hangup import HangUp, end_at_once_on_signals
 
 MISSING_EXTRA = "hadakv: the service needs its extra: pip install 'hadakv[server]'"
 
@@ -15,6 +15,7 @@ def main() -> None:
         SystemExit: with 2 if a setting is invalid, with 1 if the service cannot start or its extra is missing.
     """
     _open_closed_streams()
+    end_at_once_on_signals()
     # A closed terminal counts from here on.
     hang_up = HangUp()
     try:

@@ -1,4 +1,4 @@
-"""SIGHUP: reload the token file, or end the service; what a closed terminal means."""
+"""Signals during the start, and SIGHUP: reload the token file, or end the service; what a closed terminal means."""
 
 import os
 import signal
@@ -9,9 +9,22 @@ if TYPE_CHECKING:
     # Importing it takes time, and this module is imported before the settings are checked.
     import asyncio
 
+# Exit status after Ctrl-C, as in a shell.
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 TERMINAL = "/dev/tty"
 # A shell may send SIGHUP shortly before the terminal is gone. Look again after this time.
 LOOK_AGAIN_SECONDS = 1.0
+
+
+def end_at_once_on_signals() -> None:
+    """Let SIGINT and SIGTERM end the process at once, until the server handles them.
+
+    Nothing is stored before that, and the disk store is consistent at any moment. An exception instead could be lost:
+    libraries that are being imported ignore exceptions in some of their callbacks.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # Shells start background processes with SIGINT ignored. Handle it nevertheless.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
 
 
 def has_terminal() -> bool:

@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from hadakv_service.server.connection_monitor import ConnectionMonitor
-from hadakv_service.server.hangup import HangUp
+from hadakv_service.server.hangup import EXIT_INTERRUPTED, HangUp
 from hadakv_service.server.protocol import HttpProtocol
 from hadakv_service.server.sockets import bind_unix, inode, listen_error, raise_open_file_limit
 from hadakv_service.server.timeouts import Limits
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 TLS_SHUTDOWN_SECONDS = 5
 # Maximum time in which cancelled requests send their last response.
 CANCEL_SECONDS = 1.0
-# Exit status after Ctrl-C, as in a shell.
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
 
@@ -67,6 +66,15 @@ class Server(uvicorn.Server):
         self._tokens = tokens
         self._monitor: ConnectionMonitor | None = None
         self._inode: int | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle signals until the end of the block."""
+        # uvicorn raises the signal that stopped it again when it has shut down. Exit normally then.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with super().capture_signals():
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Start the application, then listen. Exit with a one-line reason if one of the two fails."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import ssl
 import sys
 from functools import partial
@@ -13,9 +12,9 @@ from hadakv_kernels import BackendUnavailable
 from hadakv_service.app import Application, create_app
 from hadakv_service.observability import logging_config
 from hadakv_service.observability.tracing import provider_from_environment
-from hadakv_service.server.hangup import HangUp
+from hadakv_service.server.hangup import EXIT_INTERRUPTED, HangUp
 from hadakv_service.server.malloc import keep_memory
-from hadakv_service.server.server import EXIT_INTERRUPTED, Server
+from hadakv_service.server.server import Server
 from hadakv_service.server.tls import tls_context
 from hadakv_service.settings import Settings
 from hadakv_service.startup.console import Console
@@ -31,7 +30,6 @@ def serve(settings: Settings, hang_up: HangUp) -> None:
     Raises:
         SystemExit: with the reason if the service cannot start, with 130 after Ctrl-C.
     """
-    _set_signal_handlers()
     console = Console(is_quiet=settings.quiet)
     try:
         app, config = _prepare(settings, console)
@@ -75,10 +73,3 @@ def _server_config(app: Application, tls: ssl.SSLContext | None) -> uvicorn.Conf
         # would fail.
         timeout_keep_alive=75,
     )
-
-
-def _set_signal_handlers() -> None:
-    # uvicorn raises the signal that stopped it again when it has shut down. Exit normally then.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # Shells start background processes with SIGINT ignored. Handle it nevertheless.
-    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -217,9 +217,9 @@ class SessionStore(SessionLookup, StoreMaintenance):
         if old is None and key in self._table:
             # The old session has expired. Sync its deletion, so that it does not reappear under the same id.
             self._table.delete(key, "user")
+        self._usage.check(key[0], *_usage_growth(old, session))
         if old is None:
             self._forget_unserved(key)
-        self._usage.check(key[0], *_usage_growth(old, session))
         is_longer = old is not None and is_prefix(old.session, session)
         if old and not is_longer:
             # A background write may give the disk tokens that this value does not have. The group commit must know.

@@ -87,10 +87,19 @@ def interrupted(directory: Path, times: int, *, ignoring: bool = False) -> tuple
         for _ in range(times):
             process.send_signal(signal.SIGINT)
             time.sleep(0.05)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = output_of(process)
     with running_service("--disk-budget", "1GiB", "--data-dir", str(directory)) as service:
         kept = len(httpx.get(f"{service.url}/sessions").json()["sessions"])
     return process.returncode, stderr, kept
+
+
+def output_of(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Return stdout and stderr of a service that is about to end. Kill it if it does not end."""
+    try:
+        return process.communicate(timeout=60)
+    finally:
+        # Without this, the end of the block that started it would wait forever.
+        process.kill()
 
 
 @pytest.mark.parametrize("ignoring", [False, True], ids=["foreground", "background"])
@@ -105,6 +114,36 @@ def test_second_sigint_exits_at_once_with_a_warning(tmp_path: Path) -> None:
     assert code == 130
     assert "Traceback" not in stderr
     assert stderr == "" or "second interrupt" in stderr
+
+
+# Sends a signal while the app is built, in a place where Python ignores exceptions, as some libraries have them.
+SIGNALLED_IN_A_CALLBACK = """
+import signal, sys
+from hadakv_service.__main__ import main
+from hadakv_service.startup import serve
+
+number = int(sys.argv.pop(1))
+
+class Callback:
+    def __del__(self):
+        signal.raise_signal(number)
+
+def create_app(*arguments, build=serve.create_app, **options):
+    Callback()
+    return build(*arguments, **options)
+
+serve.create_app = create_app
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_signal_during_the_start_ends_the_service(number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-c", SIGNALLED_IN_A_CALLBACK, str(int(number)), "--port", "0", "--disk-budget", "0"]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
 
 
 def test_shutdown_timeout_rejects_an_incomplete_body_with_503(tmp_path: Path) -> None:
@@ -174,7 +213,7 @@ def test_quiet_service_prints_nothing(tmp_path: Path) -> None:
                 caller.append("a", np.ones((1, 1, 2, 64), np.float16), np.ones((1, 1, 2, 64), np.float16))
         finally:
             process.terminate()
-        output = process.communicate(timeout=30)
+            output = output_of(process)
 
     assert (output, process.returncode) == (("", ""), 0)
 
@@ -182,7 +221,9 @@ def test_quiet_service_prints_nothing(tmp_path: Path) -> None:
 def is_listening(port: int) -> bool:
     """Whether connections to a port are accepted."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        # A socket without an address could get this port, and then connect to itself.
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1] != port and probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_interrupt_says_what_it_waits_for_and_logs_no_error(tmp_path: Path) -> None:
