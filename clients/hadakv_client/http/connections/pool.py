@@ -4,7 +4,6 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from socket import socket
 from typing import Generic, TypeVar
 
@@ -17,19 +16,26 @@ MAX_IDLE = 20
 Http = TypeVar("Http", httpcore.HTTP11Connection, httpcore.AsyncHTTP11Connection)
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Connection(Generic[Http]):
     """Connection to the service.
 
-    Attributes:
+    Args:
         http: protocol state.
-        socket: socket of this connection.
+        connected: socket of this connection.
         close: closes the socket. It never waits, so that nothing can interrupt or cancel it.
+
+    Attributes:
+        http: see the argument.
+        socket: socket of this connection.
+        close: see the argument.
     """
 
-    http: Http
-    socket: socket
-    close: Callable[[], None]
+    __slots__ = ("__weakref__", "close", "http", "socket")
+
+    def __init__(self, http: Http, connected: socket, close: Callable[[], None]) -> None:
+        self.http = http
+        self.socket = connected
+        self.close = close
 
     @property
     def is_usable(self) -> bool:
