@@ -33,7 +33,7 @@ class Connection(Generic[Http]):
     __slots__ = ("__weakref__", "close", "http", "socket")
 
     def __init__(self, http: Http, connected: socket, close: Callable[[], None]) -> None:
-        self.http = http
+        self.http: Http = http
         self.socket = connected
         self.close = close
 
