@@ -1,9 +1,10 @@
 """Send large responses within the sending budget: at once, or piece by piece while their tensors are made."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -25,6 +26,8 @@ WHOLE_NBYTES = 2 * PIECE_NBYTES
 # A connection takes more messages while it has at most this much to send: asyncio's default.
 TAIL_NBYTES = 64 * 1024
 
+T = TypeVar("T")
+
 
 @contextmanager
 def released_on_error(share: Share | None) -> Iterator[None]:
@@ -35,6 +38,40 @@ def released_on_error(share: Share | None) -> Iterator[None]:
         if share:
             share.release()
         raise
+
+
+async def prepare_with_share(
+    budget: SendingBudget,
+    prepare: Callable[[Share | None], Awaitable[T]],
+    nbytes: Callable[[T], int],
+    share: Share | None = None,
+) -> tuple[T, Share | None]:
+    """Prepare a response, and take its share.
+
+    While it waits for the share, it keeps nothing that it has prepared: the pages of a session that is deleted
+    meanwhile would count nowhere. It is prepared anew instead.
+
+    Args:
+        budget: counts the memory of responses.
+        prepare: makes the response, or what it is made of. Called with the present share.
+        nbytes: returns the bytes that the response needs; 0 if the present share is enough.
+        share: share to begin with, which is released on an error.
+
+    Raises:
+        Busy: there was no memory in time.
+    """
+    while True:
+        with released_on_error(share):
+            prepared = await prepare(share)
+        needed = nbytes(prepared)
+        if needed <= (share.nbytes if share else 0):
+            return prepared, share
+        if share:
+            share.release()
+        if share := budget.try_acquire(needed):
+            return prepared, share
+        del prepared
+        share = await budget.acquire(needed)
 
 
 class CountedResponse(MsgpackResponse):
@@ -126,6 +163,11 @@ class DeferredResponse(Response):
         self._nbytes = sum(map(len, self._chunks))
         super().__init__(headers={"content-length": str(self._nbytes)})
 
+    @staticmethod
+    def needed_nbytes(pages: Sequence[Page]) -> int:
+        """Return the share that a response made of these pages needs until they are loaded, bytes."""
+        return PIECES_IN_MEMORY * PIECE_NBYTES + sum(page.nbytes for page in pages if not page.is_resident)
+
     @classmethod
     async def open(
         cls,
@@ -134,9 +176,9 @@ class DeferredResponse(Response):
         pages: Sequence[Page],
         held: HeldPages,
         device: DeviceExecutor,
-        budget: SendingBudget,
+        share: Share,
     ) -> "DeferredResponse":
-        """Wait for memory, then load the pages, before anything is sent.
+        """Load the pages before anything is sent.
 
         Args:
             scope: ASGI scope of the request.
@@ -144,15 +186,13 @@ class DeferredResponse(Response):
             pages: pages that the tensors are made of.
             held: counts held pages.
             device: device that makes the tensors.
-            budget: counts the memory.
+            share: its share, `needed_nbytes` or more. It is released on an error.
 
         Raises:
-            Busy: there was no memory in time, or the device queue is full.
+            Busy: the device queue is full.
             SessionCorrupt, StorageUnavailable: a page cannot be loaded.
             ClientDisconnect: the client has closed the connection.
         """
-        loaded_nbytes = sum(page.nbytes for page in pages if not page.is_resident)
-        share = await budget.acquire(PIECES_IN_MEMORY * PIECE_NBYTES + loaded_nbytes)
         hold = PageHold(held, pages)
         try:
             while await device.call(hold.extend):

@@ -13,7 +13,7 @@ from hadakv_service.http.sending import PIECES_IN_MEMORY
 from hadakv_service.sessions.range_tensor import PIECE_NBYTES
 from hadakv_service.testing import RunningService, running_service
 from support.assertions import K, V
-from support.contract import Caller, append_body, connect
+from support.contract import Caller, append_body, connect, status_line
 from support.polling import eventually
 from support.services.process_memory import peak_nbytes, resident_nbytes
 from support.services.prometheus import scrape
@@ -78,6 +78,26 @@ def test_waiting_response_is_sent_after_slow_readers_are_cut(slow: RunningServic
     assert response.status == 200
     assert len(response.content) > 2 * 4 * X.size
     eventually(lambda: sending(slow) == 0)
+
+
+def test_waiting_responses_keep_nothing_of_their_sessions() -> None:
+    """Otherwise pages of deleted sessions would stay in memory uncounted, as many as there are waiting responses."""
+    with running_service(*FLAGS) as service, Caller(service.url) as caller:
+        for name in ("large", "read", "exported"):
+            caller.append(name, X, X)
+        with ExitStack() as readers:
+            for _ in range(2):
+                readers.enter_context(slow_reader(service.url))
+            eventually(lambda: sending(service) == 2 * SHARE)
+            paths = ("/sessions/read/kv?form=float32", "/sessions/exported/export")
+            with slow_reader(service.url, paths[0]) as read, slow_reader(service.url, paths[1]) as exported:
+                eventually(lambda: sending(service, "waiting") == 2)
+                caller.delete("/sessions/read")
+                caller.delete("/sessions/exported")
+                readers.close()
+                statuses = [status_line(read), status_line(exported)]
+
+    assert statuses == [b"HTTP/1.1 404 Not Found"] * 2
 
 
 def test_lost_connections_release_their_shares(slow: RunningService) -> None:

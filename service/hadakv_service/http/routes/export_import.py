@@ -11,7 +11,7 @@ from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.body_stream import BodyStream
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
-from hadakv_service.http.sending import CountedStream, close
+from hadakv_service.http.sending import CountedStream, close, prepare_with_share
 from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.operations.describe import describe
 from hadakv_service.operations.files.export_session import Export, ExportAborted
@@ -38,11 +38,14 @@ async def export(request: Request) -> Response:
             record.session, service.store.pool, key[1], datetime.fromtimestamp(record.created, UTC)
         )
 
-    file = await service.device.call(prepare, key)
+    def needed_nbytes(file: Export) -> int:
+        return 0 if request.method == "HEAD" else max(file.memory_nbytes, 1)
+
+    file, share = await prepare_with_share(service.sending, lambda _: service.device.call(prepare, key), needed_nbytes)
     headers = {"content-disposition": f'attachment; filename="{key[1]}.safetensors"'}
     if request.method == "HEAD":
         return Response(headers={"content-length": str(file.nbytes), **headers}, media_type=OCTETS)
-    share = await service.sending.acquire(file.memory_nbytes)
+    assert share
     hold = PageHold(service.store.pool.held, list(file.session.all_pages()), watch=True)
     give_up = partial(close, service.device, hold, share)
     try:

@@ -10,10 +10,17 @@ from starlette.responses import Response
 from hadakv_service.errors import InvalidRequest
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.content import MsgpackResponse
-from hadakv_service.http.sending import WHOLE_NBYTES, CountedResponse, DeferredResponse, released_on_error
+from hadakv_service.http.sending import (
+    WHOLE_NBYTES,
+    CountedResponse,
+    DeferredResponse,
+    prepare_with_share,
+    released_on_error,
+)
 from hadakv_service.http.strict_route import DIGITS, StrictRoute
-from hadakv_service.operations.read import ReadOperation, ReadRequest
+from hadakv_service.operations.read import ReadOperation, ReadRequest, ReadResult
 from hadakv_service.sessions.range_tensor import ReadForm
+from hadakv_service.wire.sending_budget import Share
 from hadakv_service.wire.serialization import LARGE_TENSOR_NBYTES
 
 router = APIRouter(route_class=StrictRoute)
@@ -42,9 +49,8 @@ async def read(
         raise InvalidRequest([("layout", "ring reads the whole window: remove start and stop")])
 
     read_request = ReadRequest(start, stop, layer_range, form, layout == "ring")
-    # A small response is made at once, so it has its share before its size is known.
-    share = service.sending.try_acquire(WHOLE_NBYTES)
-    with released_on_error(share):
+
+    async def prepare(share: Share | None) -> tuple[ReadOperation, ReadResult]:
         operation = ReadOperation(
             key,
             read_request,
@@ -54,17 +60,24 @@ async def read(
             whole_nbytes=WHOLE_NBYTES if share else LARGE_TENSOR_NBYTES,
         )
         content, pages = await service.device.run(operation)
-        service.counters.read += 0 if request.method == "HEAD" else content["stop"] - content["start"]
-        headers = {REVISION_HEADER: f"{operation.revision:016x}"}
-        if pages is None:
+        # Nothing is made of the pages for a HEAD request, so they need not be loaded.
+        return operation, ReadResult(content, [] if pages and request.method == "HEAD" else pages)
+
+    def needed_nbytes(prepared: tuple[ReadOperation, ReadResult]) -> int:
+        pages = prepared[1].pages
+        return 0 if pages is None else DeferredResponse.needed_nbytes(pages)
+
+    # A small response is made at once, so it has its share before its size is known.
+    first = service.sending.try_acquire(WHOLE_NBYTES)
+    (operation, (content, pages)), share = await prepare_with_share(service.sending, prepare, needed_nbytes, first)
+    service.counters.read += 0 if request.method == "HEAD" else content["stop"] - content["start"]
+    headers = {REVISION_HEADER: f"{operation.revision:016x}"}
+    if pages is None:
+        with released_on_error(share):
             return CountedResponse(content, share, headers)
-    if share:
-        share.release()
-    pool = service.store.pool
-    if request.method == "HEAD":
-        # Nothing is made of the pages, so they need not be loaded.
-        pages = []
-    response = await DeferredResponse.open(request.scope, content, pages, pool.held, service.device, service.sending)
+    assert share
+    held = service.store.pool.held
+    response = await DeferredResponse.open(request.scope, content, pages, held, service.device, share)
     response.headers.update(headers)
     return response
 
