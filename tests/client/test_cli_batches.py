@@ -155,6 +155,40 @@ def test_session_goes_through_a_pipe(client: Client, url: str, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_session_is_imported_from_a_named_pipe(client: Client, url: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    client.session("a1").export(tmp_path / "file")
+    command = 'cat file > pipe & exec "$0" -m hadakv_cli import pipe --id copy'
+
+    finished = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=environment(url),
+    )
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    np.testing.assert_array_equal(client.session("copy").read(form="float16").v, V)
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("command", ["export a1 out.safetensors", "get a1 out.safetensors", "get a1 out.npz"])
+def test_file_that_cannot_be_completed_is_named_and_removed(url: str, tmp_path: Path, command: str) -> None:
+    finished = subprocess.run(
+        ["/bin/sh", "-c", f'ulimit -f 0; exec "$0" -m hadakv_cli {command}', sys.executable],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=environment(url),
+    )
+
+    assert_fails(finished, 1, rf"{re.escape(str(tmp_path.resolve()))}/out\.\w+: File too large")
+    assert list(tmp_path.iterdir()) == []
+
+
 def save(path: Path, k: NDArray[Any], v: NDArray[Any]) -> Path:
     if path.suffix == ".npz":
         np.savez(path, k=k, v=v)

@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from errno import EEXIST
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,13 +118,13 @@ def import_sessions(
 
 @contextmanager
 def _spooled(file: str) -> Iterator[Path]:
-    """Yield the path of a file. Stdin is copied to a temporary file, so that it can be sent again."""
-    if file != PIPE:
+    """Yield the path of a file. Stdin and pipes are copied to a temporary file, so that they can be sent again."""
+    if file != PIPE and not Path(file).is_fifo():
         yield Path(file)
         return
     with _temporary_file() as path:
-        with path.open("wb") as copy:
-            shutil.copyfileobj(sys.stdin.buffer, copy, _CHUNK_NBYTES)
+        with nullcontext(sys.stdin.buffer) if file == PIPE else Path(file).open("rb") as pipe, path.open("wb") as copy:
+            shutil.copyfileobj(pipe, copy, _CHUNK_NBYTES)
         yield path
 
 

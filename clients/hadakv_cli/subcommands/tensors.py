@@ -5,7 +5,7 @@ import sys
 from errno import EEXIST
 from pathlib import Path
 from secrets import token_hex
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
@@ -114,18 +114,13 @@ def _replace(path: Path, write: Any) -> int:
     path = path.resolve()
     temporary = path.with_name(f".{path.name[:200]}.{token_hex(4)}.part")
     try:
-        with _open_new(temporary, path) as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
     return path.stat().st_size
-
-
-def _open_new(temporary: Path, path: Path) -> IO[bytes]:
-    try:
-        return temporary.open("xb")
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from None

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EEXIST
 from pathlib import Path
 from secrets import token_hex
@@ -137,21 +138,31 @@ class AtomicFileWriter:
 
     def write(self, chunk: bytes) -> None:
         """Write the next chunk."""
-        self._file.write(chunk)
+        with self._named_errors():
+            self._file.write(chunk)
         self._written += len(chunk)
         self._progress(self._written, self._nbytes)
 
     def commit(self) -> None:
         """Replace the destination with the complete file. It survives a crash of the machine after this returns."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self._path)
+        with self._named_errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self._path)
         directory = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Give errors the name of the destination, as a write to an open file has none."""
+        try:
+            yield
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(self._path)) from None
 
 
 def _ignore_progress(done: int, total: int | None) -> None:

@@ -9,7 +9,7 @@ import httpcore
 import httpx
 import numpy as np
 
-from hadakv_client.errors import ConnectionLost, Timeout
+from hadakv_client.errors import ConnectionLost, ProtocolError, Timeout
 from hadakv_client.http.connections.failures import explain
 from hadakv_client.protocol import Request, Response
 
@@ -110,13 +110,16 @@ class ResponseBuffer:
 
     Args:
         response: response of which only the headers have been read.
+
+    Raises:
+        ProtocolError: the declared size is beyond the memory of this machine.
     """
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
         self._chunks: list[bytes] = []
         nbytes = content_length(response)
-        self._buffer = None if nbytes is None else np.empty(nbytes, np.uint8).data
+        self._buffer = None if nbytes is None else _allocate(nbytes)
         self._filled = 0
 
     def add(self, chunk: bytes) -> None:
@@ -131,6 +134,13 @@ class ResponseBuffer:
         """Return the complete response."""
         body = b"".join(self._chunks) if self._buffer is None else self._buffer[: self._filled]
         return Response(self._response.status_code, self._response.headers, body)
+
+
+def _allocate(nbytes: int) -> memoryview:
+    try:
+        return np.empty(nbytes, np.uint8).data
+    except (MemoryError, ValueError):
+        raise ProtocolError(f"no memory for a response of {nbytes} bytes") from None
 
 
 @contextmanager

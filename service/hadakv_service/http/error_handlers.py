@@ -41,7 +41,7 @@ def _methods(request: Request) -> list[str]:
 
 async def _query_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [(".".join(map(str, e["loc"][1:])), str(e["msg"])) for e in error.errors()]
+    errors = [(".".join(map(str, e["loc"][1:])), str(e["msg"]).removeprefix("Value error, ")) for e in error.errors()]
     return problem_response(InvalidRequest(errors))
 
 

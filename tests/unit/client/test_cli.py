@@ -117,6 +117,22 @@ def test_invalid_url_in_the_environment_is_a_usage_error(tmp_path: Path) -> None
     assert_fails(run(tmp_path, "sessions", "ls", HADAKV_URL="nonsense"), 2, "HADAKV_URL: the URL must be like .*")
 
 
+UNFIT_FILES = {
+    "other file": ("key: value\n", "tokens:1 is not a line of a token file"),
+    "bytes": ("\x00\x01", "tokens:1 is not a line of a token file"),
+    "another quota": (f"# team\n\nalice:{'0a' * 32} quota=4GiB\n", "tokens:3: alice already has quota=4GiB; .*"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), UNFIT_FILES.values(), ids=UNFIT_FILES)
+def test_token_is_not_added_to_a_file_that_the_service_would_reject(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "tokens").write_text(text)
+
+    assert_fails(run(tmp_path, "token", "add", "alice", "--quota", "5GiB"), 1, message)
+
+    assert (tmp_path / "tokens").read_text() == text
+
+
 HASHES = f"# team\nalice:{'0a' * 32} quota=4GiB\n"
 
 

@@ -66,11 +66,13 @@ def test_rejection_while_the_body_is_sent_is_raised(connect: Any, scripted_serve
     [
         (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", ProtocolError),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 900000000000000000\r\n\r\nhello", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\nhello", ProtocolError),
         (b"HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n", ProtocolError),
         (b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 6\r\n\r\n<html>", InternalError),
         (b"SSH-2.0-OpenSSH_9.6\r\n", ConnectionLost),
     ],
-    ids=["text", "chunked text", "redirection", "gateway", "another protocol"],
+    ids=["text", "chunked text", "huge length", "length beyond 64 bits", "redirection", "gateway", "another protocol"],
 )
 def test_response_of_another_server_raises_an_error(
     connect: Any, scripted_server: Any, raw: bytes, error: type[Exception]
