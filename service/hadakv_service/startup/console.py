@@ -1,4 +1,4 @@
-"""What the service prints at its start and its end."""
+"""Lines that the service prints at its start and its end."""
 
 import os
 from contextlib import suppress
