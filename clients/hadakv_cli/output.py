@@ -1,4 +1,4 @@
-"""What `hadakv` prints: tables, descriptions, JSON, sizes and progress."""
+"""Output of `hadakv`: tables, descriptions, JSON, sizes and progress."""
 
 import json
 import sys

@@ -156,5 +156,5 @@ def _mlx_lm_layer(arrays: Arrays, metadata: Mapping[str, str], layer: int, strea
     text = str(metadata.get(f"0.{layer}", ""))
     tokens = int(offset.reshape(-1)[0]) if offset is not None else int(text) if text.isdecimal() else array.shape[2]
     if not 0 <= tokens <= array.shape[2]:
-        raise ValueError(f"layer {layer} has {array.shape[2]} tokens, not {tokens}")
+        raise ValueError(f"layer {layer} has {array.shape[2]} rows, but its cache has {tokens} tokens")
     return array[:, :, :tokens]

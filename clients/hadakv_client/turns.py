@@ -35,7 +35,7 @@ class Turns:
         """
         lock = self._lock
         if lock.locked() and self._owner == get_ident():
-            raise RuntimeError("this thread is in a call that changes the session; its callback cannot change it, too")
+            raise RuntimeError("a progress callback cannot change the session, because the call in progress changes it")
         # An exception of a signal handler cannot come between acquisition and block, as the lock is written in C.
         with lock:
             self._owner = get_ident()

@@ -115,13 +115,13 @@ class CloseProgress(Protocol):
         """Note what is about to be written: sessions and their bytes in memory."""
         ...
 
-    def on_written(self, unsaved: int) -> None:
-        """Note the end of the writing, and the number of sessions that were not saved."""
+    def on_written(self, unwritten: int) -> None:
+        """Note the end of the writing, and the number of sessions that were not written."""
         ...
 
 
 def close_store(store: SessionStore, deadline: float, progress: CloseProgress | None = None) -> None:
-    """Write unsaved sessions to disk and close the store. Log the sessions that were not saved.
+    """Write changed sessions to disk and close the store. Log the number of those that were not written.
 
     Args:
         store: store to close.
@@ -129,13 +129,13 @@ def close_store(store: SessionStore, deadline: float, progress: CloseProgress | 
         progress: is told what is written.
     """
     evictions_before = store.evictions
-    unwritten = store.unwritten()
+    changed = store.unwritten()
     if progress:
-        progress.on_writing(*unwritten)
-    unsaved = store.close(deadline)
-    if progress and unwritten.sessions:
-        progress.on_written(unsaved)
+        progress.on_writing(*changed)
+    unwritten = store.close(deadline)
+    if progress and changed.sessions:
+        progress.on_written(unwritten)
     if evicted := store.evictions - evictions_before:
         log.warning("evicted %d sessions at shutdown: disk budget exceeded", evicted)
-    if unsaved:
-        log.warning("%d sessions not saved at shutdown: no disk space, no time, or a disk failure", unsaved)
+    if unwritten:
+        log.warning("%d sessions not saved at shutdown: no disk space, no time, or a disk failure", unwritten)

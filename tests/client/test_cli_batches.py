@@ -292,7 +292,7 @@ def test_added_token_is_accepted_by_the_service(tmp_path: Path) -> None:
     assert re.fullmatch(r"bob:[0-9a-f]{64}", second)
     assert stat.S_IMODE((tmp_path / "tokens").stat().st_mode) == 0o600
     assert added.stdout.strip() not in first
-    assert "shown only now" in added.stderr
+    assert "not shown again" in added.stderr
 
 
 def documents_of_stdout(finished: Finished) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ def add_token(
     else:
         output.emit(token)
     print(
-        f"Added {name} to {file}. The token is shown only now. A service with --token-file {file} knows it after a "
-        "restart or SIGHUP.",
+        f"Added {name} to {file}. The token is not shown again. Restart a service with --token-file {file}, or send it "
+        "SIGHUP, so that it accepts the token.",
         file=sys.stderr,
     )
 

@@ -142,7 +142,7 @@ def _from_caches(caches: Sequence[Any]) -> KeysValues:
     whole = [_from_list([getattr(cache, name) for cache in caches], name) for name in ("keys", "values")]
     rows = min(each.tokens for each in whole)
     if not 0 < offsets[0] <= rows:
-        raise ValueError(f"{names(0)} has {offsets[0]} tokens in {rows} rows")
+        raise ValueError(f"{names(0)} has offset {offsets[0]}, but its arrays have {rows} rows")
     tokens = slice(0, offsets[0])
     k, v = (each.part(slice(None), tokens) for each in whole)
     return KeysValues(k, v, is_cache=True)

@@ -68,7 +68,7 @@ def append(arguments: Append, position: Position, limit: BodyLimit, retries: Ret
             result = yield from with_retries(call, retries)
         except Problem as error:
             limit.learn(error, _body_nbytes(call))
-            if not 0 < kv.nbytes <= kv.layers * kv.tokens * _room(limit):
+            if not 0 < kv.nbytes <= kv.layers * kv.tokens * _capacity(limit):
                 # Not even one token of one layer fits.
                 raise
         else:
@@ -77,7 +77,7 @@ def append(arguments: Append, position: Position, limit: BodyLimit, retries: Ret
     return (yield from _PartwiseAppend(arguments, position, limit, retries).run())
 
 
-def _room(limit: BodyLimit) -> int:
+def _capacity(limit: BodyLimit) -> int:
     """Return the bytes of elements that a part may have."""
     return max(0, min(limit.nbytes, PART_NBYTES) - _ENVELOPE_NBYTES)
 
@@ -146,11 +146,11 @@ class _PartwiseAppend:
 
     def _part_size(self) -> tuple[int, int]:
         """Return how many layers and tokens the next part has."""
-        kv, room = self._kv, _room(self._limit)
+        kv, capacity = self._kv, _capacity(self._limit)
         token_nbytes = kv.nbytes // kv.tokens
-        if token_nbytes <= room:
-            return kv.layers, min(room // token_nbytes, kv.tokens - self._done)
-        return max(1, room // (token_nbytes // kv.layers)), 1
+        if token_nbytes <= capacity:
+            return kv.layers, min(capacity // token_nbytes, kv.tokens - self._done)
+        return max(1, capacity // (token_nbytes // kv.layers)), 1
 
     def _append_tokens(self, layers: int, tokens: int) -> Flow[None]:
         """Append the next tokens, with at most `layers` layers in each request."""

@@ -89,7 +89,7 @@ def _copied(arguments: Read, found: Range[Any]) -> Range[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """What a read that was too large asked for, as the service reports it with the rejection.
+    """Range of a read whose response was too large, as the service reports it with the rejection.
 
     Attributes:
         start: position of the first token.

@@ -249,12 +249,12 @@ def close(device: DeviceExecutor, hold: PageHold, share: Share) -> None:
 
 
 class CountedStream(Response):
-    """Streamed response. It gives up what it uses when it is sent.
+    """Streamed response. It calls a function once it is sent or has failed.
 
     Args:
         content: yields the body.
         nbytes: size of the body.
-        close: called at the end.
+        close: called once the response is sent or has failed.
         headers: response headers.
         media_type: content type.
     """

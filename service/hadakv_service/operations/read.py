@@ -34,7 +34,7 @@ class ReadRequest(NamedTuple):
 
 
 class ReadResult(NamedTuple):
-    """What a read answers.
+    """Result of a read.
 
     Attributes:
         content: the response. Its tensors are arrays, or deferred.

@@ -1,4 +1,4 @@
-"""Signals during the start, and SIGHUP: reload the token file, or end the service; what a closed terminal means."""
+"""Signals during the start. SIGHUP: reload the token file, or end the service, also when its terminal was closed."""
 
 import os
 import signal

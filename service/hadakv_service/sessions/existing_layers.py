@@ -1,4 +1,4 @@
-"""ExistingLayers: what a read sees of a session in which some layers were never appended to."""
+"""ExistingLayers: the layers to read of a session in which some layers were never appended to."""
 
 from bisect import bisect_left
 from dataclasses import replace

@@ -42,7 +42,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The tokens that a response answers: layers of one value of a session, and where each token goes.
+    """Tokens of a response: layers of one value of a session, and the row of each token.
 
     Attributes:
         session: value of the session. Later changes of the session do not affect the response.

@@ -1,4 +1,4 @@
-"""What the service prints at its start and its end."""
+"""Lines that the service prints at its start and its end."""
 
 import os
 from contextlib import suppress
@@ -68,6 +68,6 @@ class Console:
         self._is_quiet = self._is_quiet or not self._has_started
         self.write(f"writing {_counted(sessions, nbytes)} ... " if sessions else "no sessions to write\n")
 
-    def on_written(self, unsaved: int) -> None:
+    def on_written(self, unwritten: int) -> None:
         """Say how that went."""
-        self.write("done\n" if not unsaved else f"{_number(unsaved, 'session')} not written, see the log\n")
+        self.write("done\n" if not unwritten else f"{_number(unwritten, 'session')} not written, see the log\n")

@@ -83,7 +83,7 @@ def test_progress_callback_cannot_change_the_session_of_its_call(server: Any, se
     with Client(server.url) as client:
         session = client.session(session_id)
 
-        with pytest.raises(RuntimeError, match="this thread is in a call that changes the session"):
+        with pytest.raises(RuntimeError, match="a progress callback cannot change the session"):
             session._turns.run(lambda: session.append(k, k))
         assert session.append(k, k, minimal=True).position == 0
 

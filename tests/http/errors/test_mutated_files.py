@@ -17,11 +17,11 @@ from support.inputs.session_files import (
     as_version_1,
     exported,
     imported,
+    metadata_of,
     put_together,
     sealed,
     taken_apart,
     tensors,
-    told,
 )
 from support.thoroughness import examples
 
@@ -89,9 +89,11 @@ def outcome(caller: Caller, mutated: bytes) -> int:
     response = imported(caller, "new", mutated)
     if response.status == 201:
         held = exported(caller, "new")
-        if told(mutated)["version"] == "1":
+        if metadata_of(mutated)["version"] == "1":
             held = as_version_1(held)
-        assert_says_all_of(described(held), {**described(mutated), "session": "new", "created": told(held)["created"]})
+        assert_says_all_of(
+            described(held), {**described(mutated), "session": "new", "created": metadata_of(held)["created"]}
+        )
         for name, tensor in tensors(mutated).items():
             assert_same_bits(tensors(held)[name], tensor)
         assert caller.get("/sessions/new/kv", form="float32").status == 200
@@ -107,7 +109,7 @@ def described(file: bytes) -> Json:
 
     The size may differ, and an import adds declared layers that the file leaves out.
     """
-    metadata = told(file)
+    metadata = metadata_of(file)
     for group in metadata.get("groups", []):
         group["runs"] = [run for run in group["runs"] if run["base"] < run["length"]]
         for run in group["runs"]:
@@ -203,7 +205,7 @@ def test_every_wrong_header_field_is_rejected(target: Caller, file: bytes) -> No
 
 def test_every_wrong_metadata_field_is_rejected(target: Caller, file: bytes) -> None:
     header, data = taken_apart(file)
-    plain = told(file)
+    plain = metadata_of(file)
     statuses: Counter[int] = Counter()
 
     for lie in lies(plain):
@@ -216,7 +218,7 @@ def test_every_wrong_metadata_field_is_rejected(target: Caller, file: bytes) -> 
 
 def test_every_wrong_field_is_rejected_in_spite_of_a_digest(target: Caller, paged: bytes) -> None:
     header, data = taken_apart(paged)
-    plain = told(paged)
+    plain = metadata_of(paged)
     statuses = Counter(outcome(target, sealed(put_together(lie, data))) for lie in lies(header))
 
     for lie in lies(plain):

@@ -15,7 +15,7 @@ from hadakv_service.testing import RunningService, running_service
 from support.backends import assert_same_bits
 from support.contract import Caller, array, connect, status_line
 from support.inputs.arrays import CODECS, pair
-from support.inputs.session_files import METADATA, OCTETS, by_layer, exported, taken_apart, tensors, told
+from support.inputs.session_files import METADATA, OCTETS, by_layer, exported, metadata_of, taken_apart, tensors
 from support.services.process_memory import peak_nbytes
 
 
@@ -48,7 +48,7 @@ def test_file_metadata_describes_the_session(caller: Caller, session: str) -> No
     caller.append(session, *pair(1, 3, 20), layer=3)
     info = caller.info(session)
 
-    found = told(exported(caller, session))
+    found = metadata_of(exported(caller, session))
 
     assert found == {
         "format": "hadakv-session",
@@ -131,7 +131,7 @@ def test_session_without_tokens_can_be_exported(caller: Caller, session: str, op
     file = exported(caller, session)
 
     assert safetensors.numpy.load(file).keys() == {"digest"}
-    assert told(file)["groups"] == [{"runs": []}]
+    assert metadata_of(file)["groups"] == [{"runs": []}]
 
 
 def test_export_of_missing_session_is_not_found(caller: Caller, session: str) -> None:
@@ -191,7 +191,7 @@ def test_stalled_export_does_not_delay_other_requests(server: RunningService, ca
         placed = caller.append(session, *pair(4, 4, 1, 256))
 
     assert line == b"HTTP/1.1 200 OK"
-    (run,) = told(file)["groups"][0]["runs"]
+    (run,) = metadata_of(file)["groups"][0]["runs"]
     assert (run["layers"], run["base"], run["length"]) == (4, 0, 2048)
     assert placed.status == 200
     assert exported(caller, session) != file

@@ -18,11 +18,11 @@ from support.inputs.session_files import (
     OCTETS,
     exported,
     imported,
+    metadata_of,
     put_together,
     sealed,
     taken_apart,
     tensors,
-    told,
     with_metadata,
     with_tensor,
 )
@@ -278,7 +278,7 @@ def test_other_json_of_the_same_header_is_accepted(target: Caller, file: bytes) 
     text = json.dumps(reordered, indent=1).encode()
 
     assert imported(target, "new", sealed(put_together(text, data))).status == 201
-    assert told(exported(target, "new"))["groups"] == told(file)["groups"]
+    assert metadata_of(exported(target, "new"))["groups"] == metadata_of(file)["groups"]
     assert target.delete("/sessions/new").status == 204
 
 

@@ -19,11 +19,11 @@ from support.inputs.session_files import (
     as_version_1,
     exported,
     imported,
+    metadata_of,
     put_together,
     sealed,
     taken_apart,
     tensors,
-    told,
     without_digest,
 )
 
@@ -101,7 +101,7 @@ def go_on(caller: Caller, session: str, arrays: list[tuple[Any, Any]], back: int
     cut = caller.post(f"/sessions/{session}/truncate", {"length": max(max(lengths, default=0) - back, 0)})
     fork = caller.post(f"/sessions/{session}/fork", {"id": f"{session}.fork"})
     seen = [statuses, cut.status, fork.status, *observed(caller, session)]
-    return [*seen, observed(caller, f"{session}.fork"), told(exported(caller, session))["groups"]]
+    return [*seen, observed(caller, f"{session}.fork"), metadata_of(exported(caller, session))["groups"]]
 
 
 @settings(max_examples=30)
@@ -198,7 +198,7 @@ def test_large_file_is_imported_in_chunks(caller: Caller, session: str) -> None:
 def test_file_without_ttl_gets_the_default_ttl(alone: Caller, session: str) -> None:
     alone.append(session, *pair(1, 1, 3))
     file = exported(alone, session)
-    assert told(file)["ttl_seconds"] == TTL_SECONDS
+    assert metadata_of(file)["ttl_seconds"] == TTL_SECONDS
     header, data = taken_apart(file)
     del header[METADATA]["ttl_seconds"]
 

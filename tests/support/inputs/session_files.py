@@ -63,7 +63,7 @@ def tensors(file: bytes) -> dict[str, NDArray[Any]]:
     }
 
 
-def told(file: bytes) -> Json:
+def metadata_of(file: bytes) -> Json:
     """Return the metadata of a file, with JSON values parsed."""
     strings = taken_apart(file)[0][METADATA]
     plain = ("format", "version", "tables", "session", "created")
@@ -72,7 +72,7 @@ def told(file: bytes) -> Json:
 
 def by_layer(file: bytes) -> dict[str, NDArray[Any]]:
     """Return the tensors of each layer of a file of version 2, named as in version 1."""
-    (group,) = told(file)["groups"]
+    (group,) = metadata_of(file)["groups"]
     pages = tensors(file)
     found, first = {}, 0
     streams = {name.split(".pages.0.")[1] for name in pages if ".pages.0." in name}

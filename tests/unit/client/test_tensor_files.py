@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "cache with more tokens than rows": (
         mlx_lm_file(["KVCache", "KVCache"], strings={"0.0": "9"}),
-        "layer 0 has 6 tokens, not 9",
+        "layer 0 has 6 rows, but its cache has 9 tokens",
     ),
     "cache without a layer": (mlx_lm_file(["KVCache"] * 3), "layers differ or are damaged"),
     "cache of layers that differ": (

@@ -47,7 +47,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Importer:
-    """Imports sessions.
+    """Importer of session files.
 
     Attributes:
         store: the sessions.

@@ -29,7 +29,7 @@ RETRY_SECONDS = 1.0
 
 
 class Checkpointer:
-    """Writes sessions that changed to disk, without deleting a session in memory for it.
+    """Writer of sessions that changed. It deletes no session in memory to make space on disk.
 
     A step begins on the device thread, which chooses the pages. Another thread writes them. The device thread then
     records what was written: at `settle`, or earlier, if an operation needs the disk.

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 
 def elapsed_seconds() -> float:
-    """Return seconds since some moment, including those that the machine slept."""
-    # On macOS this clock counts while the machine sleeps. On Linux the other one does.
+    """Return monotonic seconds, including the time in which the machine slept."""
+    # On macOS CLOCK_MONOTONIC includes that time. On Linux only CLOCK_BOOTTIME does.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

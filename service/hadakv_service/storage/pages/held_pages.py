@@ -15,8 +15,8 @@ class HeldPages:
     """Pages that responses still read, and how much of their memory no session counts.
 
     A response keeps a held page in memory until it is sent. It counts here while it is evicted or deleted: the memory
-    budget does not count it then, and its memory is not free either. A watched page may leave memory and be read
-    again. It counts here while it is deleted and only the response keeps it.
+    budget does not count it then, and its memory is not free either. A watched page may be evicted and
+    loaded again. It counts here while it is deleted and only the response keeps it.
 
     Attributes:
         uncounted: bytes of these pages that the memory budget does not count.

@@ -184,7 +184,7 @@ KV_LIST = list(K)
         ((cache(chunk_size=4),), ValueError, "the cache is chunked"),
         ((cache(left_padding=None),), ValueError, "the cache is batched"),
         ((SimpleNamespace(keys=None, values=None, offset=0),), ValueError, "the cache is empty"),
-        ((cache(offset=0),), ValueError, "the cache has 0 tokens in 12 rows"),
+        ((cache(offset=0),), ValueError, "the cache has offset 0, but its arrays have 12 rows"),
         (([cache(), cache(offset=4)],), ValueError, "cache 1 of the list has 4 tokens, but cache 0 of the list has 5"),
         ((KV_LIST, KV_LIST[:2]), ValueError, "k has 3 layers, v has 2"),
         (([], []), ValueError, "k has no layers"),
@@ -210,7 +210,7 @@ def test_cache_with_more_tokens_than_rows_raises() -> None:
     wrapped = cache(ROWS)
     wrapped.offset = ROWS + 1
 
-    with pytest.raises(ValueError, match="the cache has 13 tokens in 12 rows"):
+    with pytest.raises(ValueError, match="the cache has offset 13, but its arrays have 12 rows"):
         keys_values(wrapped)
 
 

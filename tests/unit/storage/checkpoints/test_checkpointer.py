@@ -1,7 +1,6 @@
-"""Checkpointer: what a crash leaves of sessions that were written in the background, and changed meanwhile."""
+"""Checkpointer: what a crash leaves of sessions that were written in the background."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,71 +8,9 @@ import pytest
 from hadakv_service.sessions.layer_run import PAGE_TOKENS
 from hadakv_service.storage.disk.interface import DiskUnavailable
 from hadakv_service.storage.disk.sqlite_store import SqliteStore
-from hadakv_service.storage.session_store import Key, SessionStore
-from support.inputs.sized_sessions import ANN, BACKEND, BOB, CID, DAN, TOKEN, Clock, append, commit, fork, opened
-
-SECONDS = 100.0
-DISK = 1 << 30
-
-
-class Place:
-    """Data directory with a store, which a crash replaces by another one."""
-
-    def __init__(self, directory: Path) -> None:
-        self.clock = Clock()
-        self._directory = directory
-        self.store = self.open()
-
-    def open(self, memory: int = 1 << 20, disk: int = DISK) -> SessionStore:
-        """Open a store on the directory."""
-        self.store = SessionStore(
-            memory, self.clock, disk=SqliteStore(self._directory, disk), backend=BACKEND, checkpoint_seconds=SECONDS
-        )
-        self.store._table.dirty.now = self.clock
-        return self.store
-
-    def begin(self) -> bool:
-        """Begin a step, and wait until it is written, but do not record it. Return whether there is one."""
-        write = self.store.checkpoints.begin()
-        if write:
-            write.exception()
-        return write is not None
-
-    def checkpoint(self) -> int:
-        """Write all sessions that are due. Return the number of steps."""
-        steps = 0
-        while self.begin():
-            self.store.checkpoints.settle()
-            steps += 1
-        return steps
-
-    def crash(self, disk: int = DISK) -> SessionStore:
-        """Close the file as a killed process does, with nothing written, and open another store."""
-        self.store.disk.close()
-        return self.open(disk=disk)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    place.store._writer.close()
-    place.store.disk.close()
-
-
-def spill(store: SessionStore, key: Key, tokens: int) -> None:
-    append(store, key, tokens, durability="spill")
-    assert not store.group_commit()
-
-
-def tokens(store: SessionStore, key: Key) -> int | None:
-    """Return the number of tokens of a session, all of which can be read; None if there is none."""
-    record = store.find(key)
-    if record is None:
-        return None
-    length = sum(run.stop for run in record.session.runs)
-    assert record.session.read(0, 1, 0, length, BACKEND).tokens == length
-    return length
+from hadakv_service.storage.session_store import SessionStore
+from support.inputs.checkpointed import DISK, SECONDS, Place, spill, tokens
+from support.inputs.sized_sessions import ANN, BACKEND, BOB, CID, DAN, TOKEN, append, commit, opened
 
 
 def test_idle_session_survives_a_crash(place: Place) -> None:
@@ -138,143 +75,6 @@ def test_growing_session_writes_its_new_pages_only(place: Place) -> None:
         spill(place.store, ANN, 5)
 
     assert place.store.checkpoints.nbytes == (PAGE_TOKENS + 10) * TOKEN
-
-
-# A session that changes while it is being written
-
-
-def test_append_during_the_write_is_kept_for_the_next_one(place: Place) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-    spill(place.store, ANN, 20)
-    place.clock.now += SECONDS
-    place.checkpoint()
-
-    assert tokens(place.crash(), ANN) == 320
-
-
-def test_append_during_the_write_waits_for_no_disk(place: Place) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-
-    spill(place.store, ANN, 20)
-    spill(place.store, BOB, 300)
-
-    assert place.store._writer._in_flight
-
-
-def test_clean_shutdown_writes_what_was_appended_during_the_write(place: Place) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-    spill(place.store, ANN, 20)
-
-    assert place.store.close(float("inf")) == 0
-
-    assert tokens(place.open(), ANN) == 320
-
-
-@pytest.mark.parametrize("then", [0, 50])
-def test_truncate_during_the_write_deletes_the_tokens(place: Place, then: int) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-    commit(place.store, ANN, place.store.get(ANN).session.truncate(260, BACKEND))
-    assert not place.store.group_commit()
-    if then:
-        spill(place.store, ANN, then)
-
-    assert tokens(place.crash(), ANN) is None
-
-
-def test_checkpoint_in_the_batch_of_a_truncation_leaves_the_session_for_the_next_one(place: Place) -> None:
-    """The group commit after the batch deletes the manifest of the longer session."""
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    place.checkpoint()
-    spill(place.store, ANN, 10)
-    place.clock.now += SECONDS
-    commit(place.store, ANN, place.store.get(ANN).session.truncate(260, BACKEND))
-
-    place.begin()
-    assert not place.store.group_commit()
-    place.clock.now += SECONDS
-    place.checkpoint()
-
-    assert tokens(place.crash(), ANN) == 260
-
-
-def test_rolled_back_truncation_in_the_batch_of_a_checkpoint_keeps_all_tokens(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object) -> None:
-        raise DiskUnavailable("no space left on device")
-
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    place.checkpoint()
-    spill(place.store, ANN, 10)
-    place.clock.now += SECONDS
-    commit(place.store, ANN, place.store.get(ANN).session.truncate(260, BACKEND))
-
-    place.begin()
-    with monkeypatch.context() as patch:
-        patch.setattr(place.store._writer, "write", fail)
-        assert place.store.group_commit()
-    place.store.checkpoints.settle()
-    assert place.store.close(float("inf")) == 0
-
-    assert tokens(place.open(), ANN) == 310
-
-
-def test_delete_during_the_write_deletes_the_session(place: Place) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-    assert place.store.delete(ANN)
-
-    assert tokens(place.crash(), ANN) is None
-
-
-def test_id_used_again_during_the_write_has_its_new_tokens(place: Place) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-    assert place.store.delete(ANN)
-    spill(place.store, ANN, 7)
-    place.clock.now += SECONDS
-    place.checkpoint()
-
-    assert tokens(place.crash(), ANN) == 7
-
-
-def test_fork_during_the_write_shares_the_written_pages(place: Place) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-    fork(place.store, ANN, BOB, place.store.get(ANN).session)
-    used = place.store.disk.used
-    place.clock.now += SECONDS
-    place.checkpoint()
-
-    assert place.store.checkpoints.nbytes == 300 * TOKEN
-    assert place.store.disk.used > used
-    store = place.crash()
-    assert (tokens(store, ANN), tokens(store, BOB)) == (300, 300)
-
-
-def test_session_evicted_during_the_write_is_complete(place: Place) -> None:
-    spill(place.store, ANN, 300)
-    place.clock.now += SECONDS
-    assert place.begin()
-    for _ in place.store._evictor.ensure(place.store.memory.limit, ()):
-        pass
-
-    assert place.store.in_memory == 0
-    assert tokens(place.store, ANN) == 300
-    assert tokens(place.crash(), ANN) == 300
 
 
 # Large sessions, and little space
