@@ -66,7 +66,7 @@ class Console:
     def on_writing(self, sessions: int, nbytes: int) -> None:
         """Say what is about to be written to disk, unless the service has not started."""
         self._is_quiet = self._is_quiet or not self._has_started
-        self.write(f"writing {_counted(sessions, nbytes)} ... " if sessions else "no sessions to write\n")
+        self.write(f"writing {_counted(sessions, nbytes)} ... " if sessions else "no sessions left to write\n")
 
     def on_written(self, unwritten: int) -> None:
         """Say how that went."""
