@@ -21,7 +21,9 @@ def startup_lines(service: AppState, address: str) -> list[str]:
     ]
     if disk.budget:
         lines.append(f"data directory {service.settings.data_dir}: {_counted(len(service.store), disk.used)} found")
-    lines.append("API documentation: /docs" if service.settings.uds else f"API documentation: {address}/docs")
+    # Browsers do not open Unix sockets.
+    if not service.settings.uds:
+        lines.append(f"API documentation: {address}/docs")
     return lines
 
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hadakv_cli.app import app
-from hadakv_cli.output import columns, describe, format_size, session_document, summarize, table_rows
+from hadakv_cli.output import columns, describe, format_size, print_sessions, session_document, summarize, table_rows
 from hadakv_client import Codec, Codecs, LayerSpan, SessionInfo
 from support.cli import (
     PROGRAM,
@@ -326,6 +326,17 @@ def test_table_has_aligned_columns_and_a_heading() -> None:
         "longer        0       1  0 bytes  memory  spill       ",
     ]
     assert list(table_rows([])) == []
+
+
+@pytest.mark.parametrize(("is_terminal", "printed"), [(True, "no sessions\n"), (False, "")])
+def test_empty_table_is_a_message_on_a_terminal(
+    is_terminal: bool, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+
+    print_sessions([])
+
+    assert capsys.readouterr().out == printed
 
 
 def test_description_leaves_out_undecided_fields() -> None:
