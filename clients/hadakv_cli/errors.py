@@ -9,8 +9,17 @@ from hadakv_cli.output import OutputError
 
 SUCCESS, FAILURE, USAGE, NO_RESPONSE, INTERRUPTED = 0, 1, 2, 3, 130
 
-# Commands that one may look for at the top level.
-_OF_SESSIONS = {name: name for name in ("ls", "show", "rm", "fork", "truncate")} | {"list": "ls"}
+# Names of other programs for commands, and commands of `hadakv sessions`.
+_MEANT = {name: f"hadakv sessions {name}" for name in ("ls", "show", "rm", "fork", "truncate")} | {
+    "list": "hadakv sessions ls",
+    "delete": "hadakv sessions rm",
+    "info": "hadakv status",
+    "version": "hadakv --version",
+    "help": "hadakv --help",
+    "start": "hadakv serve",
+    "append": "hadakv put",
+    "read": "hadakv get",
+}
 
 T = TypeVar("T")
 
@@ -65,9 +74,13 @@ def _usage(error: Exception) -> str:
     assert isinstance(error, TyperException)
     context = getattr(error, "ctx", None)
     message = error.format_message().removesuffix(".").removeprefix("Invalid value: ")
-    unknown = re.fullmatch(r"No such command '(\w+)'", message)
-    if unknown and unknown[1] in _OF_SESSIONS:
-        message = f"{message}, did you mean 'hadakv sessions {_OF_SESSIONS[unknown[1]]}'?"
+    if not message and context:
+        # The help was printed already.
+        message = "a command is missing"
+    unknown = re.match(r"No such command '(\w+)'", message)
+    if unknown and unknown[1] in _MEANT:
+        message = f"{unknown[0]}. Did you mean '{_MEANT[unknown[1]]}'?"
+    message = message.replace("is not a valid int range", "is not a whole number")
     return f"{message}; see {context.command_path} --help" if context else message
 
 

@@ -98,7 +98,7 @@ def open_client(options: Mapping[str, Any]) -> "Client":
         options: `url`, `token_file` and `ca_file`. None means: not given.
 
     Raises:
-        BadParameter: the URL is invalid, or the token file holds hashes.
+        BadParameter: the URL is invalid, or the token file holds hashes or no token.
         OSError: the token file or the CA file cannot be read.
         ValueError: the token or the CA file is invalid.
     """
@@ -120,7 +120,7 @@ def connection(options: Mapping[str, Any]) -> tuple[str, str | None, str | os.Pa
     token = os.environ.get("HADAKV_TOKEN") or None
     if file := options.get("token_file"):
         token = _read_token(file)
-    _check_no_hashes(token or "", str(file) if file else "HADAKV_TOKEN")
+    _check_token(token or "", str(file) if file else "HADAKV_TOKEN")
     return url, token, options.get("ca_file") or os.environ.get("HADAKV_CA_FILE") or None
 
 
@@ -131,9 +131,13 @@ def _read_token(file: Path) -> str:
         raise ValueError(f"{file} is not text in UTF-8") from None
 
 
-def _check_no_hashes(token: str, source: str) -> None:
+def _check_token(token: str, source: str) -> None:
     if _HASH_LINE.search(token):
         raise BadParameter(
             f"{source} holds hashes of tokens, as --token-file of the service does; here it must be the token itself, "
             "which 'hadakv token add NAME' printed"
+        )
+    if not (token.isascii() and token.isprintable()):
+        raise BadParameter(
+            f"{source} holds no token: it must be one line of ASCII, which 'hadakv token add NAME' printed"
         )

@@ -70,8 +70,10 @@ def print_json(value: Any) -> None:
 
 
 def print_sessions(sessions: Iterable["SessionInfo"]) -> None:
-    """Print a table, with colours on a terminal. Without sessions nothing is printed."""
+    """Print a table, with colours on a terminal. Without sessions say so on a terminal, and print nothing else."""
     rows = [columns(info) for info in sessions]
+    if not rows and sys.stdout.isatty():
+        emit("no sessions")
     if rows and sys.stdout.isatty():
         _print_rich_table(rows)
     else:

@@ -133,27 +133,31 @@ def _mlx_lm_cache(arrays: Arrays, metadata: Mapping[str, str], name: str) -> Key
     """Return K and V of a file by mlx-lm's `save_prompt_cache`.
 
     Its tensors are `LAYER.0` (keys) and `LAYER.1` (values), [1, kv_heads, tokens, head_dim]. Its metadata has the class
-    of each layer's cache as `2.LAYER`, and strings of that cache as `0.LAYER`.
+    of each layer's cache as `1.LAYER`, and an empty string as `2.0`. Older versions of mlx-lm have the class as
+    `2.LAYER`, and strings of that cache as `0.LAYER`.
     """
-    kinds = {str(value) for key, value in metadata.items() if re.fullmatch(r"2\.\d+", key)}
+    is_old = metadata.get("2.0") != ""
+    of_class = re.compile(r"2\.\d+" if is_old else r"1\.\d+")
+    kinds = {str(value) for key, value in metadata.items() if of_class.fullmatch(key)}
     if kinds != {"KVCache"}:
         found = ", ".join(sorted(kinds)) or "no kind of cache"
         raise ValueError(f"{name} is a prompt cache of mlx-lm with {found}; only plain KVCache layers can be stored")
-    layers = sum(re.fullmatch(r"2\.\d+", key) is not None for key in metadata)
+    layers = sum(of_class.fullmatch(key) is not None for key in metadata)
+    strings = metadata if is_old else {}
     try:
-        streams = [[_mlx_lm_layer(arrays, metadata, layer, stream) for layer in range(layers)] for stream in (0, 1)]
+        streams = [[_mlx_lm_layer(arrays, strings, layer, stream) for layer in range(layers)] for stream in (0, 1)]
         return KeysAndValues(*(np.concatenate(stream) for stream in streams))
     except _DAMAGE as error:
         raise ValueError(f"{name} is a prompt cache of mlx-lm whose layers differ or are damaged: {error}") from error
 
 
-def _mlx_lm_layer(arrays: Arrays, metadata: Mapping[str, str], layer: int, stream: int) -> NDArray[Any]:
+def _mlx_lm_layer(arrays: Arrays, strings: Mapping[str, str], layer: int, stream: int) -> NDArray[Any]:
     array = arrays[f"{layer}.{stream}"]
     if array.ndim != 4 or array.shape[0] != 1:
         raise ValueError(f"layer {layer} has shape {array.shape}, expected [1, kv_heads, tokens, head_dim]")
     # The arrays may be longer than the prompt. The number of tokens is then a third part of the state, or a string.
     offset = arrays.get(f"{layer}.2")
-    text = str(metadata.get(f"0.{layer}", ""))
+    text = str(strings.get(f"0.{layer}", ""))
     tokens = int(offset.reshape(-1)[0]) if offset is not None else int(text) if text.isdecimal() else array.shape[2]
     if not 0 <= tokens <= array.shape[2]:
         raise ValueError(f"layer {layer} has {array.shape[2]} rows, but its cache has {tokens} tokens")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import IO
 
 STOP_SECONDS = 20
@@ -33,7 +34,8 @@ def running_service(
     """Start the service on a free loopback port, and stop it when the block ends.
 
     Args:
-        flags: additional flags of `python -m hadakv_service`. Without `--data-dir` the disk is disabled.
+        flags: additional flags of `python -m hadakv_service`. Without `--data-dir` the disk is disabled and the
+            data directory is an empty one.
         program: arguments of the Python interpreter before the flags.
         log: file for the log of the service; by default the stderr of this process.
 
@@ -43,8 +45,14 @@ def running_service(
     Raises:
         RuntimeError: the service did not start. The reason is in the message or on stderr.
     """
-    disk_flags = () if "--data-dir" in flags else ("--disk-budget", "0")
-    command = [sys.executable, *program, "--port", "0", *disk_flags, *flags]
+    # Without a disk the service still looks into its data directory. It must not be the one of this user.
+    with TemporaryDirectory(prefix="hadakv-") as empty:
+        disk_flags = () if "--data-dir" in flags else ("--disk-budget", "0", "--data-dir", empty)
+        command = [sys.executable, *program, "--port", "0", *disk_flags, *flags]
+        yield from _run(command, log)
+
+
+def _run(command: Sequence[str], log: IO[str] | int | None) -> Iterator[RunningService]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None

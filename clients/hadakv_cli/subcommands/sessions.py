@@ -67,7 +67,7 @@ def delete_sessions(
     if all_ and sessions and not yes:
         if not sys.stdin.isatty():
             raise BadParameter("--all deletes every session; add --yes")
-        confirm(f"Delete all {len(sessions)} sessions?", abort=True, err=True)
+        confirm(f"Delete {_counted(len(sessions))}?", abort=True, err=True)
 
     def delete(session_id: str) -> None:
         client.session(session_id).delete()
@@ -76,7 +76,11 @@ def delete_sessions(
 
     for_each(sessions, delete)
     if not (ids or as_json):
-        output.emit(f"deleted {len(sessions)} sessions")
+        output.emit(f"deleted {_counted(len(sessions))}")
+
+
+def _counted(count: int) -> str:
+    return f"{count} session" if count == 1 else f"{count} sessions"
 
 
 def fork_session(

@@ -54,7 +54,7 @@ def add_token(
 
 def _limits(name: str, quota: str | None, sessions: str | None) -> dict[str, str]:
     if not _NAME.fullmatch(name):
-        raise BadParameter(f"the name must be 1 to 64 of A-Z a-z 0-9 _ . - and not {name!r}")
+        raise BadParameter(f"the name must be 1 to 64 of A-Z a-z 0-9 _ . -, not {name!r}")
     if quota is not None and not _SIZE.fullmatch(quota):
         raise BadParameter(f"--quota: must be a size such as 4GiB, or none, not {quota!r}")
     if sessions is not None and not _NUMBER.fullmatch(sessions):

@@ -57,7 +57,9 @@ def check_session_id(session_id: str) -> str:
     """
     # In the path of a URL, "." and ".." have a meaning of their own.
     if not _SESSION_ID.fullmatch(session_id) or session_id in {".", ".."}:
-        raise ValueError(f"a session id must be 1 to 128 of A-Z a-z 0-9 . _ : - and not {session_id[:200]!r}")
+        raise ValueError(
+            f"a session id must be 1 to 128 of A-Z a-z 0-9 . _ : -, and neither . nor .., not {session_id[:200]!r}"
+        )
     return session_id
 
 

@@ -66,6 +66,7 @@ class Server(uvicorn.Server):
         self._tokens = tokens
         self._monitor: ConnectionMonitor | None = None
         self._inode: int | None = None
+        self._is_stopping = False
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -141,7 +142,9 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to shut down. At the second Ctrl-C, exit at once."""
-        if not self.should_exit:
+        # Set the flag first: another signal may interrupt this function anywhere.
+        is_first, self._is_stopping = not (self._is_stopping or self.should_exit), True
+        if is_first:
             seconds = self._settings.shutdown_timeout
             self.config.app.state.ends_at = time.monotonic() + 0.9 * seconds  # type: ignore[union-attr]  # a FastAPI app
             # A thread, because the event loop may hang, for example in a driver. Exiting is safe at any moment: the

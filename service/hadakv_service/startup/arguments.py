@@ -90,7 +90,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _meant(self, unknown: Sequence[str]) -> str:
         flag = next((each.partition("=")[0] for each in unknown if each.startswith("--")), "")
-        close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        close = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.7)
         return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -21,7 +21,9 @@ def startup_lines(service: AppState, address: str) -> list[str]:
     ]
     if disk.budget:
         lines.append(f"data directory {service.settings.data_dir}: {_counted(len(service.store), disk.used)} found")
-    lines.append("API documentation: /docs" if service.settings.uds else f"API documentation: {address}/docs")
+    # Browsers do not open Unix sockets.
+    if not service.settings.uds:
+        lines.append(f"API documentation: {address}/docs")
     return lines
 
 
@@ -66,7 +68,7 @@ class Console:
     def on_writing(self, sessions: int, nbytes: int) -> None:
         """Say what is about to be written to disk, unless the service has not started."""
         self._is_quiet = self._is_quiet or not self._has_started
-        self.write(f"writing {_counted(sessions, nbytes)} ... " if sessions else "no sessions to write\n")
+        self.write(f"writing {_counted(sessions, nbytes)} ... " if sessions else "no sessions left to write\n")
 
     def on_written(self, unwritten: int) -> None:
         """Say how that went."""

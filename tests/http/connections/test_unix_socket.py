@@ -46,10 +46,14 @@ def status(path: Path, **headers: str) -> int:
 
 
 def test_service_listens_on_a_unix_socket(path: Path) -> None:
-    with served(path) as (_, line), Client("http://anything.example", uds=str(path)) as client:
+    with served(path) as (process, line), Client("http://anything.example", uds=str(path)) as client:
         placed = client.session("a").append(K, V)
+        process.terminate()
+        assert process.stdout is not None
+        further_lines = process.stdout.read()
 
     assert f"unix:{path}" in line
+    assert "API documentation" not in further_lines
     assert placed.length == K.shape[2]
 
 

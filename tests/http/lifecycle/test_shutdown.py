@@ -189,7 +189,7 @@ def test_start_and_end_say_what_was_found_and_written(tmp_path: Path) -> None:
         "writing 2 sessions (1.1MiB) ... done",
     ]
     assert re.fullmatch(rf"data directory {tmp_path}: 2 sessions \(1\.\dMiB\) found", second_lines[0])
-    assert second_lines[2] == "no sessions to write"
+    assert second_lines[2] == "no sessions left to write"
 
 
 def output_at_end(process: "subprocess.Popen[str]") -> list[str]:

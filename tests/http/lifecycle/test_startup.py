@@ -328,3 +328,16 @@ def test_start_on_a_taken_port_fails() -> None:
     assert finished.returncode not in (0, None)
     assert str(port) in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_service_of_a_demo_ignores_the_users_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--data-dir", str(tmp_path), "--disk-budget", "64MiB")
+    monkeypatch.setenv("HADAKV_DATA_DIR", str(tmp_path))
+    with running_service(*flags) as service, Client(service.url) as client:
+        client.session("mine").create(durability="ack")
+
+    with running_service(log=subprocess.DEVNULL) as service, Client(service.url) as client:
+        client.session("mine").create()
+
+    with running_service(*flags) as service, Client(service.url) as client:
+        assert [info.session for info in client.sessions()] == ["mine"]

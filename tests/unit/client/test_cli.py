@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hadakv_cli.app import app
-from hadakv_cli.output import columns, describe, format_size, session_document, summarize, table_rows
+from hadakv_cli.output import columns, describe, format_size, print_sessions, session_document, summarize, table_rows
 from hadakv_client import Codec, Codecs, LayerSpan, SessionInfo
 from support.cli import (
     PROGRAM,
@@ -63,20 +63,26 @@ USAGE_ERRORS: dict[tuple[str, ...], str] = {
     ("sessions", "rm", "--prefix", ""): "--prefix is empty; .*",
     ("sessions", "ls", "--colour"): "No such option: --colour.*",
     ("sing",): "No such command 'sing'; see hadakv --help",
-    ("list",): "No such command 'list', did you mean 'hadakv sessions ls'.; see hadakv --help",
+    ("list",): r"No such command 'list'\. Did you mean 'hadakv sessions ls'\?; see hadakv --help",
+    ("version",): r"No such command 'version'\. Did you mean 'hadakv --version'\?; see hadakv --help",
+    (
+        "sessions",
+        "delete",
+        "a",
+    ): "No such command .delete.\\. Did you mean .hadakv sessions rm.*",
     ("sessions", "lst"): "No such command 'lst'.*ls.*",
     ("--url", "ftp://localhost", "sessions", "ls"): "--url: the URL must be like .*, not 'ftp://localhost'.*",
     ("--url", "http://localhost:99999", "status"): "--url: the URL must be like .*, not 'http://localhost:99999'.*",
     ("sessions", "ls", "--url", "unix:"): "--url: the URL must be like .*, not 'unix:'.*",
-    ("sessions", "show", "a/b"): "a session id must be .* and not 'a/b'.*",
-    ("sessions", "rm", "a", ".."): r"a session id must be .* and not '\.\.'.*",
-    ("import", "file", "--id", ""): "a session id must be .* and not ''.*",
+    ("sessions", "show", "a/b"): "a session id must be .*, not 'a/b'; see .*",
+    ("sessions", "rm", "a", ".."): r"a session id must be .*, not '\.\.'; see .*",
+    ("import", "file", "--id", ""): "a session id must be .*, not ''; see .*",
     ("import", "file", "other", "--id", "a"): "--id needs exactly one file.*",
     ("sessions", "truncate", "a", "-1"): ".*-1.*",
-    ("sessions", "truncate", "a", "x"): "Invalid value for 'LENGTH': 'x' is not .*",
+    ("sessions", "truncate", "a", "x"): "Invalid value for 'LENGTH': 'x' is not a whole number; .*",
     ("get", "a", "file"): "file: the name must end in .npz or .safetensors, or give --format.*",
     ("get", "a", "file.npz", "--form", "bfloat16"): "--form bfloat16 needs --format safetensors.*",
-    ("token", "add", "a b"): "the name must be 1 to 64 of .* and not 'a b'.*",
+    ("token", "add", "a b"): "the name must be 1 to 64 of .*, not 'a b'.*",
     ("token", "add", "a", "--quota", "much"): "--quota: must be a size such as 4GiB, or none, not 'much'.*",
     ("token", "add", "a", "--sessions", "-1"): "--sessions: must be a whole number, or none, not '-1'.*",
 }
@@ -131,6 +137,21 @@ def test_token_is_not_added_to_a_file_that_the_service_would_reject(tmp_path: Pa
     assert_fails(run(tmp_path, "token", "add", "alice", "--quota", "5GiB"), 1, message)
 
     assert (tmp_path / "tokens").read_text() == text
+
+
+@pytest.mark.parametrize("arguments", [(), ("sessions",), ("token",)], ids=str)
+def test_missing_command_prints_help_and_says_so(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    finished = run(tmp_path, *arguments)
+
+    program = " ".join(["hadakv", *arguments])
+    assert (finished.returncode, finished.stderr) == (2, f"hadakv: a command is missing; see {program} --help\n")
+    assert f"Usage: {program} [OPTIONS] COMMAND" in finished.stdout
+
+
+def test_file_that_is_no_token_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("two\nlines")
+
+    assert_fails(run(tmp_path, "status", "--token-file", "notes"), 2, "notes holds no token: .*")
 
 
 HASHES = f"# team\nalice:{'0a' * 32} quota=4GiB\n"
@@ -305,6 +326,17 @@ def test_table_has_aligned_columns_and_a_heading() -> None:
         "longer        0       1  0 bytes  memory  spill       ",
     ]
     assert list(table_rows([])) == []
+
+
+@pytest.mark.parametrize(("is_terminal", "printed"), [(True, "no sessions\n"), (False, "")])
+def test_empty_table_is_a_message_on_a_terminal(
+    is_terminal: bool, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+
+    print_sessions([])
+
+    assert capsys.readouterr().out == printed
 
 
 def test_description_leaves_out_undecided_fields() -> None:

@@ -69,6 +69,19 @@ def test_padding_of_a_cache_of_mlx_lm_is_cut(where: str) -> None:
     np.testing.assert_array_equal(found.k, K[:, :, :4])
 
 
+@pytest.mark.parametrize("own", [{}, {"0.0": "5", "0.model": "tiny"}], ids=["no metadata", "metadata of the user"])
+def test_cache_of_mlx_lm_0_32_is_cut_at_its_offset(own: dict[str, str]) -> None:
+    """Its metadata was read from a file that mlx-lm 0.32.2 wrote."""
+    tensors = {f"{layer}.{i}": x[layer : layer + 1] for layer in range(2) for i, x in enumerate((K, V))}
+    offsets = {f"{layer}.2": np.array(4, np.int32) for layer in range(2)}
+    scalars = {"2.0": "", "2.1.0": "0.2", "2.1.1": "scalar", "2.2.0": "1.2", "2.2.1": "scalar"}
+
+    found = read(save(tensors | offsets, {"1.0": "KVCache", "1.1": "KVCache"} | scalars | own))
+
+    np.testing.assert_array_equal(found.k, K[:, :, :4])
+    np.testing.assert_array_equal(found.v, V[:, :, :4])
+
+
 def npz(compressed: bool = False, **given: Any) -> bytes:
     """Return a file of NumPy."""
     file = io.BytesIO()

@@ -8,7 +8,7 @@ import httpx
 
 _UNTRUSTED = (18, 19, 20, 21)  # codes of OpenSSL: self-signed, or issued by an unknown authority
 _NO_HTTP = ("disconnected without sending a response", "illegal status line")  # messages of httpcore and h11
-_START = "Start one with `hadakv serve`, or set HADAKV_URL (in Python: base_url) to the URL of a running one."
+_START = "Start one with `hadakv serve`, or set --url or HADAKV_URL (in Python: base_url) to the URL of a running one."
 
 
 def explain(error: Exception, call: str, address: str) -> str:
