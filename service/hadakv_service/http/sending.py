@@ -202,7 +202,7 @@ class DeferredResponse(Response):
             share.shrink(PIECES_IN_MEMORY * PIECE_NBYTES)
             return cls(content, device, hold, share)
         except BaseException:
-            close(device, hold, share)
+            release_pages(device, hold, share)
             raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
@@ -215,7 +215,7 @@ class DeferredResponse(Response):
             async with aclosing(self._pieces(scope)) as pieces:
                 await _send_drained(send, self.status_code, self.raw_headers, pieces, self._nbytes)
         finally:
-            close(self._device, self._hold, self._share)
+            release_pages(self._device, self._hold, self._share)
 
     async def _pieces(self, scope: Scope) -> AsyncGenerator[Buffer, None]:
         """Yield the body. The device makes the next piece while one is sent."""
@@ -242,8 +242,8 @@ class DeferredResponse(Response):
         return asyncio.ensure_future(self._device.call_unbounded(maker))
 
 
-def close(device: DeviceExecutor, hold: PageHold, share: Share) -> None:
-    """Give up the pages, and then the share that counts for them."""
+def release_pages(device: DeviceExecutor, hold: PageHold, share: Share) -> None:
+    """Release the pages on the device thread, and then the share that counts for them. Do not wait for it."""
     done = asyncio.ensure_future(device.call_unbounded(hold.release))
     done.add_done_callback(lambda _: share.release())
 

@@ -11,7 +11,7 @@ from hadakv_service.asgi_extensions import is_disconnected
 from hadakv_service.http.app_state import app_state, session_key
 from hadakv_service.http.body_stream import BodyStream
 from hadakv_service.http.content import OCTETS, check_octet_stream, metadata_response
-from hadakv_service.http.sending import CountedStream, close, prepare_with_share
+from hadakv_service.http.sending import CountedStream, prepare_with_share, release_pages
 from hadakv_service.http.strict_route import StrictRoute
 from hadakv_service.operations.describe import describe
 from hadakv_service.operations.files.export_session import Export, ExportAborted
@@ -47,17 +47,17 @@ async def export(request: Request) -> Response:
         return Response(headers={"content-length": str(file.nbytes), **headers}, media_type=OCTETS)
     assert share
     hold = PageHold(service.store.pool.held, list(file.session.all_pages()), watch=True)
-    give_up = partial(close, service.device, hold, share)
+    release = partial(release_pages, service.device, hold, share)
     try:
         while await service.device.call(hold.extend):
             pass
         await file.verify(service.device, partial(is_disconnected, request.scope))
     except BaseException as error:
-        give_up()
+        release()
         if isinstance(error, ExportAborted):
             raise ClientDisconnect from error
         raise
-    return CountedStream(file.chunks(service.device), file.nbytes, give_up, headers, OCTETS)
+    return CountedStream(file.chunks(service.device), file.nbytes, release, headers, OCTETS)
 
 
 @router.post("/sessions/{id}/import", status_code=201, response_model=None, name="import")
