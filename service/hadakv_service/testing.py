@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,8 +44,13 @@ def running_service(
     Raises:
         RuntimeError: the service did not start. The reason is in the message or on stderr.
     """
-    disk_flags = () if "--data-dir" in flags else ("--disk-budget", "0")
-    command = [sys.executable, *program, "--port", "0", *disk_flags, *flags]
+    with tempfile.TemporaryDirectory() as empty:
+        # Not the default directory: ids that are used without a disk are deleted from the sessions that it has.
+        disk_flags = () if "--data-dir" in flags else ("--disk-budget", "0", "--data-dir", empty)
+        yield from _run([sys.executable, *program, "--port", "0", *disk_flags, *flags], log)
+
+
+def _run(command: Sequence[str], log: IO[str] | int | None) -> Iterator[RunningService]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
