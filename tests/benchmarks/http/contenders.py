@@ -59,7 +59,9 @@ def _start(name: str, budget: str) -> tuple["subprocess.Popen[str]", int]:
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     else:
         module = ["hadakv_service"] if name == "service" else ["benchmarks.http.servers", name]
-        flags = ["--port", "0", "--disk-budget", "0", "--memory-budget", budget] if name in ("null", "service") else []
+        # Without a disk, and not on sessions that the default directory may have.
+        disk = ["--disk-budget", "0", "--data-dir", os.devnull]
+        flags = ["--port", "0", *disk, "--memory-budget", budget] if name in ("null", "service") else []
         command = [sys.executable, "-m", *module, *flags]
     paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     output = subprocess.DEVNULL if port else subprocess.PIPE

@@ -101,7 +101,8 @@ def test_client_that_expects_100_continue_gets_it(server: RunningService) -> Non
 
 def test_disconnected_clients_are_not_logged(tmp_path: Path) -> None:
     """The connection notices some of the disconnects before the request does."""
-    command = [sys.executable, "-m", "hadakv_service", "--port", "0", "--disk-budget", "0"]
+    flags = ["--port", "0", "--disk-budget", "0", "--data-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "hadakv_service", *flags]
     with (
         (tmp_path / "log").open("w+b") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,

@@ -77,3 +77,14 @@ def test_file_of_a_running_service_is_left_alone_without_a_disk(directory: Path,
 
     with service(directory) as caller:
         assert holds(caller, "a")
+
+
+def test_services_of_tests_and_demos_leave_the_default_directory_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HADAKV_DATA_DIR", str(directory))
+    with running_service() as running, Caller(running.url) as caller:
+        assert caller.append("c", K[:, :, :5], V[:, :, :5]).status == 201
+
+    with service(directory) as caller:
+        assert holds(caller, "c")

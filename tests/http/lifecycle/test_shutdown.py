@@ -138,8 +138,9 @@ main()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_signal_during_the_start_ends_the_service(number: signal.Signals, code: int) -> None:
-    command = [sys.executable, "-c", SIGNALLED_IN_A_CALLBACK, str(int(number)), "--port", "0", "--disk-budget", "0"]
+def test_signal_during_the_start_ends_the_service(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    flags = ["--port", "0", "--data-dir", str(tmp_path)]
+    command = [sys.executable, "-c", SIGNALLED_IN_A_CALLBACK, str(int(number)), *flags]
 
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
