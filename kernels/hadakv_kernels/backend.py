@@ -51,6 +51,10 @@ class Backend(Protocol):
         """Encode every stream. Streams of the same codec, head_dim and dtype share a launch."""
         ...
 
+    def encodes_on_cpu(self, rows: int) -> bool:
+        """Whether `encode` of this many rows uses the CPU only, so that any thread may call it, one at a time."""
+        ...
+
     def all_finite(self, encoded: Encoded, spec: CodecSpec) -> bool:
         """Whether every norm (for float16, every value) is finite."""
         ...

@@ -73,6 +73,10 @@ class CpuBackend:
             return [reference.encode(x, spec) for x, spec in streams]
         return [_encode(self.engine, x, spec) for x, spec in streams]
 
+    def encodes_on_cpu(self, rows: int) -> bool:  # noqa: ARG002 - it always does
+        """Return True."""
+        return True
+
     def all_finite(self, encoded: Encoded, spec: CodecSpec) -> bool:
         """Whether every norm (for float16, every value) is finite."""
         if spec.codec.kind == "quantized":

@@ -117,13 +117,17 @@ class GpuBackend:
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream: all of them on the CPU if they have few rows together, otherwise on the GPU."""
         rows = sum(x.size // spec.head_dim for x, spec in streams)
-        if rows < self.min_rows:
+        if self.encodes_on_cpu(rows):
             encoded = self._cpu.encode(streams)
             self.encoded_rows[CpuBackend.name] += rows
         else:
             encoded = self._encode_on_gpu(streams)
             self.encoded_rows[self.name] += rows
         return encoded
+
+    def encodes_on_cpu(self, rows: int) -> bool:
+        """Whether `encode` of this many rows uses the CPU only."""
+        return rows < self.min_rows
 
     def _encode_on_gpu(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream. `plan_launches` says which of them share a launch."""
@@ -154,7 +158,7 @@ class GpuBackend:
         rows = int(np.prod(lead))
         if rows == 0:
             return np.empty((*lead, spec.head_dim), DTYPES[dtype])
-        if rows < self.min_rows and isinstance(encoded.packed, np.ndarray):
+        if self.encodes_on_cpu(rows) and isinstance(encoded.packed, np.ndarray):
             return self._cpu.decode(encoded, spec, dtype, inverse=inverse)
         if spec.codec.kind == "float16":
             return self.to_host(encoded.packed).view(np.float16).astype(DTYPES[dtype])
