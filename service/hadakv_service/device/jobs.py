@@ -87,6 +87,7 @@ class ChunkedJob(ABC, Generic[T]):
 
     key: Hashable
     nbytes: int
+
     @abstractmethod
     def prepare(self, batch: frozenset[Hashable]) -> Sequence[Stream]:
         """See `Job.prepare`. If the job runs in chunks, `batch` has only its own key.
