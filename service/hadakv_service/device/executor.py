@@ -108,6 +108,8 @@ class DeviceExecutor:
         queued = QueuedJob(job, None, self._observer.on_enqueue())
         timings = self._process([queued])
         self._observer.on_batch_done(timings)
+        # The rest of the request runs in the same context.
+        current.set(queued.request)
         if queued.error is not None:
             raise queued.error
         return queued.result  # type: ignore[no-any-return]  # of the type of the job

@@ -11,6 +11,7 @@ from hadakv_kernels.cpu import CpuBackend
 from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.errors import Busy
 from hadakv_service.observability.counters import DeviceCounters
+from hadakv_service.observability.request_record import RequestRecord, current
 
 
 class ThreadJob:
@@ -18,13 +19,16 @@ class ThreadJob:
 
     key = "session"
 
-    def __init__(self, *, is_short: bool = True, error: Exception | None = None) -> None:
+    def __init__(self, *, is_short: bool = True, refuses: bool = False, error: Exception | None = None) -> None:
         self.is_short = is_short
+        self._refuses = refuses
         self.steps: list[str] = []
         self._error = error
 
     def prepare(self, batch: frozenset[object]) -> Sequence[Stream]:
         assert batch == {"session"}
+        if self._refuses:
+            raise ValueError("no")
         return ()
 
     def complete(self, encoded: Sequence[Encoded]) -> str:  # noqa: ARG002 - nothing was encoded
@@ -153,3 +157,19 @@ def test_event_loop_does_not_wait_for_the_device() -> None:
             assert await held
 
     asyncio.run(run())
+
+
+def test_failed_short_job_keeps_the_context_of_its_request() -> None:
+    async def run() -> None:
+        async with RunningDevice() as device:
+            record = RequestRecord({"headers": (), "method": "POST"}, _send)
+            current.set(record)
+            with pytest.raises(ValueError, match="no"):
+                await device.executor.run_short(ThreadJob(refuses=True))
+            assert current.get() is record
+
+    asyncio.run(run())
+
+
+async def _send(_: object) -> None:
+    """Send nothing."""
