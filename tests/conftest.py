@@ -64,6 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def server(request: pytest.FixtureRequest) -> Iterator[RunningService]:
     """Start a service with default settings. Each test uses session ids of its own."""
     program, backend = SERVED[getattr(request, "param", next(iter(SERVED)))]
-    flags = ("--backend", backend, "--memory-budget", "1GiB", "--max-body", "256MiB")
+    # Few tests send many rows. Let the GPU encode them too.
+    flags = ("--backend", backend, "--gpu-min-rows", "0", "--memory-budget", "1GiB", "--max-body", "256MiB")
     with running_service(*flags, program=program) as service:
         yield service

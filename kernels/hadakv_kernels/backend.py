@@ -30,12 +30,14 @@ class Backend(Protocol):
         memory_nbytes: memory in bytes that the device can hold before the machine swaps or allocation fails.
         slice_nbytes: maximum input in bytes for one call of `encode` while other jobs wait; None if the backend is
             fastest with all input in one call.
+        encoded_rows: rows encoded so far, by the name of the processor that encoded them ("metal", "cuda" or "cpu").
     """
 
     name: str
     detail: str
     memory_nbytes: int
     slice_nbytes: int | None
+    encoded_rows: dict[str, int]
 
     def limit_memory(self, stored: int, working: int) -> None:
         """Reserve device memory: `stored` bytes for encoded arrays, and `working` bytes for requests in progress.
@@ -47,6 +49,10 @@ class Backend(Protocol):
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream. Streams of the same codec, head_dim and dtype share a launch."""
+        ...
+
+    def encodes_on_cpu(self, rows: int) -> bool:
+        """Whether `encode` of this many rows uses the CPU only, so that any thread may call it, one at a time."""
         ...
 
     def all_finite(self, encoded: Encoded, spec: CodecSpec) -> bool:

@@ -37,6 +37,7 @@ class CpuBackend:
         detail: instruction set and number of threads, for users.
         memory_nbytes: memory of this machine in bytes.
         engine: the C++ kernels; None if NumPy is used.
+        encoded_rows: rows encoded so far, by the name of the processor that encoded them.
 
     Args:
         threads: number of threads that work on one call; None uses every processor.
@@ -59,15 +60,22 @@ class CpuBackend:
         workers = f"{self.threads} thread{'s' * (self.threads > 1)}"
         self.detail = f"{self.engine.isa}, {workers}" if self.engine else "numpy"
         self.memory_nbytes = host_memory_nbytes()
+        self.encoded_rows = {self.name: 0}
 
     def limit_memory(self, stored: int, working: int) -> None:
         """Do nothing. Arrays are ordinary process memory, which is freed at once."""
 
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream."""
+        for x, spec in streams:
+            self.encoded_rows[self.name] += x.size // spec.head_dim
         if self.engine is None:
             return [reference.encode(x, spec) for x, spec in streams]
         return [_encode(self.engine, x, spec) for x, spec in streams]
+
+    def encodes_on_cpu(self, rows: int) -> bool:  # noqa: ARG002 - it always does
+        """Return True."""
+        return True
 
     def all_finite(self, encoded: Encoded, spec: CodecSpec) -> bool:
         """Whether every norm (for float16, every value) is finite."""

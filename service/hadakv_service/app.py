@@ -103,7 +103,7 @@ def create_app(
         ValueError, OSError: the token file or the data directory cannot be used.
         DataDirectoryError: the data directory is in use, or another version wrote it.
     """
-    backend = backend or open_backend(settings.backend, settings.threads)
+    backend = backend or open_backend(settings.backend, settings.threads, settings.gpu_min_rows)
     tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
     quotas = QuotaTable(Quota(tenant_nbytes, settings.tenant_sessions))
     # The server puts its open connections into the app's state when it starts.

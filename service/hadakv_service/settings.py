@@ -124,6 +124,13 @@ class Settings(BaseModel):
     threads: int | None = setting(
         "Memory and disk", None, "Number of threads of the CPU backend; default: one per processor.", ge=1
     )
+    gpu_min_rows: int | None = setting(
+        "Memory and disk",
+        None,
+        "Vectors of K and V in one call from which the GPU encodes; fewer are encoded by the CPU; default: measured at "
+        "the start.",
+        ge=0,
+    )
     memory_budget: MemoryBudget | None = setting(
         "Memory and disk", None, "Memory for sessions, at least 1MiB; default: half of the device's memory."
     )

@@ -25,9 +25,9 @@ _KILLS = ("kill", "write")
 MUTATIONS = {
     "respond before the group commit": Mutation(
         "device/executor.py",
-        "        self._group_commit(batch)\n        done = []",
+        "        self._group_commit(batch)\n        return timings",
         "        self._events.call_soon_threadsafe(self._resolve, list(batch))\n"
-        "        self._group_commit(batch)\n        done = []",
+        "        self._group_commit(batch)\n        return timings",
         ("write",),
     ),
     "acknowledge without a sync": Mutation(

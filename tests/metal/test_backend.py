@@ -16,12 +16,12 @@ NVIDIA = {"device_name": "NVIDIA H200", "total_memory": 3000, "free_memory": 200
 
 def test_auto_selects_metal_if_available() -> None:
     with executing():
-        assert open_backend().name == "metal"
+        assert open_backend(gpu_min_rows=0).name == "metal"
 
 
 def test_auto_selects_cuda_without_metal() -> None:
     with on_a_machine_with("cuda"), patch.object(GpuBackend, "check", lambda _: None):
-        assert open_backend().name == "cuda"
+        assert open_backend(gpu_min_rows=0).name == "cuda"
 
 
 def test_auto_selects_cpu_without_a_gpu() -> None:
@@ -73,7 +73,7 @@ def other_constants(spec: CodecSpec) -> tuple[mx.array, mx.array]:
 @pytest.mark.parametrize(("info", "nbytes"), [(MAC, 1000), (NVIDIA, 3000)], ids=["mac", "nvidia"])
 def test_memory_nbytes_is_what_the_system_reports(info: dict[str, str | int], nbytes: int) -> None:
     with executing(), patch.object(mx, "device_info", lambda: info):
-        backend = open_backend("metal")
+        backend = open_backend("metal", gpu_min_rows=0)
 
     assert (backend.detail, backend.memory_nbytes) == (info["device_name"], nbytes)
     with pytest.raises(
@@ -86,7 +86,7 @@ def test_memory_nbytes_is_what_the_system_reports(info: dict[str, str | int], nb
 def test_limit_memory_sets_the_limits_of_mlx() -> None:
     limits: dict[str, int] = {}
     with executing(), patch.object(mx, "device_info", lambda: MAC):
-        backend = open_backend("metal")
+        backend = open_backend("metal", gpu_min_rows=0)
     with (
         patch.object(mx, "set_memory_limit", lambda nbytes: limits.update(memory=nbytes)),
         patch.object(mx, "set_cache_limit", lambda nbytes: limits.update(cache=nbytes)),

@@ -1,7 +1,7 @@
 """GPU backend: the kernel sources run through `mx.fast.metal_kernel` or `mx.fast.cuda_kernel`.
 
 Small results stay in host memory, because responses need them there. Large results stay on the device until `to_host`
-copies them.
+copies them. A few rows are encoded and decoded by the CPU, which takes less time than a launch. The bytes are the same.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from hadakv_kernels.backend import Stream, host_memory_nbytes
 from hadakv_kernels.codec import Codec, CodecSpec
+from hadakv_kernels.cpu import CpuBackend
 from hadakv_kernels.errors import BackendUnavailable
 from hadakv_kernels.gpu import mlx_kernels
 from hadakv_kernels.gpu.batching import concatenate, plan_launches, split
+from hadakv_kernels.gpu.min_rows import measure_min_rows
 from hadakv_kernels.reference import (
     DTYPES,
     Diagnostics,
@@ -43,9 +45,12 @@ class GpuBackend:
     Attributes:
         detail: name of the GPU.
         memory_nbytes: maximum memory in bytes that the system recommends to use (Metal), or the GPU's memory (CUDA).
+        min_rows: rows from which the GPU encodes and decodes. The CPU does calls with fewer rows. At first 0.
+        encoded_rows: rows encoded so far, by the name of the processor that encoded them.
 
     Args:
         name: "metal" or "cuda".
+        cpu: encodes and decodes calls with fewer than `min_rows` rows.
 
     Raises:
         BackendUnavailable: the machine has no such GPU, or this build of MLX does not support it.
@@ -54,7 +59,7 @@ class GpuBackend:
     # Encoding a whole body on a GPU is faster than a second kernel launch.
     slice_nbytes: int | None = None
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cpu: CpuBackend | None = None) -> None:
         if not is_available(name):
             raise BackendUnavailable(f"the {name} backend needs a GPU that this build of MLX supports")
         try:
@@ -65,6 +70,9 @@ class GpuBackend:
         self.detail = str(info.get("device_name", "GPU"))
         recommended = info.get("max_recommended_working_set_size") or info.get("total_memory")
         self.memory_nbytes = int(recommended or host_memory_nbytes())
+        self.min_rows = 0
+        self.encoded_rows = {name: 0, CpuBackend.name: 0}
+        self._cpu = cpu or CpuBackend()
 
     def limit_memory(self, stored: int, working: int) -> None:
         """Keep `stored + working` bytes resident, and tell MLX how much memory the device has in total.
@@ -102,7 +110,26 @@ class GpuBackend:
         if not all(map(np.array_equal, computed, (expected.packed, expected.norms, decode(expected, spec)))):
             raise BackendUnavailable(f"the {self.name} backend computes wrong results on this machine")
 
+    def measure_min_rows(self) -> int:
+        """Return the number of rows from which the GPU is faster than the CPU on this machine."""
+        return measure_min_rows(self._encode_on_gpu, self._cpu.encode)
+
     def encode(self, streams: Sequence[Stream]) -> list[Encoded]:
+        """Encode every stream: all of them on the CPU if they have few rows together, otherwise on the GPU."""
+        rows = sum(x.size // spec.head_dim for x, spec in streams)
+        if self.encodes_on_cpu(rows):
+            encoded = self._cpu.encode(streams)
+            self.encoded_rows[CpuBackend.name] += rows
+        else:
+            encoded = self._encode_on_gpu(streams)
+            self.encoded_rows[self.name] += rows
+        return encoded
+
+    def encodes_on_cpu(self, rows: int) -> bool:
+        """Whether `encode` of this many rows uses the CPU only."""
+        return rows < self.min_rows
+
+    def _encode_on_gpu(self, streams: Sequence[Stream]) -> list[Encoded]:
         """Encode every stream. `plan_launches` says which of them share a launch."""
         for x, spec in streams:
             check_input(x, spec)
@@ -131,6 +158,8 @@ class GpuBackend:
         rows = int(np.prod(lead))
         if rows == 0:
             return np.empty((*lead, spec.head_dim), DTYPES[dtype])
+        if self.encodes_on_cpu(rows) and isinstance(encoded.packed, np.ndarray):
+            return self._cpu.decode(encoded, spec, dtype, inverse=inverse)
         if spec.codec.kind == "float16":
             return self.to_host(encoded.packed).view(np.float16).astype(DTYPES[dtype])
         packed = _on_device(encoded.packed).reshape(rows, spec.row_bytes)

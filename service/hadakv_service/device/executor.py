@@ -3,6 +3,10 @@
 Everything that uses the store or the backend runs on this thread, in the order of the requests. Jobs that wait at the
 same time form a batch: the backend encodes all their streams in one call, then each job completes. A large job runs in
 chunks. Jobs that arrive meanwhile run between two chunks.
+
+A short job that arrives when nothing waits runs at once on the event loop's thread. Waking another thread and being
+woken by it takes longer than such a job. One lock guards the store and the backend: the device thread holds it while a
+batch or a chunk runs, the event loop while a short job runs. The event loop never waits for it.
 """
 
 import asyncio
@@ -18,7 +22,7 @@ from typing import Any, TypeVar
 
 from hadakv_kernels import Backend, Encoded
 from hadakv_service.device.batch import QueuedJob, select_batch
-from hadakv_service.device.jobs import ChunkedJob, FunctionJob, Job, encode_chunked
+from hadakv_service.device.jobs import ChunkedJob, FunctionJob, Job, ShortJob, encode_chunked
 from hadakv_service.errors import Busy, InsufficientStorage
 from hadakv_service.observability.device_timings import BatchTimings, DeviceObserver, NullObserver
 from hadakv_service.observability.request_record import current
@@ -60,6 +64,7 @@ class DeviceExecutor:
         self._observer = observer or NullObserver()
         self._inbox: SimpleQueue[QueuedJob | None] = SimpleQueue()
         self._chunked: QueuedJob | None = None
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="hadakv-device", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -83,6 +88,31 @@ class DeviceExecutor:
         if self.depth >= self.limit:
             raise Busy(f"The device queue is full: {self.limit} jobs are queued or running.")
         return await self._enqueue(job)
+
+    async def run_short(self, job: ShortJob[T]) -> T:
+        """Run a job and return its result: at once and on this thread, if it is short and nothing else waits or runs.
+
+        Raises:
+            Busy: the queue is full.
+        """
+        if not self.depth and self._lock.acquire(blocking=False):
+            try:
+                if job.is_short:
+                    return self._run_here(job)
+            finally:
+                self._lock.release()
+        return await self.run(job)
+
+    def _run_here(self, job: Job[T]) -> T:
+        """Run a job on this thread. The caller holds the lock."""
+        queued = QueuedJob(job, None, self._observer.on_enqueue())
+        timings = self._process([queued])
+        self._observer.on_batch_done(timings)
+        # The rest of the request runs in the same context.
+        current.set(queued.request)
+        if queued.error is not None:
+            raise queued.error
+        return queued.result  # type: ignore[no-any-return]  # of the type of the job
 
     async def call(self, work: Callable[[], T], key: Hashable = None) -> T:
         """Call a function on the device thread, after all earlier jobs with the same key.
@@ -119,7 +149,8 @@ class DeviceExecutor:
         while is_open or backlog or self._chunked:
             is_open = self._receive(backlog, wait=not (backlog or self._chunked)) and is_open
             try:
-                self._run_once(backlog)
+                with self._lock:
+                    self._run_once(backlog)
             except BaseException:
                 # Callers would wait forever. The disk is consistent at any moment, so exit.
                 log.critical("device thread failed, exiting", exc_info=True)
@@ -139,12 +170,7 @@ class DeviceExecutor:
         current.set(None)
 
     def _run_batch(self, batch: Sequence[QueuedJob], backlog: deque[QueuedJob]) -> None:
-        timings = BatchTimings([queued.note for queued in batch])
-        self._encode_batch(batch, timings)
-        if len(batch) > 1:
-            # A group commit belongs to all requests of the batch, so its log lines name none.
-            current.set(None)
-        self._group_commit(batch)
+        timings = self._process(batch)
         done = []
         for queued in batch:
             # A job cannot evict sessions of other jobs in its batch. Retry it alone.
@@ -161,6 +187,16 @@ class DeviceExecutor:
             timings.notes = [queued.note for queued in done]
             self._observer.on_batch_done(timings)
             self._events.call_soon_threadsafe(self._resolve, done)
+
+    def _process(self, batch: Sequence[QueuedJob]) -> BatchTimings:
+        """Prepare, encode, complete and commit the jobs of a batch. Each gets its result or its error."""
+        timings = BatchTimings([queued.note for queued in batch])
+        self._encode_batch(batch, timings)
+        if len(batch) > 1:
+            # A group commit belongs to all requests of the batch, so its log lines name none.
+            current.set(None)
+        self._group_commit(batch)
+        return timings
 
     def _run_chunk(self) -> None:
         assert self._chunked is not None

@@ -39,6 +39,18 @@ class Job(Protocol[T_co]):
         ...
 
 
+class ShortJob(Job[T_co], Protocol):
+    """A job that may run on the event loop's thread, if it is short."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the job takes a fraction of a millisecond, and needs neither the GPU nor the disk.
+
+        The executor asks just before it runs the job, while it holds its lock.
+        """
+        ...
+
+
 class FunctionJob(Generic[T]):
     """A job that calls a function and encodes nothing.
 

@@ -118,7 +118,9 @@ class AppendEndpoint:
         service = self._service
         request = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
         operation = AppendOperation(key, request, service.store, service.backend, service.new_session)
-        outcome = await service.device.run(operation)
+        # Requests that arrive together share a batch, which takes less time than one after the other here.
+        run = service.device.run_short if service.counters.in_flight == 1 else service.device.run
+        outcome = await run(operation)
         service.counters.appended += operation.added_tokens
         raw_nbytes, packed_nbytes = operation.added_nbytes
         service.counters.appended_raw_nbytes += raw_nbytes

@@ -109,6 +109,7 @@ class Metrics(Collector):
         yield from _tokens(self._sources.requests)
         yield from _jobs(self._sources.jobs)
         yield from _queue(self._sources.device)
+        yield _encoded_rows(self._sources.device.backend)
         yield from _store(self._sources.store)
         yield from _tiers(self._sources.tiers)
         yield from _checkpoints(self._sources.store.checkpoints)
@@ -192,6 +193,14 @@ def _queue(device: Device) -> Iterator[Metric]:
         "Maximum of hadakv_device_queue_jobs. Further requests are rejected with 503.",
         device.limit,
     )
+
+
+def _encoded_rows(backend: Backend) -> Metric:
+    documentation = "Vectors of K and V encoded. With a GPU, the CPU encodes calls with few of them."
+    family = CounterMetricFamily("hadakv_encoded_rows", documentation, labels=("processor",))
+    for processor, rows in backend.encoded_rows.items():
+        family.add_metric((processor,), rows)
+    return family
 
 
 def _store(store: Store) -> Iterator[Metric]:

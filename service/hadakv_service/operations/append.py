@@ -18,6 +18,8 @@ from hadakv_service.sessions.session import FLOAT16_NBYTES, MAX_LAYERS, Session,
 from hadakv_service.storage.session_store import Key, SessionStore
 from hadakv_service.wire import messages
 
+# Maximum bytes of K and V of an append that runs on the event loop's thread. The CPU encodes them in some 50 µs.
+SHORT_NBYTES = 64 << 10
 INPUT_DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -104,6 +106,18 @@ class AppendOperation(WriteOperation, ChunkedJob[AppendOutcome]):
         self._store = store
         self._backend = backend
         self._new = new
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the append is small, is encoded by the CPU, and needs no disk. See `ShortJob.is_short`."""
+        k, v, shape = self._request.k, self._request.v, self._request.shape
+        nbytes = k.nbytes + v.nbytes
+        rows = 2 * shape.layers * shape.kv_heads * shape.tokens
+        return (
+            nbytes <= SHORT_NBYTES
+            and self._backend.encodes_on_cpu(rows)
+            and self._store.can_append_in_memory(self._key, shape, nbytes)
+        )
 
     @property
     def nbytes(self) -> int:  # type: ignore[override]  # computed on first use

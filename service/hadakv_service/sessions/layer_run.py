@@ -80,13 +80,17 @@ class LayerRun:
             return self
         stop = self.stop + page.tokens
         unmerged = stop - self.start - self.full_pages * PAGE_TOKENS
-        if unmerged < PAGE_TOKENS:
+        if self.adds_page(page.tokens):
             return LayerRun(self.layers, self.start, stop, (*self.pages, page), self.full_pages)
         tail = (*self.pages[self.full_pages :], page)
         edges = [*range(0, unmerged, PAGE_TOKENS), unmerged]
         merged = [join(list(_between(tail, a, b)), 2, backend) for a, b in pairwise(edges) if a < b]
         full = self.full_pages + unmerged // PAGE_TOKENS
         return replace(self, stop=stop, pages=(*self.pages[: self.full_pages], *merged), full_pages=full)
+
+    def adds_page(self, tokens: int) -> bool:
+        """Whether an append of `tokens` tokens adds a page and merges none."""
+        return self.stop + tokens - self.start - self.full_pages * PAGE_TOKENS < PAGE_TOKENS
 
     def pages_after(self, tokens: int) -> int:
         """Return the number of pages after an append of `tokens` tokens, before any page leaves the window."""

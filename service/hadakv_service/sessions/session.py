@@ -223,6 +223,16 @@ class Session:
             at += run.layers
         return nbytes
 
+    def appends_one_page(self, shape: Shape) -> bool:
+        """Whether an append only adds a page: it is at the end, splits no run, and is not merged with other pages."""
+        at = 0
+        for run in self.runs:
+            if at >= shape.layer:
+                fits = at == shape.layer and run.layers == shape.layers and shape.position in (None, run.stop)
+                return fits and not run.is_gap and run.adds_page(shape.tokens)
+            at += run.layers
+        return False
+
     def _has_run(self, layer: int, layers: int) -> bool:
         """Whether a run has exactly these layers, as it does after the first append to them."""
         at = 0

@@ -1,11 +1,13 @@
 """SessionLookup: find and list sessions, in memory and on disk."""
 
 from hadakv_service.errors import SessionCorrupt, SessionNotFound, StorageUnavailable
+from hadakv_service.sessions.session import Shape
 from hadakv_service.storage.buffer_pool import BufferPool
 from hadakv_service.storage.disk.interface import DiskStore, DiskStoreError, Key
-from hadakv_service.storage.disk.manifest import session_from_manifest
+from hadakv_service.storage.disk.manifest import is_prefix, session_from_manifest
+from hadakv_service.storage.disk_writer import DiskWriter
 from hadakv_service.storage.eviction import Evictor
-from hadakv_service.storage.memory_budget import evicted_nbytes
+from hadakv_service.storage.memory_budget import PAGE_OVERHEAD_NBYTES, MemoryBudget, evicted_nbytes
 from hadakv_service.storage.pages.corrupt_pages import CORRUPT_DETAIL, stored_page_id
 from hadakv_service.storage.session_table import SessionRecord, SessionTable
 
@@ -14,13 +16,16 @@ class SessionLookup:
     """The part of `SessionStore` that finds sessions. It never stores a new value.
 
     Attributes:
+        memory: byte counters.
         disk: disk store.
         pool: pages in memory.
     """
 
+    memory: MemoryBudget
     disk: DiskStore
     pool: BufferPool
     _table: SessionTable
+    _writer: DiskWriter
     _evictor: Evictor
 
     def __len__(self) -> int:
@@ -54,6 +59,27 @@ class SessionLookup:
         if record.is_corrupt:
             raise SessionCorrupt(CORRUPT_DETAIL)
         return record
+
+    def can_append_in_memory(self, key: Key, shape: Shape, nbytes: int) -> bool:
+        """Whether an append to a session needs neither the disk nor the device: it only adds a page in memory.
+
+        Args:
+            key: key of the session.
+            shape: axes of the append, and where it is stored.
+            nbytes: bytes of its tensors, at least as many as they take when packed.
+        """
+        record = self._table.get(key)
+        return (
+            record is not None
+            and not (record.is_acknowledged or record.is_corrupt or self._table.is_expired(record))
+            and record.session.appends_one_page(shape)
+            # Otherwise the group commit must delete the manifest.
+            and (record.manifest is None or is_prefix(record.manifest, record.session))
+            # Nothing has to be evicted, expired or collected.
+            and nbytes + PAGE_OVERHEAD_NBYTES <= self.memory.available
+            and not self._table.may_have_expired
+            and (self._writer.collects_in_background or not self._writer.has_garbage)
+        )
 
     def get(self, key: Key) -> SessionRecord:
         """Return the record of a session.

@@ -258,6 +258,11 @@ class SessionTable:
         """Whether a session has not been used for its TTL."""
         return record.expires is not None and record.expires <= self.clock()
 
+    @property
+    def may_have_expired(self) -> bool:
+        """Whether `expired` has sessions to look at."""
+        return bool(self._expiry_queue) and self._expiry_queue[0][0] <= self.clock()
+
     def expired(self) -> Iterator[Key]:
         """Yield each expired session in memory. The caller must delete it before it asks for the next."""
         while self._expiry_queue and self._expiry_queue[0][0] <= self.clock():
