@@ -4,6 +4,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from socket import socket
 from typing import Generic, TypeVar
 
@@ -83,15 +84,18 @@ class Pool(Generic[Http]):
             self.close()
 
     def _close_oldest(self) -> None:
-        """Close the connection that was idle longest if it has expired, or if there are too many."""
-        try:
+        """Close the connection that was idle longest if it has expired, and the oldest ones while there are too many.
+
+        The limit comes last. Other threads may add connections meanwhile, and the last of them sees all.
+        """
+        with suppress(IndexError):
             oldest = self._idle.popleft()
-        except IndexError:
-            return
-        if len(self._idle) < MAX_IDLE and oldest.is_usable:
-            self._idle.appendleft(oldest)
-        else:
-            oldest.close()
+            if oldest.is_usable:
+                self._idle.appendleft(oldest)
+            else:
+                oldest.close()
+            while len(self._idle) > MAX_IDLE:
+                self._idle.popleft().close()
 
     def close(self) -> None:
         """Close the idle connections now, and those in use when their requests end."""
