@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hadakv_kernels import Backend, open_backend
 from hadakv_service import __version__
-from hadakv_service.asgi_extensions import RECORD_REJECTED
+from hadakv_service.asgi_extensions import RECORD_REJECTED, OpenWork
 from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.http import append_endpoint
 from hadakv_service.http.app_state import AppState
@@ -106,10 +106,7 @@ def create_app(
     backend = backend or open_backend(settings.backend, settings.threads, settings.gpu_min_rows)
     tenant_nbytes = None if settings.tenant_quota is None else int(settings.tenant_quota)
     quotas = QuotaTable(Quota(tenant_nbytes, settings.tenant_sessions))
-    # The server puts its open connections into the app's state when it starts.
-    state = _build_parts(
-        settings, backend, quotas, traces, connections=lambda: len(getattr(fastapi.state, "connections", ()))
-    )
+    state = _build_parts(settings, backend, quotas, traces)
     device, store = state.device, state.store
 
     @asynccontextmanager
@@ -134,19 +131,14 @@ def create_app(
     return Application(fastapi, request_log)
 
 
-def _build_parts(
-    settings: Settings,
-    backend: Backend,
-    quotas: QuotaTable,
-    traces: "TracerProvider | None",
-    connections: Callable[[], int],
-) -> AppState:
+def _build_parts(settings: Settings, backend: Backend, quotas: QuotaTable, traces: "TracerProvider | None") -> AppState:
     """Make the parts that the handlers of requests need."""
     request_counters, device_counters = RequestCounters(), DeviceCounters()
     store = _open_store(settings, backend, quotas)
     observer = tracing.observe_device(device_counters, traces)
     device = DeviceExecutor(backend, settings.max_queued_jobs, observer, store.group_commit)
     sending = SendingBudget(int(settings.max_sending), lambda: store.pool.held.uncounted)
+    open_work = OpenWork()
     durability = settings.durability if store.disk.budget else "memory"
     new_session = Session(ttl_seconds=settings.ttl_seconds, durability=durability)
     sources = MetricSources(
@@ -156,7 +148,7 @@ def _build_parts(
         store=store,
         tiers=_tier_gauges(store),
         sending=sending,
-        connections=connections,
+        connections=lambda: len(open_work.connections),
     )
     return AppState(
         settings=settings,
@@ -169,6 +161,7 @@ def _build_parts(
         new_session=new_session,
         counters=request_counters,
         metrics=Metrics(sources),
+        open_work=open_work,
     )
 
 

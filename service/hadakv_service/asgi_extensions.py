@@ -6,7 +6,8 @@ direction, the application offers the server one function in its lifespan state.
 rejects.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -24,6 +25,19 @@ SEND_RESPONSE = "hadakv.send_response"
 CLIENT_DISCONNECTED = "hadakv.is_disconnected"
 # Key of the lifespan state. The value is a RecordRejected.
 RECORD_REJECTED = "hadakv.record_rejected"
+
+
+@dataclass(slots=True)
+class OpenWork:
+    """What the server has open. The server puts its own collections here when it starts.
+
+    Attributes:
+        connections: open connections.
+        requests: requests that were received and not answered.
+    """
+
+    connections: Collection[object] = ()
+    requests: Collection[object] = ()
 
 
 async def receive_into(scope: Scope, receive: Receive, buffer: memoryview) -> bool:

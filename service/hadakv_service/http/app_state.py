@@ -8,6 +8,7 @@ from typing import Any, cast
 from starlette.requests import Request
 
 from hadakv_kernels import Backend
+from hadakv_service.asgi_extensions import OpenWork
 from hadakv_service.device.executor import DeviceExecutor
 from hadakv_service.http.request_body import BodyReader
 from hadakv_service.observability.counters import RequestCounters
@@ -35,6 +36,7 @@ class AppState:
         new_session: the value a new session starts with.
         counters: request counters.
         metrics: renders `/metrics`.
+        open_work: connections and requests of the server.
         started: time of the start, seconds of `time.monotonic`.
     """
 
@@ -48,6 +50,7 @@ class AppState:
     new_session: Session
     counters: RequestCounters
     metrics: Metrics
+    open_work: OpenWork = field(default_factory=OpenWork)
     started: float = field(default_factory=time.monotonic)
 
 

@@ -119,7 +119,7 @@ class AppendEndpoint:
         request = AppendRequest.from_body(serialization.decode_body(messages.AppendBody, body))
         operation = AppendOperation(key, request, service.store, service.backend, service.new_session)
         # Requests that arrive together share a batch, which takes less time than one after the other here.
-        run = service.device.run_short if service.counters.in_flight == 1 else service.device.run
+        run = service.device.run_short if len(service.open_work.requests) <= 1 else service.device.run
         outcome = await run(operation)
         service.counters.appended += operation.added_tokens
         raw_nbytes, packed_nbytes = operation.added_nbytes

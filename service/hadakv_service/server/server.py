@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
+from hadakv_service.asgi_extensions import OpenWork
 from hadakv_service.server.connection_monitor import ConnectionMonitor
 from hadakv_service.server.hangup import EXIT_INTERRUPTED, HangUp
 from hadakv_service.server.protocol import HttpProtocol
@@ -79,7 +80,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Start the application, then listen. Exit with a one-line reason if one of the two fails."""
-        self.config.app.state.connections = self.server_state.connections  # type: ignore[union-attr]  # a FastAPI app
+        open_work: OpenWork = self.config.app.state.context.open_work  # type: ignore[union-attr]  # a FastAPI app
+        open_work.connections, open_work.requests = self.server_state.connections, self.server_state.tasks
         loop = asyncio.get_running_loop()
         reload = self._tokens.reload if self._tokens else None
         self._hang_up.handle(loop, lambda: self.handle_exit(signal.SIGHUP, None), reload)
