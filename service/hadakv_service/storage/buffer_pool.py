@@ -132,25 +132,30 @@ class BufferPool:
 
     def retain(self, pages: Iterable[Page]) -> None:
         """Add one reference to each page."""
+        is_reading = bool(self.held)
         for page in pages:
             if page.ref_count == 0:
                 self._memory.allocate(page_nbytes_in_memory(page))
-            self._add_references(page, 1)
+            if is_reading:
+                self._add_references(page, 1)
+            else:
+                page.ref_count += 1
 
     def release(self, pages: Iterable[Page]) -> list[Page]:
         """Remove one reference from each page. Return the pages that have none left."""
-        unreferenced = []
+        unreferenced, is_reading = [], bool(self.held)
         for page in pages:
-            self._add_references(page, -1)
+            if is_reading:
+                self._add_references(page, -1)
+            else:
+                page.ref_count -= 1
             if page.ref_count == 0:
                 self._memory.free(page_nbytes_in_memory(page))
                 unreferenced.append(page)
         return unreferenced
 
     def _add_references(self, page: Page, change: int) -> None:
-        if not self.held:
-            page.ref_count += change
-            return
+        """Add references to a page that responses may hold, whose memory they count if no session has it."""
         uncounted = self.held.uncounted_nbytes(page)
         page.ref_count += change
         self.held.recount(page, uncounted)

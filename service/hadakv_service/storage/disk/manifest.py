@@ -62,6 +62,9 @@ def is_prefix(stored_value: Manifest | Session, session: Session) -> bool:
     """Whether an earlier value of a session, for example on disk, still is a prefix of it: no layer is longer."""
     before: Sequence[RunManifest | LayerRun] = stored_value.runs
     after: Sequence[RunManifest | LayerRun] = session.runs
+    if len(before) == len(after) == 1 and before[0].layers == after[0].layers:
+        # The usual case, which each append checks.
+        return before[0].stop <= after[0].stop
     if [run.layers for run in before] != [run.layers for run in after]:
         # Compare layer by layer. Otherwise the few runs are enough.
         before, after = _by_layer(before), _by_layer(after)

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 
+# On macOS CLOCK_MONOTONIC includes the time in which the machine slept. On Linux only CLOCK_BOOTTIME does.
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 def elapsed_seconds() -> float:
     """Return monotonic seconds, including the time in which the machine slept."""
-    # On macOS CLOCK_MONOTONIC includes that time. On Linux only CLOCK_BOOTTIME does.
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(_CLOCK)
 
 
 class SteadyClock:
