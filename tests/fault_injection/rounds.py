@@ -117,6 +117,8 @@ class Rounds:
             check = Check(client, self.tally, exact=self._exact, evicting=scenario.evicting)
             check.check_all(self.sessions)
         self._owned = [[known for known in owned if known.state] for owned in self._owned]
+        if scenario.starts_in_trouble:
+            scenario.expected.trouble.set()
         figures = Figures(url, self.tally, scenario.expected)
         threads: list[threading.Thread] = [figures]
         figures.start()

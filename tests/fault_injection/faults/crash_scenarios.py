@@ -27,12 +27,15 @@ class Scenario:
     Attributes:
         expected: failures that requests may meet.
         ends_at_start: the service ends before it gets a request.
+        evicting: sessions without `ack` may be evicted.
+        starts_in_trouble: requests may be rejected from the first one on, before `run` is called.
         orderly: the service shuts down cleanly.
         codes: allowed exit codes.
     """
 
     ends_at_start = False
     evicting = False
+    starts_in_trouble = False
 
     def __init__(self, plan: Plan, service: Service, interposed: Interposed | None, small_disk: Disk | None) -> None:
         self.plan = plan
@@ -230,9 +233,9 @@ class LittleDiskBudget(Scenario):
     """The disk budget is nearly used up."""
 
     evicting = True
+    starts_in_trouble = True
 
     def run(self) -> None:
-        self.expected.trouble.set()
         wait(self.plan.seconds)
         self.kill_or_terminate()
 
