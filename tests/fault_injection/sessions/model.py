@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from typing import Literal
 
@@ -127,8 +128,11 @@ class KnownSession:
         saved = states[-1] if states else None
         later = [state for moment, state in self.history if moment >= until]
         later += [self.pending.state] if self.pending else []
-        # A truncation deletes the session from disk until the next checkpoint.
-        is_kept = saved and all(state and all(map(int.__ge__, state.lengths, saved.lengths)) for state in later)
+        # A truncation of tokens that a later checkpoint has written deletes the session from disk until the next one.
+        is_kept = saved and all(
+            after and before and all(map(int.__le__, before.lengths, after.lengths))
+            for before, after in pairwise([saved, *later])
+        )
         self.saved = saved.lengths if saved and is_kept else None
 
     @property
